@@ -1,0 +1,201 @@
+"""A published `.tar.gz` read safely as a stream: gzip bytes in, the checkpoint's index and data shards out.
+
+One pass: the data shards precede their index, so they are spooled, unpacked, to nameless temporary files, and nothing
+is ever extracted by path. Memory does not grow with the archive. ISA-L decompresses and SHA-256 is taken on threads of
+their own, so that the whole pass takes little longer than decompression alone.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Protocol
+
+from isal import igzip_threaded, isal_zlib
+
+from converters.files import MAX_INDEX_BYTES, CheckpointFiles, Collector, role
+from rszoo.errors import ArchiveError, OutputError
+
+_CHUNK = 1 << 20
+# The largest published shard has 2.3 GB, the largest .meta some 60 MB.
+_MAX_BYTES = {"shard": 16 << 30, "index": MAX_INDEX_BYTES, "other": 1 << 30}
+_MAX_MEMBERS = 1000
+# tarfile holds extended headers in memory, whatever size they claim; genuine ones are under 1 KiB.
+_TAR_BUFFER = 128 << 10
+_HEADER_BUDGET = 2 * _TAR_BUFFER
+
+
+class Readable(Protocol):
+    """What an archive comes from: a file or a network stream."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+class _HashingReader(io.RawIOBase):
+    """Passes a stream on while a thread of its own takes its SHA-256; `report` is told how many bytes went by."""
+
+    def __init__(self, stream: Readable, report: Callable[[int], None]) -> None:
+        self.size = 0
+        self._stream = stream
+        self._report = report
+        self._sha256 = hashlib.sha256()
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        chunk = self._stream.read(len(buffer))
+        buffer[: len(chunk)] = chunk
+        # At most one chunk waits to be hashed.
+        if self._pending is not None:
+            self._pending.result()
+        self._pending = self._pool.submit(self._sha256.update, chunk)
+        self.size += len(chunk)
+        self._report(len(chunk))
+        return len(chunk)
+
+    def finish(self) -> str:
+        """Return the SHA-256 of the stream, in hex, having read what is left of it."""
+        while self.read(_CHUNK):
+            pass
+        self.close()
+        return self._sha256.hexdigest()
+
+    def close(self) -> None:
+        """Stop the hashing thread. The stream stays open; it belongs to the caller."""
+        self._pool.shutdown()
+        super().close()
+
+
+class _BudgetReader:
+    """The unpacked stream, of which tarfile may read only so much while it looks for the next member."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.budget: int | None = None
+
+    def read(self, size: int) -> bytes:
+        if self.budget is not None:
+            self.budget -= size
+            if self.budget < 0:
+                raise ArchiveError("the archive has a header that no genuine one has, of over 256 KiB; it is refused")
+        return self._stream.read(size)
+
+
+def read_archive(stream: Readable, place: str, spool_folder: Path, report: Callable[[int], None]) -> CheckpointFiles:
+    """Read a whole `.tar.gz` and return the checkpoint in it; the caller closes the result.
+
+    `place` names the archive in errors. `spool_folder` must exist and have room for the unpacked data; no named file
+    is left in it, even by a crash.
+
+    Raises:
+        ArchiveError: it is not a gzip or tar archive, is truncated or damaged, or has a hostile member.
+        CheckpointError: there is no checkpoint in it, several, or one of TensorFlow's old format.
+        OutputError: the spool cannot be written.
+        NetworkError, OSError: the stream broke.
+    """
+    source = _HashingReader(stream, report)
+    collector = Collector(place)
+    try:
+        with igzip_threaded.open(source, "rb", threads=1, block_size=_CHUNK) as unpacked:
+            for name, size, member in _members(place, unpacked):
+                _take(collector, name, size, member, spool_folder)
+            # The gzip trailer, with its CRC32, stands behind the last member.
+            while unpacked.read(_CHUNK):
+                pass
+        files = collector.finish()
+        files.archive_sha256, files.archive_size = source.finish(), source.size
+        return files
+    except BaseException as error:
+        collector.close()
+        if isinstance(error, gzip.BadGzipFile):
+            raise ArchiveError(f"{place} is not a gzip archive ({error}); give a .tar.gz, a folder or a prefix") from error
+        if isinstance(error, (EOFError, isal_zlib.error)):
+            raise ArchiveError(f"{place} is damaged or incomplete ({error}); get it again") from error
+        raise
+    finally:
+        source.close()
+
+
+def _members(place: str, unpacked: IO[bytes]) -> Iterator[tuple[str, int, IO[bytes]]]:
+    """Yield base name, size and content of each regular member; refuse everything that a checkpoint never has."""
+    reader = _BudgetReader(unpacked)
+    seen: set[str] = set()
+    try:
+        reader.budget = _HEADER_BUDGET
+        with tarfile.open(fileobj=reader, mode="r|", bufsize=_TAR_BUFFER) as tar:  # type: ignore[call-overload]
+            while (member := tar.next()) is not None:
+                reader.budget = None
+                name = _check_member(place, member)
+                if name in seen or len(seen) >= _MAX_MEMBERS:
+                    raise ArchiveError(f"{place} has {name!r} twice, or over {_MAX_MEMBERS} members; it is refused")
+                content = tar.extractfile(member)
+                if content is not None:
+                    seen.add(name)
+                    yield name, member.size, content
+                reader.budget = _HEADER_BUDGET
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        if isinstance(error, ArchiveError):
+            raise
+        raise ArchiveError(f"{place} does not hold an intact tar archive ({error}); get it again") from error
+
+
+def _check_member(place: str, member: tarfile.TarInfo) -> str:
+    """Return the member's base name, or raise ArchiveError if it is hostile."""
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\0" in member.name:
+        raise ArchiveError(f"{place} has a member with the hostile name {member.name!r}; it is refused")
+    if member.issparse() or not (member.isreg() or member.isdir()):
+        raise ArchiveError(f"{place} has a link, device, sparse or special file {member.name!r}; it is refused")
+    limit = _MAX_BYTES[role(path.name)]
+    if not 0 <= member.size <= limit:
+        raise ArchiveError(f"{place} has {member.name!r} of {member.size} bytes; at most {limit} are accepted")
+    return path.name
+
+
+def _take(collector: Collector, name: str, size: int, content: IO[bytes], spool_folder: Path) -> None:
+    kind = role(name)
+    if kind == "index":
+        collector.add_index(name, content.read())
+    elif kind == "shard":
+        collector.add_shard(name, _spool(content, size, spool_folder))
+    else:
+        tail = b""
+        while chunk := content.read(_CHUNK):
+            tail = (tail + chunk)[-8:]
+        collector.add_other(name, tail)
+
+
+def _spool(content: IO[bytes], size: int, folder: Path) -> IO[bytes]:
+    """Copy a member to a temporary file that has no name and vanishes when it is closed."""
+    try:
+        spool = tempfile.TemporaryFile(dir=folder, buffering=0)
+    except OSError as error:
+        raise OutputError(f"cannot write temporary files in {folder}: {error.strerror or error}") from error
+    try:
+        while chunk := content.read(_CHUNK):
+            _write(spool, chunk, folder, size)
+        return spool
+    except BaseException:
+        spool.close()
+        raise
+
+
+def _write(spool: IO[bytes], chunk: bytes, folder: Path, size: int) -> None:
+    try:
+        written = spool.write(chunk)
+        while written < len(chunk):
+            written += spool.write(memoryview(chunk)[written:])
+    except OSError as error:
+        raise OutputError(
+            f"cannot unpack {size / 1e6:.0f} MB of weights into {folder}: {error.strerror or error}; "
+            "free some space, or give an --output on a larger disk"
+        ) from error

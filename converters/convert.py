@@ -1,0 +1,259 @@
+"""A TF1 checkpoint converted to a model folder: every variable accounted for, written, re-read, compared, renamed.
+
+`convert` is what `rszoo-convert` and `rszoo.create(..., pretrained=True)` call. Needs no TensorFlow and no PyTorch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from converters.account import GLOBAL_STEP, Account, Weights, take_account
+from converters.files import CheckpointFiles
+from converters.safetensors_file import write_safetensors
+from converters.source import find_entry, open_source
+from converters.staging import staged_folder
+from converters.tensorbundle import Bundle
+from rszoo import __version__
+from rszoo.errors import ConversionError, OutputError, UsageError
+from rszoo.folder import CONFIG, CONVERSION, WEIGHTS, ModelConfig
+from rszoo.names import to_torch_layout, torch_name, torch_shape
+from rszoo.preprocess import Preprocessing
+from rszoo.registry import PretrainedEntry, get_entry, list_models
+
+_WORKERS = 2
+# Tensors read ahead of the writer; the largest has 9.4 MB.
+_WINDOW = 4
+# The reader maps the file: reopening it now and then keeps the mapped part, which counts as memory, small.
+_REREAD_BYTES = 32 << 20
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What the user says a checkpoint is, where its name does not: a registered pair, or an input size of one's own."""
+
+    model: str | None = None
+    image_size: int | None = None
+
+
+def convert(
+    source: str,
+    output: str | Path,
+    *,
+    weights: Weights = "ema",
+    identity: Identity | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Convert a checkpoint to the model folder `output`, and return the account (`conversion.json`).
+
+    `source`: archive, folder, prefix, URL or registered name, see `open_source`.
+
+    Raises:
+        ConversionError: the checkpoint is not a ResNet-RS, or its name, the registry and its content disagree.
+        UsageError: `weights` is unknown, or nothing tells the resolution: `identity` must.
+        OutputError: `output` exists and `overwrite` is off, or it cannot be written.
+        SourceNotFoundError, ArchiveError, CheckpointError, NetworkError: as `open_source`.
+    """
+    if weights not in ("ema", "raw"):
+        raise UsageError(f"weights must be ema or raw, received {weights!r}")
+    identity = identity or Identity()
+    entry = get_entry(identity.model) if identity.model else find_entry(source)
+    target = Path(output).expanduser()
+    with staged_folder(target, overwrite=overwrite, is_ours=is_model_folder) as folder:
+        with open_source(source, folder) as files:
+            bundle = Bundle(files.index, files.shards)
+            account = take_account(bundle.entries, weights)
+            config = _describe(account, entry, identity)
+            _check_published(entry, files)
+            metadata = _metadata(files, config)
+            _write_weights(folder / WEIGHTS, bundle, account, metadata)
+            _compare_reread(folder / WEIGHTS, bundle, account, metadata)
+            report = _report(bundle, account, files, config, _sha256(folder / WEIGHTS))
+        (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
+        (folder / CONVERSION).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a folder is a former result, which `--overwrite` may replace."""
+    return (path / CONVERSION).is_file() and (path / CONFIG).is_file()
+
+
+def _describe(account: Account, entry: PretrainedEntry | None, identity: Identity) -> ModelConfig:
+    """Bring together what the content, the name and the user say; raise where they disagree or say too little."""
+    if entry is not None:
+        _check_agreement(account, entry, identity)
+        arch = replace(
+            account.arch, dropout_rate=entry.arch.dropout_rate, drop_connect_rate=entry.arch.drop_connect_rate
+        )
+        return ModelConfig(entry.name, entry.name, arch, entry.preprocessing, entry.labels, account.weights)
+    if identity.image_size is None:
+        pairs = [name for name in list_models() if get_entry(name).arch.blocks == account.arch.blocks]
+        known = f" --model NAME ({', '.join(pairs)}) or" if pairs else ""
+        raise UsageError(
+            f"the checkpoint holds a {account.arch.label}, but neither its name nor its content tells the input size; "
+            f"give{known} --image-size PIXELS"
+        )
+    settings = Preprocessing(image_size=identity.image_size)
+    return ModelConfig(account.arch.label, None, account.arch, settings, None, account.weights)
+
+
+def _check_agreement(account: Account, entry: PretrainedEntry, identity: Identity) -> None:
+    if identity.image_size not in (None, entry.image_size):
+        raise UsageError(f"{entry.name} is of input size {entry.image_size}, but --image-size {identity.image_size} is given")
+    expected = replace(
+        entry.arch,
+        dropout_rate=account.arch.dropout_rate,
+        drop_connect_rate=account.arch.drop_connect_rate,
+        bn_epsilon=account.arch.bn_epsilon,
+    )
+    if expected != account.arch:
+        raise ConversionError(
+            f"by its name this is {entry.name}, a {_network(expected)}, but the checkpoint holds a "
+            f"{_network(account.arch)}; rename it, or say what it is with --model NAME"
+        )
+
+
+def _network(arch: Any) -> str:
+    return f"{arch.label} with {arch.num_classes} classes and {arch.in_chans} input channels"
+
+
+def _check_published(entry: PretrainedEntry | None, files: CheckpointFiles) -> None:
+    """Hold an archive that came from its published place against the manifest's hash, where one is known."""
+    if entry is None or entry.source.sha256 is None or files.source != (entry.source.url or entry.name):
+        return
+    if files.archive_sha256 != entry.source.sha256:
+        raise ConversionError(
+            f"{files.source} has SHA-256 {files.archive_sha256}, but the manifest knows {entry.name} as "
+            f"{entry.source.sha256}; the archive was replaced or damaged"
+        )
+
+
+def _metadata(files: CheckpointFiles, config: ModelConfig) -> dict[str, str]:
+    """Return the safetensors metadata: nothing in it depends on the machine, the folder or the time."""
+    if files.archive_sha256:
+        origin = {"source_sha256": files.archive_sha256}
+    else:
+        # The index holds the CRC32C of every tensor, so its hash stands for the unpacked checkpoint's content.
+        origin = {"source_index_sha256": hashlib.sha256(files.index).hexdigest()}
+    return {
+        "format": "pt",
+        "model": config.title,
+        "source": files.source,
+        "weights": config.weights,
+        "converter": f"rszoo {__version__}",
+        **origin,
+    }
+
+
+def _write_weights(path: Path, bundle: Bundle, account: Account, metadata: dict[str, str]) -> None:
+    def load(item: tuple[Any, str]) -> np.ndarray:
+        spec, variable = item
+        return np.ascontiguousarray(to_torch_layout(spec.kind, bundle.read(variable)))
+
+    shapes = [(torch_name(spec), torch_shape(spec)) for spec, _ in account.mapped]
+    with ThreadPoolExecutor(_WORKERS) as pool, path.open("wb", buffering=0) as out:
+        values = _ahead(pool, load, tqdm(account.mapped, desc="converting", disable=None, leave=False))
+        write_safetensors(out, shapes, values, metadata)
+
+
+def _compare_reread(path: Path, bundle: Bundle, account: Account, metadata: dict[str, str]) -> None:
+    """Read the file again with the safetensors package and compare it bit by bit with the checkpoint.
+
+    Raises:
+        OutputError: they differ.
+    """
+
+    def differs(group: list[tuple[Any, str]]) -> list[str]:
+        with safe_open(path, framework="numpy") as written:
+            return [
+                variable
+                for spec, variable in group
+                if not _same_bits(to_torch_layout(spec.kind, bundle.read(variable)), written.get_tensor(torch_name(spec)))
+            ]
+
+    try:
+        with safe_open(path, framework="numpy") as written:
+            names_ok = set(written.keys()) == {torch_name(spec) for spec, _ in account.mapped}
+            if not names_ok or written.metadata() != metadata:
+                raise OutputError(f"{path.name} does not read back with the names and metadata written; is the disk failing?")
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            for wrong in _ahead(pool, differs, list(_groups(account))):
+                if wrong:
+                    raise OutputError(f"{path.name} reads back with other values for {wrong[0]}; is the disk failing?")
+    except SafetensorError as error:
+        raise OutputError(f"{path.name} does not read back ({error}); is the disk failing?") from error
+
+
+def _same_bits(expected: np.ndarray, actual: np.ndarray) -> bool:
+    # As integers: NaN equals itself, and 0.0 is not -0.0.
+    return actual.dtype == np.float32 and np.array_equal(expected.view(np.int32), actual.view(np.int32))
+
+
+def _groups(account: Account) -> Iterator[list[tuple[Any, str]]]:
+    group, size = [], 0
+    for spec, variable in account.mapped:
+        group.append((spec, variable))
+        size += spec.size * 4
+        if size >= _REREAD_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+    """Map on the pool in order, never more than a few results ahead of the consumer."""
+    pending: deque[Future[_R]] = deque()
+    for item in items:
+        pending.append(pool.submit(work, item))
+        if len(pending) >= _WINDOW:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _report(bundle: Bundle, account: Account, files: CheckpointFiles, config: ModelConfig, sha256: str) -> dict[str, Any]:
+    step = bundle.read(GLOBAL_STEP) if GLOBAL_STEP in bundle.entries else None
+    return {
+        "format_version": 1,
+        "converter": f"rszoo {__version__}",
+        "model": config.title,
+        "architecture": account.arch.label,
+        "parameters": sum(spec.size for spec, _ in account.mapped if spec.kind.trainable),
+        "weights": account.weights,
+        "source": {
+            "name": files.source,
+            "prefix": files.prefix,
+            "archive_size": files.archive_size,
+            "archive_sha256": files.archive_sha256,
+            "variables": len(bundle.entries),
+            "global_step": None if step is None else int(step),
+        },
+        "result": {"file": WEIGHTS, "sha256": sha256, "tensors": len(account.mapped)},
+        "checks": [
+            "CRC32C of the index and of every tensor read",
+            "every variable mapped or skipped, every tensor filled once",
+            "result re-read and equal to the checkpoint bit by bit",
+        ],
+        "mapped": {variable: torch_name(spec) for spec, variable in account.mapped},
+        "skipped": {reason: list(names) for reason, names in account.skipped.items()},
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,290 @@
+"""Verification of a model folder: what can be proven on this machine is, and what cannot is named.
+
+In goes a folder, out come `Check`s one by one: file against account, weights against their source, PyTorch against
+Keras in float64, both against the original TF1 graph in float32, logits against the published ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from converters.account import take_account
+from converters.source import open_source
+from converters.tensorbundle import Bundle
+from converters.tf1_export import export_tf1
+from rszoo.errors import MissingPackageError, OutputError, RszooError, WeightsError
+from rszoo.factory import create, import_model_module, keras_weights
+from rszoo.folder import CONVERSION, VERIFICATION, ModelFolder
+from rszoo.names import to_torch_layout, torch_name
+from rszoo.preprocess import Preprocessing, preprocess
+from rszoo.registry import get_entry
+from rszoo.tensors import Kind, iter_tensors
+from rszoo.weights import Weights, check_header
+
+Status = Literal["passed", "failed", "not run"]
+
+#: Largest relative L2 error of float32 stages; a right port has 0.5e-6 to 1.2e-6, a wrong one thousands of times more.
+FLOAT32_BOUND = 2e-6
+#: The same in float64, where only wiring can differ.
+FLOAT64_BOUND = 1e-10
+# Published logits have four decimals, but JPEG decoders differ by a grey level here and there.
+_GOLDEN_BOUND = 0.1
+# An even and an odd size: padding and pooling differ between them.
+_INPUT_SIZES = (64, 75)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check's outcome. `figures` has measured numbers by name, such as relative L2 errors."""
+
+    name: str
+    status: Status
+    detail: str
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def verify(folder: ModelFolder, *, source: str | None = None, golden_image: str | None = None) -> Iterator[Check]:
+    """Yield the outcome of every check; a failed one does not stop the others.
+
+    `source`: the checkpoint that the folder was converted from, see `open_source`; an embedded one is found by itself.
+    `golden_image`: path of the photo that the published logits belong to.
+    """
+    checks: tuple[tuple[str, Callable[[], Check]], ...] = (
+        ("file", lambda: check_file(folder)),
+        ("values", lambda: check_values(folder)),
+        ("source", lambda: check_source(folder, source)),
+        ("torch = keras", lambda: check_frameworks(folder)),
+        ("torch = original graph", lambda: check_original(folder, "torch")),
+        ("keras = original graph", lambda: check_original(folder, "keras")),
+        ("published logits", lambda: check_golden(folder, golden_image)),
+    )
+    for name, run in checks:
+        try:
+            yield run()
+        except MissingPackageError as error:
+            yield Check(name, "not run", str(error))
+        except RszooError as error:
+            yield Check(name, "failed", str(error))
+
+
+def save_verification(folder: ModelFolder, checks: list[Check]) -> None:
+    """Write `verification.json`: the outcome, what it was of, and with which versions.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    record = {
+        "format_version": 1,
+        "weights_sha256": _sha256(folder.weights_path),
+        "passed": all(check.status != "failed" for check in checks),
+        "checks": [asdict(check) for check in checks],
+        "versions": _versions(),
+    }
+    target = folder.path / VERIFICATION
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def check_file(folder: ModelFolder) -> Check:
+    """Hold names, shapes and SHA-256 of the weights file against the architecture and the account."""
+    check_header(folder.weights_path, folder.config.arch)
+    try:
+        account = json.loads((folder.path / CONVERSION).read_text(encoding="utf-8"))
+        recorded = account["result"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{folder.path / CONVERSION} is missing or damaged; convert again") from error
+    actual = _sha256(folder.weights_path)
+    if actual != recorded:
+        return Check("file", "failed", f"SHA-256 is {actual}, but the conversion recorded {recorded}; convert again")
+    return Check("file", "passed", f"a {folder.config.arch.label}, SHA-256 {actual[:16]}... as recorded")
+
+
+def check_values(folder: ModelFolder) -> Check:
+    """Look for values that no trained network has: not finite, or negative variances."""
+    wrong = []
+    with Weights(folder.weights_path) as weights:
+        for spec in iter_tensors(folder.config.arch):
+            values = weights[torch_name(spec)]
+            if not np.isfinite(values).all() or (spec.kind is Kind.MOVING_VARIANCE and values.min() < 0):
+                wrong.append(torch_name(spec))
+    if wrong:
+        return Check("values", "failed", f"{len(wrong)} tensors not finite or with negative variance, first {wrong[0]}")
+    return Check("values", "passed", "all finite, no variance negative")
+
+
+def check_source(folder: ModelFolder, source: str | None) -> Check:
+    """Read the original checkpoint again and compare every tensor bit by bit."""
+    entry = get_entry(folder.config.pair) if folder.config.pair else None
+    if source is None and entry is not None and entry.source.path is not None:
+        source = entry.name
+    if source is None:
+        return Check("source", "not run", "give the original with --ckpt to compare every tensor with it")
+    with (
+        tempfile.TemporaryDirectory(prefix="rszoo-") as spool,
+        open_source(source, Path(spool)) as files,
+        Weights(folder.weights_path) as weights,
+    ):
+        bundle = Bundle(files.index, files.shards)
+        account = take_account(bundle.entries, folder.config.weights)
+        for spec, variable in account.mapped:
+            expected = to_torch_layout(spec.kind, bundle.read(variable))
+            actual = weights.get(torch_name(spec))
+            if actual is None or not np.array_equal(expected.view(np.int32), actual.view(np.int32)):
+                return Check("source", "failed", f"{torch_name(spec)} differs from {variable} in {source}")
+    return Check("source", "passed", f"all {len(account.mapped)} tensors equal to {files.source}, bit by bit")
+
+
+def check_frameworks(folder: ModelFolder) -> Check:
+    """Compare PyTorch and Keras stage by stage in float64 (float32 where Keras runs on JAX)."""
+    import_model_module("torch")
+    import_model_module("keras")
+    import keras
+
+    dtype = "float32" if keras.config.backend() == "jax" else "float64"
+    bound = FLOAT32_BOUND if dtype == "float32" else FLOAT64_BOUND
+    figures = {}
+    for images in _inputs(folder):
+        errors = stage_errors(keras_stages(folder, images, dtype), torch_stages(folder, images, dtype))
+        figures.update({f"{images.shape[1]}/{stage}": error for stage, error in errors.items()})
+    return _judge("torch = keras", figures, bound, f"in {dtype}, Keras on {keras.config.backend()}")
+
+
+def check_original(folder: ModelFolder, framework: Literal["torch", "keras"]) -> Check:
+    """Restore the weights in the original TF1 graph with TensorFlow's Saver, and compare stage by stage in float32."""
+    name = f"{framework} = original graph"
+    run = {"torch": torch_stages, "keras": keras_stages}[framework]
+    import_model_module(framework)
+    try:
+        from converters.tf1_graph import build_inference
+    except ModuleNotFoundError:
+        return Check(name, "not run", "the original graph needs TensorFlow; run: pip install tensorflow")
+    graph = build_inference(folder.config.arch)
+    figures = {}
+    with tempfile.TemporaryDirectory(prefix="rszoo-") as temporary:
+        prefix = export_tf1(folder, Path(temporary) / "tf1")
+        for images in _inputs(folder):
+            expected = graph.run_stages(prefix, images, ema=folder.config.weights == "ema")
+            errors = stage_errors(run(folder, images, "float32"), expected)
+            figures.update({f"{images.shape[1]}/{stage}": error for stage, error in errors.items()})
+    return _judge(name, figures, FLOAT32_BOUND, "in float32, restored by TensorFlow's Saver")
+
+
+def check_golden(folder: ModelFolder, image: str | None) -> Check:
+    """Compare the logits of the published photo with those of the original graph."""
+    name = "published logits"
+    entry = get_entry(folder.config.pair) if folder.config.pair else None
+    if entry is None or entry.golden is None or entry.golden_image is None:
+        return Check(name, "not run", f"none are published for {folder.config.title}")
+    photo = entry.golden_image
+    if folder.config.weights != "ema":
+        return Check(name, "not run", "the published logits are of the averaged weights")
+    if image is None:
+        return Check(name, "not run", f"give {photo.name} ({photo.url}) with --golden-image")
+    if _sha256(Path(image)) != photo.sha256:
+        return Check(name, "failed", f"{image} is not {photo.name}: its SHA-256 is not {photo.sha256}")
+    inputs = preprocess(image, Preprocessing(photo.image_size))
+    logits = torch_stages(folder, inputs, "float32")["logits"][0].astype(np.float64)
+    figures = {f"class {index}": abs(float(logits[index]) - expected) for index, expected in entry.golden.top5}
+    figures["L2 norm"] = abs(float(np.linalg.norm(logits)) - entry.golden.logits_l2)
+    worst = max(figures, key=lambda key: figures[key])
+    status: Status = "passed" if figures[worst] <= _GOLDEN_BOUND else "failed"
+    return Check(name, status, f"{worst} differs most, by {figures[worst]:.4f} (at most {_GOLDEN_BOUND})", figures)
+
+
+def torch_stages(folder: ModelFolder, images: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    """Return the outputs of every stage in PyTorch, NHWC. `images`: (N, H, W, C)."""
+    import torch
+
+    model = create(folder.path).to(getattr(torch, dtype))
+    with torch.no_grad():
+        stages = model.forward_stages(torch.from_numpy(images.astype(dtype)).permute(0, 3, 1, 2))
+    return {
+        name: (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).numpy() for name, values in stages.items()
+    }
+
+
+def keras_stages(folder: ModelFolder, images: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    """Return the outputs of every stage in Keras, NHWC. `images`: (N, H, W, C)."""
+    import keras
+
+    module = import_model_module("keras")
+    with _keras_dtype(dtype), Weights(folder.weights_path) as weights:
+        model = module.build_model(folder.config.arch, keras_weights(weights, folder.config.arch))
+        stages = module.stage_model(model)(images.astype(dtype), training=False)
+    return {name: keras.ops.convert_to_numpy(values) for name, values in stages.items()}
+
+
+def stage_errors(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the relative L2 error of each stage, infinite where shapes differ."""
+    return {name: relative_l2(actual[name], values) for name, values in expected.items()}
+
+
+def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Return |actual - expected| / |expected|, infinite where shapes differ or values are not finite."""
+    if actual.shape != expected.shape:
+        return math.inf
+    difference = np.linalg.norm(actual.astype(np.float64) - expected.astype(np.float64))
+    error = float(difference / max(np.linalg.norm(expected.astype(np.float64)), np.finfo(np.float64).tiny))
+    return error if math.isfinite(error) else math.inf
+
+
+def _judge(name: str, figures: dict[str, float], bound: float, how: str) -> Check:
+    # In the order of the forward pass, so the first stage over the bound is where the fault is.
+    over = next((stage for stage, error in figures.items() if not error <= bound), None)
+    worst = max(figures.values())
+    if over is not None:
+        return Check(name, "failed", f"first diverges at {over}, error {figures[over]:.1e}, bound {bound:.0e}; {how}", figures)
+    return Check(name, "passed", f"largest relative L2 error {worst:.1e}, bound {bound:.0e}; {how}", figures)
+
+
+def _inputs(folder: ModelFolder) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(0)
+    for size in _INPUT_SIZES:
+        yield rng.standard_normal((2, size, size, folder.config.arch.in_chans)).astype(np.float32)
+
+
+@contextmanager
+def _keras_dtype(dtype: str) -> Iterator[None]:
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, Any] = {}
+    for package in ("rszoo", "numpy", "torch", "keras", "tensorflow", "jax"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,101 @@
+"""What `--ckpt` may name - an archive, a folder, a prefix, a URL, a registered model - opened as checkpoint files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from converters.archive import Readable, read_archive
+from converters.files import CheckpointFiles, open_folder, open_prefix
+from rszoo.errors import SourceNotFoundError, UnknownModelError
+from rszoo.registry import PretrainedEntry, get_entry, list_models
+
+_ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
+
+
+def open_source(source: str, spool_folder: Path) -> CheckpointFiles:
+    """Open a checkpoint wherever it is; the caller closes the result.
+
+    `source`: an existing `.tar.gz`, a folder with a checkpoint in it, a prefix such as `folder/model.ckpt`, an http(s)
+    URL of an archive, or a registered name. What exists on disk wins over a name. `spool_folder` takes temporary files.
+
+    Raises:
+        SourceNotFoundError: it is none of these.
+        ArchiveError, CheckpointError, NetworkError, OutputError: as `read_archive` and `open_prefix`.
+    """
+    if source.startswith(("http://", "https://")):
+        return _open_url(source, spool_folder)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return open_folder(path)
+    if path.is_file() and _is_archive(path):
+        return _open_archive(path, spool_folder)
+    if path.is_file() or Path(f"{path}.index").is_file():
+        return open_prefix(path)
+    try:
+        entry = get_entry(source)
+    except UnknownModelError:
+        if path.parent == Path(".") and not path.suffix:
+            raise
+        raise SourceNotFoundError(_not_found(source)) from None
+    if source.endswith(_ARCHIVE_SUFFIXES):
+        raise SourceNotFoundError(f"{_not_found(source)}; to download it, give --ckpt {entry.name}")
+    embedded = entry.source.path
+    return _open_archive(embedded, spool_folder) if embedded else _open_url(str(entry.source.url), spool_folder)
+
+
+def find_entry(source: str) -> PretrainedEntry | None:
+    """Return the pair that a source says it is by its base name, or None if it names none.
+
+    `resnet-rs-152` as a name means that architecture's largest resolution; as the name of a file it tells no resolution.
+    """
+    base = source.rstrip("/").rpartition("/")[2]
+    try:
+        entry = get_entry(base)
+    except UnknownModelError:
+        return None
+    return entry if base.lower().startswith(entry.name) or not Path(source).exists() else None
+
+
+def _not_found(source: str) -> str:
+    return (
+        f"no checkpoint at {source}: give an existing .tar.gz, a folder, a prefix such as folder/model.ckpt, a URL, or a "
+        f"model's name such as {list_models()[0]}"
+    )
+
+
+def _is_archive(path: Path) -> bool:
+    # By name too, so that a damaged archive is reported as that and not as a strange checkpoint.
+    with path.open("rb") as opened:
+        return opened.read(2) == b"\x1f\x8b" or path.name.endswith(_ARCHIVE_SUFFIXES)
+
+
+def _open_archive(path: Path, spool_folder: Path) -> CheckpointFiles:
+    with path.open("rb") as opened:
+        files = _read_with_bar(opened, path.stat().st_size, str(path), spool_folder)
+    files.source = path.name
+    return files
+
+
+def _open_url(url: str, spool_folder: Path) -> CheckpointFiles:
+    from rszoo.download import RemoteFile
+
+    with RemoteFile(url) as remote:
+        files = _read_with_bar(remote, remote.size, url, spool_folder)
+    files.source = url
+    return files
+
+
+def _read_with_bar(stream: Readable, size: int | None, place: str, spool_folder: Path) -> CheckpointFiles:
+    with _progress(size) as bar:
+        return read_archive(stream, place, spool_folder, bar.update)
+
+
+@contextmanager
+def _progress(size: int | None) -> Iterator[tqdm]:
+    # disable=None: only on a terminal.
+    with tqdm(total=size, desc="reading archive", unit="B", unit_scale=True, disable=None, leave=False) as bar:
+        yield bar

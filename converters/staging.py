@@ -1,0 +1,63 @@
+"""Results that appear whole or not at all: built in a temporary folder beside their place, then renamed into it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rszoo.errors import OutputError
+
+
+@contextmanager
+def staged_folder(output: Path, *, overwrite: bool, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yield an empty folder that becomes `output` when the block ends well, and vanishes when it does not.
+
+    An existing `output` is replaced only if `overwrite` is set and `is_ours` says that it is a former result; it stays in
+    place until the new one is complete.
+
+    Raises:
+        OutputError: `output` is in the way, or cannot be written.
+    """
+    _check_free(output, overwrite, is_ours)
+    staging: Path | None = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
+        content = staging / "new"
+        content.mkdir()
+        yield content
+        _check_free(output, overwrite, is_ours)
+        if output.exists():
+            output.rename(staging / "old")
+        try:
+            content.rename(output)
+        except OSError:
+            if (staging / "old").exists():
+                (staging / "old").rename(output)
+            raise
+    except OSError as error:
+        if isinstance(error, OutputError) or error.errno not in _OUTPUT_ERRORS:
+            raise
+        raise OutputError(f"cannot write {output}: {os.strerror(error.errno)}; choose another --output") from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+def _check_free(output: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
+    if not os.path.lexists(output):
+        return
+    if output.is_dir() and not output.is_symlink() and not any(output.iterdir()):
+        return
+    if output.is_symlink() or not output.is_dir() or not is_ours(output):
+        raise OutputError(f"{output} exists and is not a result of rszoo-convert; choose another --output")
+    if not overwrite:
+        raise OutputError(f"{output} exists; add --overwrite to replace it, or choose another --output")

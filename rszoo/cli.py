@@ -1,0 +1,182 @@
+"""`rszoo`: list, info, verify, predict, demo. Each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from rszoo.console import EXIT_CODES, new_app, print_json, run, table
+from rszoo.errors import VerificationError
+
+
+class FrameworkChoice(str, Enum):
+    """Which framework runs the model."""
+
+    torch = "torch"
+    keras = "keras"
+
+
+app = new_app("ResNet-RS checkpoints, converted and verified, in PyTorch and Keras. See also: rszoo-convert --help")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Model = Annotated[str, typer.Argument(help="Model folder or registered name.")]
+
+
+def _examples(*lines: str) -> str:
+    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)]) + "\n" + EXIT_CODES
+
+
+@app.command("list", epilog=_examples("rszoo list", 'rszoo list "*-152-*" --json'))
+def list_command(
+    pattern: Annotated[str, typer.Argument(help="Shell pattern, such as '*-i256'.")] = "*", as_json: Json = False
+) -> None:
+    """List the registered models."""
+    from rszoo.registry import get_entry, list_models
+
+    entries = [get_entry(name) for name in list_models(pattern)]
+    if as_json:
+        print_json([describe_entry(entry) for entry in entries])
+        return
+    rows = [("model", "parameters", "input", "top-1 %", "archive MiB", "trained on")]
+    for entry in entries:
+        size, top1 = str(entry.image_size), f"{entry.published.top1:.1f}"
+        count = f"{count_parameters(entry.arch) / 1e6:.1f} M"
+        rows.append((entry.name, count, size, top1, f"{entry.source.size_mib:g}", entry.dataset))
+    print(table(rows))
+
+
+@app.command(epilog=_examples("rszoo info resnet-rs-152-i224", "rszoo info my-model --json"))
+def info(model: Model, as_json: Json = False) -> None:
+    """Show what is known of a registered model or a model folder."""
+    from rszoo.folder import looks_like_folder, read_folder
+    from rszoo.registry import get_entry
+
+    facts = describe_folder(read_folder(model)) if looks_like_folder(model) else describe_entry(get_entry(model))
+    if as_json:
+        print_json(facts)
+        return
+    print(table([(key, _text(value)) for key, value in _flatten(facts)]))
+
+
+@app.command(epilog=_examples("rszoo verify my-model", "rszoo verify my-model --ckpt resnet-rs-50-i160.tar.gz"))
+def verify(
+    folder: Annotated[str, typer.Argument(help="Model folder.")],
+    ckpt: Annotated[Optional[str], typer.Option(help="The checkpoint it was converted from.")] = None,  # noqa: UP045
+    golden_image: Annotated[
+        Optional[str], typer.Option(help="The photo that the published logits belong to.")  # noqa: UP045 - Typer
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Prove what can be proven here about a model folder, and say what could not be.
+
+    The outcome is kept in FOLDER/verification.json.
+    """
+    from converters import parity
+    from rszoo.folder import read_folder
+
+    opened = read_folder(folder)
+    checks = []
+    for check in parity.verify(opened, source=ckpt, golden_image=golden_image):
+        checks.append(check)
+        if not as_json:
+            print(f"{check.status:8} {check.name}: {check.detail}", flush=True)
+    parity.save_verification(opened, checks)
+    if as_json:
+        print_json([dataclasses.asdict(check) for check in checks])
+    if failed := [check.name for check in checks if check.status == "failed"]:
+        raise VerificationError(f"{folder} failed {len(failed)} of {len(checks)} checks: {', '.join(failed)}")
+
+
+@app.command(epilog=_examples("rszoo predict my-model photo.jpg", "rszoo predict my-model a.jpg b.png --top 3 --json"))
+def predict(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    framework: Annotated[FrameworkChoice, typer.Option(help="What runs the model.")] = FrameworkChoice.torch,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Classify images with the published preprocessing."""
+    from rszoo.inference import Classifier
+    from rszoo.weights import find_folder
+
+    classifier = Classifier(find_folder(model), framework.value)
+    results = []
+    for image, logits in zip(images, classifier.logits(images), strict=True):
+        predictions = classifier.top(logits, top)
+        results.append({"image": str(image), "predictions": [dataclasses.asdict(guess) for guess in predictions]})
+        if not as_json:
+            print(image)
+            for guess in predictions:
+                print(f"  {100 * guess.probability:6.2f} %  {guess.index:4}  {guess.label}")
+    if as_json:
+        print_json(results)
+
+
+@app.command(epilog=_examples("rszoo demo", "rszoo demo --output demo-model"))
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the converted model.")] = Path("demo-model"),
+) -> None:
+    """Convert the embedded checkpoint, verify it, and classify digits that it never saw."""
+    from rszoo.demo import run_demo
+
+    run_demo(output)
+
+
+def describe_entry(entry: Any) -> dict[str, Any]:
+    """Return a registry entry as JSON values; ImageNet's labels are left to the number of classes."""
+    facts = dataclasses.asdict(entry)
+    labels = facts.pop("labels")
+    return {**facts, "labels": f"{len(labels)} classes: {labels[0]} ... {labels[-1]}", "parameters": count_parameters(entry.arch)}
+
+
+def describe_folder(folder: Any) -> dict[str, Any]:
+    """Return what a model folder says of itself as JSON values."""
+    from rszoo.weights import Weights
+
+    config = folder.config
+    with Weights(folder.weights_path) as weights:
+        return {
+            "path": str(folder.path),
+            "title": config.title,
+            "pair": config.pair,
+            "weights": config.weights,
+            "arch": config.arch.to_dict(),
+            "preprocessing": dataclasses.asdict(config.preprocessing),
+            "parameters": count_parameters(config.arch),
+            "tensors": len(weights),
+            "metadata": weights.metadata,
+        }
+
+
+def count_parameters(arch: Any) -> int:
+    """Return the number of trainable values."""
+    from rszoo.tensors import iter_tensors
+
+    return sum(spec.size for spec in iter_tensors(arch) if spec.kind.trainable)
+
+
+def _flatten(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows = []
+    for key, value in facts.items():
+        nested = _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+        rows += [(name, item) for name, item in nested if item is not None]
+    return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(item) if not isinstance(item, tuple) else ": ".join(map(str, item)) for item in value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def main() -> None:
+    """Entry point of `rszoo`."""
+    run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The architecture of a ResNet-RS, described once and without a framework.
+
+`ArchConfig` goes in wherever a network is built, named or checked; the blocks it yields say everything that the
+PyTorch model, the Keras model and the tensor walk need. Facts: tensorflow/tpu `models/official/resnet/resnet_model.py`
+(the "tf1" defaults) and tensorflow/models `official/vision/modeling/backbones/resnet.py` (the other values of
+`activation`, `strided_padding` and `shortcut_pool`). Training settings, resolutions and URLs are not architecture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from rszoo.errors import ConfigError, nearest
+
+Activation = Literal["relu", "silu"]
+StridedPadding = Literal["symmetric", "same"]
+ShortcutPool = Literal["strided", "always"]
+
+#: Blocks per stage of the published depths.
+BLOCKS_OF_DEPTH: dict[int, tuple[int, int, int, int]] = {
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+    270: (4, 29, 53, 4),
+    350: (4, 36, 72, 4),
+    420: (4, 44, 87, 4),
+}
+
+# Both lineages give stage i (2..5, the stem being 1) the drop-connect rate `init * i / 5`.
+_DROP_CONNECT_STAGES = 5
+
+
+@dataclass(frozen=True)
+class StemConv:
+    """One 3x3 convolution of the stem, followed by batch normalization and the activation."""
+
+    name: str
+    in_channels: int
+    out_channels: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """One bottleneck block: 1x1, 3x3 (carries the stride), 1x1, squeeze-excitation, shortcut."""
+
+    stage: int
+    index: int
+    in_channels: int
+    width: int
+    out_channels: int
+    se_channels: int
+    stride: int
+    has_projection: bool
+    pools_shortcut: bool
+    drop_connect_rate: float
+
+    @property
+    def name(self) -> str:
+        """Canonical name, such as `stage2.block0`."""
+        return f"stage{self.stage}.block{self.index}"
+
+
+@dataclass(frozen=True)
+class ArchConfig:
+    """Everything that decides a network's tensors and arithmetic.
+
+    Widths are before `width_multiplier`; every width is multiplied and truncated, the stem's too.
+    `strided_padding`: of 3x3 convolutions with stride 2; "symmetric" pads one cell on every side (TF1), "same" pads as
+    TensorFlow's SAME does, for even sizes only bottom and right (Model Garden). `shortcut_pool`: whether the 2x2
+    average pool before a projection stands only where the stride is 2 (TF1) or in every projection (Model Garden).
+    `dropout_rate` and `drop_connect_rate` act in training only.
+
+    Raises:
+        ConfigError: a field has an impossible value.
+    """
+
+    blocks: tuple[int, int, int, int]
+    num_classes: int = 1000
+    in_chans: int = 3
+    width_multiplier: float = 1.0
+    stem_widths: tuple[int, int, int, int] = (32, 32, 64, 64)
+    stage_widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    expansion: int = 4
+    se_ratio: float = 0.25
+    activation: Activation = "relu"
+    strided_padding: StridedPadding = "symmetric"
+    shortcut_pool: ShortcutPool = "strided"
+    bn_epsilon: float = 1e-5
+    dropout_rate: float = 0.0
+    drop_connect_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in ("blocks", "stem_widths", "stage_widths"):
+            object.__setattr__(self, field, _four_counts(field, getattr(self, field)))
+        for field in ("num_classes", "in_chans", "expansion"):
+            if not _is_count(getattr(self, field)):
+                raise ConfigError(f"{field} must be a whole number of at least 1, received {getattr(self, field)!r}")
+        for field in ("dropout_rate", "drop_connect_rate"):
+            _check_number(field, getattr(self, field), low=0.0, below=1.0)
+        for field in ("width_multiplier", "se_ratio", "bn_epsilon"):
+            _check_number(field, getattr(self, field), low=1e-12, below=math.inf)
+        for field, choices in (
+            ("activation", get_args(Activation)),
+            ("strided_padding", get_args(StridedPadding)),
+            ("shortcut_pool", get_args(ShortcutPool)),
+        ):
+            if getattr(self, field) not in choices:
+                raise ConfigError(f"{field} must be one of {', '.join(choices)}, received {getattr(self, field)!r}")
+
+    def scaled(self, width: int) -> int:
+        """Return `width` channels times the width multiplier, truncated as the Model Garden does."""
+        return max(1, int(width * self.width_multiplier))
+
+    @property
+    def num_features(self) -> int:
+        """Channels that enter the classifier: 2048 at width multiplier 1."""
+        return self.scaled(self.stage_widths[-1]) * self.expansion
+
+    @property
+    def depth(self) -> int | None:
+        """The published depth with these blocks, or None."""
+        return next((depth for depth, blocks in BLOCKS_OF_DEPTH.items() if blocks == self.blocks), None)
+
+    @property
+    def label(self) -> str:
+        """Short text for messages: `ResNet-RS-50` or `ResNet-RS (blocks 1-2-1-1)`, with a width that is not 1."""
+        text = f"ResNet-RS-{self.depth}" if self.depth else f"ResNet-RS (blocks {'-'.join(map(str, self.blocks))})"
+        return text if self.width_multiplier == 1 else f"{text} of width {self.width_multiplier:g}"
+
+    def iter_stem(self) -> Iterator[StemConv]:
+        """Yield the stem's four convolutions. The last stands where other ResNets have a max pool."""
+        in_channels = self.in_chans
+        for position, (width, stride) in enumerate(zip(self.stem_widths, (2, 1, 1, 2), strict=True), start=1):
+            yield StemConv(f"conv{position}", in_channels, self.scaled(width), stride)
+            in_channels = self.scaled(width)
+
+    def iter_blocks(self) -> Iterator[Block]:
+        """Yield all blocks in the order in which the forward pass meets them."""
+        in_channels = self.scaled(self.stem_widths[-1])
+        for stage, (count, base) in enumerate(zip(self.blocks, self.stage_widths, strict=True), start=1):
+            width = self.scaled(base)
+            for index in range(count):
+                stride = 2 if index == 0 and stage > 1 else 1
+                yield Block(
+                    stage=stage,
+                    index=index,
+                    in_channels=in_channels,
+                    width=width,
+                    out_channels=width * self.expansion,
+                    se_channels=max(1, int(width * self.expansion * self.se_ratio)),
+                    stride=stride,
+                    has_projection=index == 0,
+                    pools_shortcut=index == 0 and (stride == 2 or self.shortcut_pool == "always"),
+                    drop_connect_rate=self.drop_connect_rate * (stage + 1) / _DROP_CONNECT_STAGES,
+                )
+                in_channels = width * self.expansion
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values; `from_dict` takes them back."""
+        return {
+            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
+            for field in dataclasses.fields(self)
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ArchConfig:
+        """Build from JSON values: the fields, or `depth` in the place of `blocks`.
+
+        Raises:
+            ConfigError: a key is unknown or missing, or a value impossible.
+        """
+        fields = dict(values)
+        if "depth" in fields:
+            depth = fields.pop("depth")
+            if depth not in BLOCKS_OF_DEPTH or "blocks" in fields:
+                raise ConfigError(f"depth must be one of {sorted(BLOCKS_OF_DEPTH)} and stand alone, received {depth!r}")
+            fields["blocks"] = BLOCKS_OF_DEPTH[depth]
+        allowed = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in allowed:
+                likely = nearest(name, allowed) or allowed
+                raise ConfigError(f"unknown architecture field {name!r}; did you mean {', '.join(likely)}?")
+        if "blocks" not in fields:
+            raise ConfigError("an architecture needs 'blocks' (four counts) or 'depth'")
+        return cls(**fields)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _four_counts(field: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (tuple, list)) or len(value) != 4 or not all(_is_count(item) for item in value):
+        raise ConfigError(f"{field} must be four whole numbers of at least 1, received {value!r}")
+    return tuple(value)
+
+
+def _check_number(field: str, value: Any, *, low: float, below: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < below:
+        raise ConfigError(f"{field} must be a number from {low:g} to below {below:g}, received {value!r}")

@@ -1,0 +1,63 @@
+"""What both command lines share: errors turned into one line and an exit code, and results printed as text or JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import typer
+
+from rszoo.errors import OutputError, RszooError
+
+EXIT_CODES = """
+Exit codes: 0 done, 1 a check failed, 2 wrong usage or unknown model, 3 unusable input, 4 network, 5 output cannot be
+written, 6 a package is missing. RSZOO_DEBUG=1 shows tracebacks.
+"""
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """Return an application with rszoo's settings."""
+    return typer.Typer(
+        help=help_text,
+        epilog=EXIT_CODES,
+        no_args_is_help=True,
+        add_completion=False,
+        # Plain text: rich would double the time of --help, and its boxes do not survive a pipe.
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )
+
+
+def run(app: typer.Typer) -> None:
+    """Run an application; end with its exit code, never with a traceback for what a user or file can cause."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        app()
+    except BrokenPipeError:
+        # The reader has gone, as in `rszoo list | head -1`. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (RszooError, OSError) as error:
+        if os.environ.get("RSZOO_DEBUG") == "1":
+            raise
+        if isinstance(error, RszooError):
+            message, code = str(error), error.exit_code
+        else:
+            where = f"{error.filename}: " if error.filename else ""
+            message, code = f"{where}{error.strerror or error}", OutputError.exit_code
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(code)
+
+
+def print_json(value: Any) -> None:
+    """Print a machine-readable result on stdout."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Return rows as aligned columns; the first row is the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

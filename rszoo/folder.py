@@ -1,0 +1,116 @@
+"""The model folder: architecture, weights and preprocessing as one unit on disk.
+
+`config.json` (everything of rszoo's under the one top-level key `rszoo`, so that timm's and Keras's keys can stand beside
+it), `model.safetensors` (float32, timm's keys, OIHW), `conversion.json` (the account of the conversion) and, once checked,
+`verification.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rszoo.config import ArchConfig
+from rszoo.errors import ConfigError, SourceNotFoundError, WeightsError
+from rszoo.preprocess import Preprocessing
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+CONVERSION = "conversion.json"
+VERIFICATION = "verification.json"
+
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What `config.json` says: the pair's name or the architecture's label, and all that is needed to run it.
+
+    `weights` is "ema" or "raw". `pair` is the registry's name, or None for a network of the user's own.
+    """
+
+    title: str
+    pair: str | None
+    arch: ArchConfig
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None
+    weights: str
+
+    def to_json(self) -> str:
+        """Return the text of `config.json`."""
+        facts = {
+            "format_version": _FORMAT_VERSION,
+            "title": self.title,
+            "pair": self.pair,
+            "weights": self.weights,
+            "arch": self.arch.to_dict(),
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "labels": self.labels,
+        }
+        return json.dumps({"rszoo": facts}, indent=1) + "\n"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder that was found and whose `config.json` was read; the weights were not touched."""
+
+    path: Path
+    config: ModelConfig
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing that belongs to the weights."""
+        return self.config.preprocessing
+
+    @property
+    def weights_path(self) -> Path:
+        """Path of `model.safetensors`.
+
+        Raises:
+            WeightsError: the file is missing.
+        """
+        path = self.path / WEIGHTS
+        if not path.is_file():
+            raise WeightsError(f"{self.path} has no {WEIGHTS}; convert again with `rszoo-convert --overwrite`")
+        return path
+
+
+def looks_like_folder(name: str) -> bool:
+    """Whether a name that a user typed means a folder rather than a registry name."""
+    return Path(name).is_dir() or "/" in name or "\\" in name or name.startswith((".", "~"))
+
+
+def read_folder(path: str | Path) -> ModelFolder:
+    """Read the `config.json` of a model folder.
+
+    Raises:
+        SourceNotFoundError: there is no such folder, or it is not a model folder.
+        ConfigError: its `config.json` is damaged or of another version.
+    """
+    folder = Path(path).expanduser()
+    config_path = folder / CONFIG
+    if not config_path.is_file():
+        what = "is not a model folder (it has no config.json)" if folder.is_dir() else "does not exist"
+        raise SourceNotFoundError(f"{folder} {what}; make one with `rszoo-convert --ckpt SOURCE --output {folder}`")
+    try:
+        facts = json.loads(config_path.read_text(encoding="utf-8"))["rszoo"]
+        return ModelFolder(folder, _parse(facts))
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        raise ConfigError(f"{config_path} is damaged or not rszoo's: {error}") from error
+
+
+def _parse(facts: dict[str, Any]) -> ModelConfig:
+    if facts["format_version"] != _FORMAT_VERSION:
+        raise ConfigError(f"format_version {facts['format_version']!r}, this rszoo reads {_FORMAT_VERSION}")
+    labels = facts["labels"]
+    return ModelConfig(
+        title=facts["title"],
+        pair=facts["pair"],
+        arch=ArchConfig.from_dict(facts["arch"]),
+        preprocessing=Preprocessing(**facts["preprocessing"]),
+        labels=None if labels is None else tuple(labels),
+        weights=facts["weights"],
+    )

@@ -1,0 +1,1 @@
+"""The networks: one module per framework, each built from an `ArchConfig` and nothing else."""

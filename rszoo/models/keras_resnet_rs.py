@@ -1,0 +1,176 @@
+"""ResNet-RS in Keras 3, built from an `ArchConfig`: a functional model of stock layers, on any backend.
+
+Input: float32 (N, H, W, C), normalized RGB, any size. Every block is a functional model of its own: as one flat graph,
+the 270 and deeper exceed Python's recursion limit. Stock layers only, so that a saved model loads without rszoo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from rszoo.config import ArchConfig, Block
+from rszoo.names import keras_name
+from rszoo.tensors import Initial, Kind, TensorSpec, iter_tensors
+
+# Keras's momentum is one minus PyTorch's: this is PyTorch's default of 0.1, not the published 0, with which one batch
+# of fine-tuning would replace all statistics.
+_BN_MOMENTUM = 0.9
+_STAGES = ("stem", "stage1", "stage2", "stage3", "stage4", "pooled", "logits")
+_STAGE_ENDS = {"stem_act4": "stem", "head_pool": "pooled", "head_dense": "logits"}
+_INITIALIZER_ARGUMENTS = {
+    Kind.CONV_KERNEL: "kernel_initializer",
+    Kind.CONV_BIAS: "bias_initializer",
+    Kind.DENSE_KERNEL: "kernel_initializer",
+    Kind.DENSE_BIAS: "bias_initializer",
+    Kind.GAMMA: "gamma_initializer",
+    Kind.BETA: "beta_initializer",
+    Kind.MOVING_MEAN: "moving_mean_initializer",
+    Kind.MOVING_VARIANCE: "moving_variance_initializer",
+}
+
+
+def build_model(config: ArchConfig, weights: Mapping[tuple[str, str], np.ndarray] | None = None) -> keras.Model:
+    """Build the classifier; it returns logits (N, num_classes).
+
+    `weights`: Keras names (`rszoo.names.keras_name`) to values in Keras's layout (HWIO; in x out). They go straight into
+    the variables, with no random draw before. Where there are none, the published initial values are drawn.
+    """
+    return _Builder(config, weights).build()
+
+
+def stage_model(model: keras.Model) -> keras.Model:
+    """Return a model with the outputs stem, stage1..stage4 (N, H, W, C), pooled and logits, by name."""
+    images = x = keras.Input(model.input_shape[1:])
+    stages = {}
+    # At the top level the model is a chain, so calling its layers in turn repeats it.
+    for layer in model.layers[1:]:
+        x = layer(x)
+        stages[_STAGE_ENDS.get(layer.name, layer.name.partition("_block")[0])] = x
+    return keras.Model(images, {name: stages[name] for name in _STAGES})
+
+
+class _Builder:
+    """Makes layers whose variables start at given weights or at published initial values."""
+
+    def __init__(self, config: ArchConfig, weights: Mapping[tuple[str, str], np.ndarray] | None) -> None:
+        self.config = config
+        self.weights = weights
+        self.specs: dict[str, list[TensorSpec]] = {}
+        for spec in iter_tensors(config):
+            self.specs.setdefault(keras_name(spec)[0], []).append(spec)
+
+    def build(self) -> keras.Model:
+        config = self.config
+        images = x = keras.Input((None, None, config.in_chans), name="images")
+        for position, conv in enumerate(config.iter_stem(), start=1):
+            x = self.conv(x, f"stem_conv{position}", conv.out_channels, 3, conv.stride)
+            x = self.act(self.bn(x, f"stem_bn{position}"), f"stem_act{position}")
+        for block in config.iter_blocks():
+            x = self.block(block)(x)
+        x = layers.GlobalAveragePooling2D(data_format="channels_last", name="head_pool")(x)
+        x = layers.Dropout(config.dropout_rate, name="head_dropout")(x)
+        return keras.Model(images, self.dense(x), name="resnet_rs")
+
+    def block(self, block: Block) -> keras.Model:
+        name = block.name.replace(".", "_")
+        # Without it, Input would be float32 and every block's input rounded to that.
+        dtype = keras.config.dtype_policy().compute_dtype
+        inputs = shortcut = keras.Input((None, None, block.in_channels), dtype=dtype, name=f"{name}_input")
+        if block.has_projection:
+            if block.pools_shortcut:
+                shortcut = layers.AveragePooling2D(
+                    2, block.stride, "same", data_format="channels_last", name=f"{name}_proj_pool"
+                )(shortcut)
+            shortcut = self.conv(shortcut, f"{name}_proj_conv", block.out_channels)
+            shortcut = self.bn(shortcut, f"{name}_proj_bn")
+        x = self.conv(inputs, f"{name}_conv1", block.width)
+        x = self.act(self.bn(x, f"{name}_bn1"), f"{name}_act1")
+        x = self.conv(x, f"{name}_conv2", block.width, 3, block.stride)
+        x = self.act(self.bn(x, f"{name}_bn2"), f"{name}_act2")
+        x = self.bn(self.conv(x, f"{name}_conv3", block.out_channels), f"{name}_bn3")
+        x = self.squeeze_excite(x, block, name)
+        if block.drop_connect_rate:
+            x = layers.Dropout(block.drop_connect_rate, (None, 1, 1, 1), name=f"{name}_drop_connect")(x)
+        x = self.act(layers.Add(name=f"{name}_add")([x, shortcut]), f"{name}_act3")
+        return keras.Model(inputs, x, name=name)
+
+    def squeeze_excite(self, x: Any, block: Block, name: str) -> Any:
+        gate = layers.GlobalAveragePooling2D(data_format="channels_last", keepdims=True, name=f"{name}_se_pool")(x)
+        gate = self.conv(gate, f"{name}_se_reduce", block.se_channels, activation="relu")
+        gate = self.conv(gate, f"{name}_se_expand", block.out_channels, activation="sigmoid")
+        return layers.Multiply(name=f"{name}_se_scale")([x, gate])
+
+    def conv(
+        self, x: Any, name: str, filters: int, size: int = 1, stride: int = 1, activation: str | None = None
+    ) -> Any:
+        padding = "same"
+        if stride > 1 and self.config.strided_padding == "symmetric":
+            x = layers.ZeroPadding2D(size // 2, data_format="channels_last", name=f"{name}_pad")(x)
+            padding = "valid"
+        layer = layers.Conv2D(
+            filters,
+            size,
+            stride,
+            padding,
+            data_format="channels_last",
+            activation=activation,
+            use_bias=len(self.specs[name]) > 1,
+            name=name,
+            **self.initializers(name),
+        )
+        return self.applied(layer, x)
+
+    def bn(self, x: Any, name: str) -> Any:
+        epsilon = self.config.bn_epsilon
+        layer = layers.BatchNormalization(
+            axis=-1, momentum=_BN_MOMENTUM, epsilon=epsilon, name=name, **self.initializers(name)
+        )
+        return self.applied(layer, x)
+
+    def dense(self, x: Any) -> Any:
+        return self.applied(layers.Dense(self.config.num_classes, name="head_dense", **self.initializers("head_dense")), x)
+
+    def act(self, x: Any, name: str) -> Any:
+        return layers.Activation(self.config.activation, name=name)(x)
+
+    def initializers(self, layer: str) -> dict[str, Any]:
+        """Return the initializer arguments of a layer: its given weights, or the published initial values."""
+        chosen = {}
+        for spec in self.specs[layer]:
+            given = None if self.weights is None else self.weights.get(keras_name(spec))
+            chosen[_INITIALIZER_ARGUMENTS[spec.kind]] = _published_initializer(spec) if given is None else _Given(given)
+        return chosen
+
+    def applied(self, layer: keras.Layer, x: Any) -> Any:
+        """Call a layer, whose variables come into being thereby, and let its config name the published initial values.
+
+        A saved model would otherwise have its weights in its config, too.
+        """
+        x = layer(x)
+        if self.weights is not None:
+            for spec in self.specs[layer.name]:
+                setattr(layer, _INITIALIZER_ARGUMENTS[spec.kind], _published_initializer(spec))
+        return x
+
+
+class _Given:
+    """An initializer that returns the values it was given."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
+        return keras.ops.convert_to_tensor(self.values, dtype)
+
+
+def _published_initializer(spec: TensorSpec) -> keras.Initializer:
+    if spec.initial is Initial.FAN_IN:
+        return keras.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
+    if spec.initial is Initial.NORMAL:
+        return keras.initializers.RandomNormal(stddev=0.01)
+    return keras.initializers.Ones() if spec.initial is Initial.ONES else keras.initializers.Zeros()

@@ -1,0 +1,253 @@
+"""ResNet-RS in PyTorch, built from an `ArchConfig`; module names, and so state dict keys, are timm's.
+
+Input: float32 (N, C, H, W), normalized RGB, any size. Facts about the arithmetic: tensorflow/tpu
+`models/official/resnet/resnet_model.py`; what the Model Garden does otherwise is said by the config.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rszoo.config import Activation, ArchConfig, Block, StemConv
+from rszoo.names import torch_name, torch_shape
+from rszoo.tensors import Initial, TensorSpec, iter_tensors
+
+# A normal distribution cut at two standard deviations has this standard deviation (TensorFlow's VarianceScaling).
+_TRUNCATED_STD = 0.87962566103423978
+_DENSE_STD = 0.01
+
+
+class DropConnect(nn.Module):
+    """Drops the residual branch of whole samples in training, and scales the others by 1 / keep."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        if not self.training or self.rate == 0:
+            return x
+        return x * F.dropout(x.new_ones(x.shape[0], 1, 1, 1), self.rate, self.training)
+
+    def extra_repr(self) -> str:
+        """Show the rate."""
+        return f"rate={self.rate:g}"
+
+
+class SameConv2d(nn.Conv2d):
+    """A strided convolution padded as TensorFlow's SAME: what is odd goes to the bottom and the right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', ceil(H / stride), ceil(W / stride))."""
+        pads = []
+        for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
+            pads += [total // 2, total - total // 2]
+        return super().forward(F.pad(x, pads))
+
+
+class SamePool2x2(nn.Module):
+    """2x2 average pool of stride 1 padded as TensorFlow's SAME: padded cells do not count.
+
+    Repeating the last row and column gives the same averages as leaving the padding out of the count.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2, 1)
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by a gate computed from the mean of all channels; ReLU inside in both lineages."""
+
+    def __init__(self, channels: int, reduced: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, reduced, 1)
+        self.fc2 = nn.Conv2d(reduced, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        gate = self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True))))
+        return x * gate.sigmoid()
+
+
+class Bottleneck(nn.Module):
+    """One block: 1x1, 3x3 with the stride, 1x1, squeeze-excitation, drop-connect, shortcut, activation."""
+
+    def __init__(self, block: Block, config: ArchConfig) -> None:
+        super().__init__()
+        self.conv1 = _conv(block.in_channels, block.width, 1)
+        self.bn1 = _bn(block.width, config)
+        self.act1 = _activation(config.activation)
+        self.conv2 = _conv(block.width, block.width, 3, block.stride, config)
+        self.bn2 = _bn(block.width, config)
+        self.act2 = _activation(config.activation)
+        self.conv3 = _conv(block.width, block.out_channels, 1)
+        self.bn3 = _bn(block.out_channels, config)
+        self.se = SqueezeExcite(block.out_channels, block.se_channels)
+        self.drop_connect = DropConnect(block.drop_connect_rate)
+        self.downsample = _projection(block, config) if block.has_projection else None
+        self.act3 = _activation(config.activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', H', W')."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.act2(self.bn2(self.conv2(x)))
+        x = self.se(self.bn3(self.conv3(x)))
+        return self.act3(self.drop_connect(x) + shortcut)
+
+
+class ResNetRS(nn.Module):
+    """A ResNet-RS classifier. `config` is its `ArchConfig`; attribute names follow timm.
+
+    Freshly built, it has PyTorch's default values; `init_weights` sets the published initial ones.
+    """
+
+    def __init__(self, config: ArchConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = config.num_classes
+        self.num_features = config.num_features
+        conv1, conv2, conv3, conv4 = config.iter_stem()
+        act = config.activation
+        self.conv1 = nn.Sequential(
+            *(_stem_conv(conv1, config), _bn(conv1.out_channels, config), _activation(act)),
+            *(_stem_conv(conv2, config), _bn(conv2.out_channels, config), _activation(act)),
+            _stem_conv(conv3, config),
+        )
+        self.bn1 = _bn(conv3.out_channels, config)
+        self.act1 = _activation(act)
+        # timm's name: this strided convolution stands where other ResNets have their max pool.
+        self.maxpool = nn.Sequential(_stem_conv(conv4, config), _bn(conv4.out_channels, config), _activation(act))
+        blocks = list(config.iter_blocks())
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(*(Bottleneck(block, config) for block in blocks if block.stage == stage))
+            for stage in (1, 2, 3, 4)
+        )
+        self.dropout = nn.Dropout(config.dropout_rate)
+        self.fc = nn.Linear(config.num_features, config.num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to logits (N, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to the last stage's output (N, num_features, H / 32, W / 32)."""
+        x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map the last stage's output to logits, or with `pre_logits` to the pooled features (N, num_features)."""
+        x = self.dropout(x.mean((2, 3)))
+        return x if pre_logits else self.fc(x)
+
+    def forward_stages(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the outputs stem, stage1..stage4 (N, C, H, W), pooled (N, num_features) and logits, by name."""
+        stages = {"stem": self.maxpool(self.act1(self.bn1(self.conv1(x))))}
+        x = stages["stem"]
+        for name, layer in zip(
+            ("stage1", "stage2", "stage3", "stage4"), (self.layer1, self.layer2, self.layer3, self.layer4), strict=True
+        ):
+            stages[name] = x = layer(x)
+        stages["pooled"] = self.forward_head(x, pre_logits=True)
+        stages["logits"] = self.forward_head(x)
+        return stages
+
+    def get_classifier(self) -> nn.Linear:
+        """Return the classifier."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new classifier with published initial values in the place of the old one.
+
+        Raises:
+            ConfigError: `num_classes` is below 1.
+        """
+        self.config = replace(self.config, num_classes=num_classes)
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.num_features, num_classes, device=self.fc.weight.device, dtype=self.fc.weight.dtype)
+        for spec in iter_tensors(self.config):
+            if spec.layer == "head.dense":
+                _init(self.state_dict()[torch_name(spec)], spec)
+
+    def init_weights(self) -> None:
+        """Set every tensor to its published initial values; the last normalization of each block starts at 0."""
+        state = self.state_dict()
+        for spec in iter_tensors(self.config):
+            _init(state[torch_name(spec)], spec)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.num_batches_tracked is not None:
+                module.num_batches_tracked.zero_()
+
+
+@torch.no_grad()
+def _init(tensor: Tensor, spec: TensorSpec) -> None:
+    if spec.initial is Initial.FAN_IN:
+        std = math.sqrt(1 / math.prod(spec.shape[:-1])) / _TRUNCATED_STD
+        nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
+    elif spec.initial is Initial.NORMAL:
+        tensor.normal_(std=_DENSE_STD)
+    else:
+        tensor.fill_(1 if spec.initial is Initial.ONES else 0)
+
+
+def _stem_conv(conv: StemConv, config: ArchConfig) -> nn.Conv2d:
+    return _conv(conv.in_channels, conv.out_channels, 3, conv.stride, config)
+
+
+def _projection(block: Block, config: ArchConfig) -> nn.Sequential:
+    pool: nn.Module = nn.Identity()
+    if block.pools_shortcut:
+        # ceil_mode and the count make odd sizes pool as TensorFlow's SAME does.
+        pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if block.stride == 2 else SamePool2x2()
+    return nn.Sequential(pool, _conv(block.in_channels, block.out_channels, 1), _bn(block.out_channels, config))
+
+
+def _conv(
+    inputs: int, outputs: int, size: int, stride: int = 1, config: ArchConfig | None = None
+) -> nn.Conv2d:
+    if stride > 1 and config is not None and config.strided_padding == "same":
+        return SameConv2d(inputs, outputs, size, stride, bias=False)
+    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
+
+
+def _bn(channels: int, config: ArchConfig) -> nn.BatchNorm2d:
+    # PyTorch's momentum of 0.1, not the published 0: with 0, one batch of fine-tuning would replace all statistics.
+    return nn.BatchNorm2d(channels, eps=config.bn_epsilon)
+
+
+def _activation(name: Activation) -> nn.Module:
+    return nn.ReLU(inplace=True) if name == "relu" else nn.SiLU(inplace=True)
+
+
+def empty_model(config: ArchConfig) -> ResNetRS:
+    """Build the network on the meta device: no memory is taken and no random number drawn."""
+    with torch.device("meta"):
+        return ResNetRS(config)
+
+
+def assign_weights(model: ResNetRS, tensors: Mapping[str, Tensor]) -> None:
+    """Make `tensors` the model's parameters and buffers, without a copy. A missing one gets its initial values.
+
+    `tensors`: by state dict key, in PyTorch's layout.
+
+    Raises:
+        RuntimeError: a tensor is unknown or misshapen.
+    """
+    state = dict(tensors)
+    for spec in iter_tensors(model.config):
+        if torch_name(spec) not in state:
+            state[torch_name(spec)] = torch.empty(torch_shape(spec))
+            _init(state[torch_name(spec)], spec)
+    # Not a weight: PyTorch counts batches here, and no checkpoint has it.
+    counters = (name for name, _ in model.named_buffers() if name.endswith("num_batches_tracked"))
+    state.update((name, torch.zeros((), dtype=torch.long)) for name in counters)
+    model.load_state_dict(state, strict=True, assign=True)

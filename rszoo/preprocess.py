@@ -1,0 +1,162 @@
+"""The published evaluation preprocessing, in numpy and Pillow: from an image to the network's input.
+
+Centre crop (offsets rounded up), TensorFlow 1's legacy bicubic resize, normalization. Facts:
+tensorflow/tpu `models/official/resnet/resnet_preprocessing.py` for the crop, and the kernel of
+`tf.compat.v1.image.resize_bicubic` (align_corners and half_pixel_centers both off) for the resize.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rszoo.errors import ConfigError, ImageError, SourceNotFoundError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: Mean and standard deviation of ImageNet's RGB, for pixels in [0, 1].
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+#: The one interpolation of the TF1 checkpoints.
+LEGACY_BICUBIC = "legacy-bicubic"
+
+# TensorFlow looks bicubic weights up in a table of this many steps per pixel, with Keys's a = -0.75.
+_TABLE_STEPS = 1024
+_KEYS_A = -0.75
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What an image goes through before the network sees it.
+
+    `image_size` in pixels (the input is square); `crop` is the fraction that defines the padding around the crop,
+    `padding = round(image_size * (1 / crop - 1))`; `mean` and `std` are for RGB in [0, 1].
+
+    Raises:
+        ConfigError: a value is impossible.
+    """
+
+    image_size: int
+    crop: float = 0.875
+    interpolation: str = LEGACY_BICUBIC
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+        if isinstance(self.image_size, bool) or not isinstance(self.image_size, int) or self.image_size < 1:
+            raise ConfigError(f"image_size must be a whole number of at least 1, received {self.image_size!r}")
+        if not 0 < self.crop <= 1:
+            raise ConfigError(f"crop must be above 0 and at most 1, received {self.crop!r}")
+        if self.interpolation != LEGACY_BICUBIC:
+            raise ConfigError(f"interpolation must be {LEGACY_BICUBIC!r}, received {self.interpolation!r}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ConfigError(f"mean and std must be three numbers, std above 0; received {self.mean} and {self.std}")
+
+    def crop_box(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return top, left and side in pixels of the square that is cut from an image of this size."""
+        padding = round(self.image_size * (1 / self.crop - 1))
+        # float32 and truncated, as the graph computes it: another rounding moves the crop by a pixel for some sizes.
+        ratio = np.float32(self.image_size / (self.image_size + padding))
+        side = int(ratio * np.float32(min(height, width)))
+        return (height - side + 1) // 2, (width - side + 1) // 2, side
+
+
+def preprocess(image: str | os.PathLike[str] | Image | np.ndarray, spec: Any) -> np.ndarray:
+    """Return the network's input for one image: float32 (1, size, size, 3), NHWC, normalized RGB.
+
+    `image`: a path, a Pillow image, or uint8 (H, W, 3). `spec`: a `Preprocessing`, anything that has one as
+    `.preprocessing` (a registry entry, a model folder, a model that `rszoo.create` made), or a model's name.
+
+    EXIF orientation is ignored, as TensorFlow's decoder ignores it.
+
+    Raises:
+        SourceNotFoundError: there is no such file.
+        ImageError: it is not an image, or too small to crop.
+        UnknownModelError: `spec` is a name that the registry does not have.
+    """
+    settings = _resolve(spec)
+    pixels = load_rgb(image)
+    top, left, side = settings.crop_box(*pixels.shape[:2])
+    if side < 1:
+        raise ImageError(f"image of {pixels.shape[1]}x{pixels.shape[0]} pixels is too small: its crop would be empty")
+    resized = resize_legacy_bicubic(pixels[top : top + side, left : left + side], settings.image_size)
+    mean, std = (np.asarray(values, np.float32) * np.float32(255) for values in (settings.mean, settings.std))
+    return ((resized - mean) / std)[None]
+
+
+def load_rgb(image: str | os.PathLike[str] | Image | np.ndarray) -> np.ndarray:
+    """Return an image as uint8 (H, W, 3) RGB. Raises as `preprocess` does."""
+    from PIL import Image as pillow
+
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ImageError(f"an image array must be uint8 (H, W, 3), received {image.dtype} {image.shape}")
+        return image
+    if isinstance(image, pillow.Image):
+        return np.asarray(image.convert("RGB"))
+    path = Path(image)
+    if not path.is_file():
+        raise SourceNotFoundError(f"no image at {path}: give the path of a JPEG or PNG file")
+    try:
+        with pillow.open(path) as opened:
+            return np.asarray(opened.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
+        raise ImageError(f"cannot read {path} as an image ({error}); give a JPEG, PNG or other file Pillow reads") from (
+            error
+        )
+
+
+def resize_legacy_bicubic(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Resize (H, W, C) to float32 (size, size, C) as `tf.compat.v1.image.resize_bicubic` does by default.
+
+    No half-pixel shift, no antialiasing, edges clamped; values may leave the input's range.
+    """
+    rows, row_weights = _taps(pixels.shape[0], size)
+    columns, column_weights = _taps(pixels.shape[1], size)
+    height_done = sum(row_weights[:, tap, None, None] * pixels[rows[:, tap]] for tap in range(4))
+    return sum(
+        (column_weights[None, :, tap, None] * height_done[:, columns[:, tap]] for tap in range(4)),
+        start=np.float32(0),
+    )
+
+
+def _taps(in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 4 source indices and float32 weights of each output pixel, both (out_size, 4)."""
+    source = np.arange(out_size, dtype=np.float32) * np.float32(in_size / out_size)
+    base = np.floor(source).astype(np.int64)
+    step = np.rint((source - base) * np.float32(_TABLE_STEPS)).astype(np.int64)
+    near = step / _TABLE_STEPS
+    weights = np.stack([_outer(near + 1), _inner(near), _inner(1 - near), _outer(2 - near)], axis=1)
+    indices = np.clip(base[:, None] + np.arange(-1, 3), 0, in_size - 1)
+    return indices, weights.astype(np.float32)
+
+
+def _inner(x: np.ndarray) -> np.ndarray:
+    """Keys's cubic for distances up to 1."""
+    return ((_KEYS_A + 2) * x - (_KEYS_A + 3)) * x * x + 1
+
+
+def _outer(x: np.ndarray) -> np.ndarray:
+    """Keys's cubic for distances from 1 to 2."""
+    return ((_KEYS_A * x - 5 * _KEYS_A) * x + 8 * _KEYS_A) * x - 4 * _KEYS_A
+
+
+def _resolve(spec: Any) -> Preprocessing:
+    if isinstance(spec, str):
+        from rszoo.registry import get_entry
+
+        spec = get_entry(spec)
+    settings = getattr(spec, "preprocessing", spec)
+    if not isinstance(settings, Preprocessing):
+        raise ConfigError(
+            f"cannot tell the preprocessing from {type(spec).__name__}; pass a model's name, rszoo.get_entry(...), "
+            "or rszoo.Preprocessing(image_size=...)"
+        )
+    return settings

@@ -1,0 +1,171 @@
+"""Weights found and opened: a model folder's `model.safetensors` as a lazy mapping, and the folder of a registered name.
+
+Opening reads the header; a tensor is read when it is asked for. Embedded and published archives are converted on first
+use into a cache folder (`RSZOO_CACHE`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from rszoo import __version__
+from rszoo.config import ArchConfig
+from rszoo.errors import OutputError, WeightsError, summarize
+from rszoo.folder import ModelFolder, looks_like_folder, read_folder
+from rszoo.names import torch_name, torch_shape
+from rszoo.registry import get_entry
+from rszoo.tensors import iter_tensors
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """The tensors of a `model.safetensors` by PyTorch key, float32 in PyTorch's layout (OIHW; out x in), read when asked for.
+
+    `metadata` has the file's origin. Also a context manager that closes the file.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or not a safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: Any = _open(path, "numpy")
+        self._names: tuple[str, ...] = tuple(self._file.offset_keys())
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The file's metadata: source, its SHA-256, which weights, the converter's version."""
+        return dict(self._file.metadata() or {})
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape, without reading its values. Raises KeyError for an unknown name."""
+        self._check(name)
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self._check(name)
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __enter__(self) -> Weights:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.__exit__(None, None, None)
+
+    def _check(self, name: str) -> None:
+        if name not in self._names:
+            raise KeyError(name)
+
+
+def load_weights(model: str | os.PathLike[str]) -> Weights:
+    """Open the weights of a model folder, or of a registered model (converted on first use), without reading them.
+
+    Raises:
+        UnknownModelError, SourceNotFoundError: there is no such model or folder.
+        WeightsError: the weights are missing or damaged.
+    """
+    return Weights(find_folder(model).weights_path)
+
+
+def find_folder(model: str | os.PathLike[str]) -> ModelFolder:
+    """Return the model folder of a path, or of a registered name: the cached one, converted now if need be.
+
+    Raises:
+        UnknownModelError, SourceNotFoundError: there is no such model or folder.
+        NetworkError: its archive must be downloaded and cannot be.
+    """
+    if not isinstance(model, str) or looks_like_folder(model):
+        return read_folder(model)
+    entry = get_entry(model)
+    target = cache_folder() / "models" / f"{entry.name}-ema-{__version__}"
+    if not target.is_dir():
+        from converters.convert import convert
+
+        try:
+            convert(entry.name, target)
+        except OutputError:
+            # Another process may have converted it meanwhile.
+            if not target.is_dir():
+                raise
+    return read_folder(target)
+
+
+def cache_folder() -> Path:
+    """Return where converted models are kept: `RSZOO_CACHE`, or `rszoo` in the platform's cache folder."""
+    if chosen := os.environ.get("RSZOO_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "rszoo"
+    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "rszoo" / "Cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rszoo"
+
+
+def check_header(path: Path, config: ArchConfig) -> None:
+    """Compare the names, shapes and dtypes in a weights file's header with the architecture.
+
+    Raises:
+        WeightsError: they differ; all differences are counted.
+    """
+    expected = {torch_name(spec): torch_shape(spec) for spec in iter_tensors(config)}
+    actual = {name: (facts["dtype"], tuple(facts["shape"])) for name, facts in read_header(path).items()}
+    problems = {
+        "missing": [name for name in expected if name not in actual],
+        "unexpected": [name for name in actual if name not in expected],
+        "misshapen": [
+            f"{name} {dtype} {shape}"
+            for name, (dtype, shape) in actual.items()
+            if name in expected and (dtype, shape) != ("F32", expected[name])
+        ],
+    }
+    found = [f"{len(names)} {what} ({summarize(names)})" for what, names in problems.items() if names]
+    if found:
+        raise WeightsError(f"{path} does not hold a {config.label}: {'; '.join(found)}; convert it again")
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return dtype, shape and offsets of each tensor of a safetensors file.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or not a safetensors file.
+    """
+    # The package checks the header as it opens the file; it offers no way to get shapes of thousands of tensors at once.
+    _open(path, "numpy")
+    with path.open("rb") as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    header.pop("__metadata__", None)
+    return header
+
+
+def open_torch(path: Path) -> dict[str, Any]:
+    """Return all tensors of a weights file as torch tensors that map the file; a page is read when it is touched.
+
+    Writing to them changes memory only, never the file.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or not a safetensors file.
+    """
+    opened = _open(path, "pt")
+    return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - safe_open is no mapping
+
+
+def _open(path: Path, framework: str) -> Any:
+    try:
+        return safe_open(path, framework=framework)
+    except FileNotFoundError as error:
+        raise WeightsError(f"there is no {path}; convert again") from error
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is damaged or not a safetensors file ({error}); convert again") from error
