@@ -10,15 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from converters.tensorbundle import Entry
 from rszoo.config import ArchConfig
 from rszoo.errors import ConfigError, ConversionError, summarize
+from rszoo.folder import WeightSet
 from rszoo.names import tf1_names
 from rszoo.tensors import TensorSpec, iter_tensors
-
-Weights = Literal["ema", "raw"]
 
 EMA_SUFFIX = "/ExponentialMovingAverage"
 MOMENTUM_SUFFIX = "/Momentum"
@@ -32,12 +30,12 @@ class Account:
     """What became of each variable. `mapped` pairs each tensor of the walk, in its order, with its variable."""
 
     arch: ArchConfig
-    weights: Weights
+    weights: WeightSet
     mapped: tuple[tuple[TensorSpec, str], ...]
     skipped: Mapping[str, tuple[str, ...]]
 
 
-def take_account(entries: Mapping[str, Entry], weights: Weights) -> Account:
+def take_account(entries: Mapping[str, Entry], weights: WeightSet) -> Account:
     """Account for every variable of a checkpoint, given which weights are wanted.
 
     Raises:
@@ -112,7 +110,7 @@ def _conv_kernels(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]
     return [numbered[number] for number in sorted(numbered)]
 
 
-def _skippable(specs: list[TensorSpec], names: list[str], weights: Weights) -> dict[str, list[str]]:
+def _skippable(specs: list[TensorSpec], names: list[str], weights: WeightSet) -> dict[str, list[str]]:
     """Return the variables that may be there and are not wanted, by the reason for skipping them."""
     other = [name + ("" if weights == "ema" else EMA_SUFFIX) for name in names]
     reason = "plain weights; their averages were taken" if weights == "ema" else "averages; plain weights were taken"
@@ -121,7 +119,7 @@ def _skippable(specs: list[TensorSpec], names: list[str], weights: Weights) -> d
 
 
 def _problems(
-    entries: Mapping[str, Entry], mapped: tuple[tuple[TensorSpec, str], ...], weights: Weights
+    entries: Mapping[str, Entry], mapped: tuple[tuple[TensorSpec, str], ...], weights: WeightSet
 ) -> list[str]:
     present = [(spec, name, entries[name]) for spec, name in mapped if name in entries]
     problems = []
@@ -131,7 +129,9 @@ def _problems(
         if weights == "ema" and len(missing) == len(mapped):
             hint = " (it holds no averages at all; to take the plain weights, give --weights raw)"
         problems.append(f"{len(missing)} of {len(mapped)} missing: {summarize(missing)}{hint}")
-    misshapen = [f"{name} {entry.shape}, not {spec.shape}" for spec, name, entry in present if entry.shape != spec.shape]
+    misshapen = [
+        f"{name} {entry.shape}, not {spec.shape}" for spec, name, entry in present if entry.shape != spec.shape
+    ]
     if misshapen:
         problems.append(f"{len(misshapen)} misshapen: {summarize(misshapen)}")
     mistyped = [f"{name} {entry.dtype}" for _, name, entry in present if entry.dtype != "float32"]

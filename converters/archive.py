@@ -15,9 +15,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol
+from typing import IO, Any, BinaryIO, Protocol, cast
 
-from isal import igzip_threaded, isal_zlib
+from isal import igzip_threaded
+from isal.isal_zlib import IsalError
 
 from converters.files import MAX_INDEX_BYTES, CheckpointFiles, Collector, role
 from rszoo.errors import ArchiveError, OutputError
@@ -34,13 +35,15 @@ _HEADER_BUDGET = 2 * _TAR_BUFFER
 class Readable(Protocol):
     """What an archive comes from: a file or a network stream."""
 
-    def read(self, size: int = -1, /) -> bytes: ...
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to `size` bytes, none only at the end."""
+        ...
 
 
 class _HashingReader(io.RawIOBase):
     """Passes a stream on while a thread of its own takes its SHA-256; `report` is told how many bytes went by."""
 
-    def __init__(self, stream: Readable, report: Callable[[int], None]) -> None:
+    def __init__(self, stream: Readable, report: Callable[[int], object]) -> None:
         self.size = 0
         self._stream = stream
         self._report = report
@@ -83,6 +86,7 @@ class _BudgetReader:
         self.budget: int | None = None
 
     def read(self, size: int) -> bytes:
+        """Return up to `size` bytes, or raise ArchiveError when the budget is spent."""
         if self.budget is not None:
             self.budget -= size
             if self.budget < 0:
@@ -90,7 +94,7 @@ class _BudgetReader:
         return self._stream.read(size)
 
 
-def read_archive(stream: Readable, place: str, spool_folder: Path, report: Callable[[int], None]) -> CheckpointFiles:
+def read_archive(stream: Readable, place: str, spool_folder: Path, report: Callable[[int], object]) -> CheckpointFiles:
     """Read a whole `.tar.gz` and return the checkpoint in it; the caller closes the result.
 
     `place` names the archive in errors. `spool_folder` must exist and have room for the unpacked data; no named file
@@ -117,8 +121,10 @@ def read_archive(stream: Readable, place: str, spool_folder: Path, report: Calla
     except BaseException as error:
         collector.close()
         if isinstance(error, gzip.BadGzipFile):
-            raise ArchiveError(f"{place} is not a gzip archive ({error}); give a .tar.gz, a folder or a prefix") from error
-        if isinstance(error, (EOFError, isal_zlib.error)):
+            raise ArchiveError(
+                f"{place} is not a gzip archive ({error}); give a .tar.gz, a folder or a prefix"
+            ) from error
+        if isinstance(error, (EOFError, IsalError)):
             raise ArchiveError(f"{place} is damaged or incomplete ({error}); get it again") from error
         raise
     finally:
@@ -174,10 +180,10 @@ def _take(collector: Collector, name: str, size: int, content: IO[bytes], spool_
         collector.add_other(name, tail)
 
 
-def _spool(content: IO[bytes], size: int, folder: Path) -> IO[bytes]:
+def _spool(content: IO[bytes], size: int, folder: Path) -> BinaryIO:
     """Copy a member to a temporary file that has no name and vanishes when it is closed."""
     try:
-        spool = tempfile.TemporaryFile(dir=folder, buffering=0)
+        spool = cast(BinaryIO, tempfile.TemporaryFile(dir=folder, buffering=0))  # noqa: SIM115 - the caller's
     except OSError as error:
         raise OutputError(f"cannot write temporary files in {folder}: {error.strerror or error}") from error
     try:
@@ -189,7 +195,7 @@ def _spool(content: IO[bytes], size: int, folder: Path) -> IO[bytes]:
         raise
 
 
-def _write(spool: IO[bytes], chunk: bytes, folder: Path, size: int) -> None:
+def _write(spool: BinaryIO, chunk: bytes, folder: Path, size: int) -> None:
     try:
         written = spool.write(chunk)
         while written < len(chunk):

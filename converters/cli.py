@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -12,14 +12,14 @@ from rszoo.console import EXIT_CODES, new_app, print_json, run
 from rszoo.errors import UsageError
 
 
-class WeightsChoice(str, Enum):
+class WeightsChoice(StrEnum):
     """Which of a checkpoint's sets is taken."""
 
     ema = "ema"
     raw = "raw"
 
 
-class Target(str, Enum):
+class Target(StrEnum):
     """What is written."""
 
     safetensors = "safetensors"
@@ -78,7 +78,9 @@ def _to_tf1(ckpt: str, output: Path | None, overwrite: bool, as_json: bool) -> N
     if output is None:
         raise UsageError("--to tf1 needs --output FOLDER")
     prefix = export_tf1(read_folder(ckpt), output, overwrite=overwrite)
-    print_json({"prefix": str(prefix)}) if as_json else print(f"wrote {prefix}, a TF1 checkpoint (no .meta, no momentum)")
+    print_json({"prefix": str(prefix)}) if as_json else print(
+        f"wrote {prefix}, a TF1 checkpoint (no .meta, no momentum)"
+    )
 
 
 def _default_name(ckpt: str) -> str:
@@ -93,7 +95,8 @@ def _default_name(ckpt: str) -> str:
 def _summary(report: dict[str, Any], target: Path) -> str:
     skipped = "\n".join(f"  skipped  {len(names):5}  {reason}" for reason, names in report["skipped"].items())
     return (
-        f"{report['model']}: {report['architecture']}, {report['parameters']:,} parameters, {report['weights']} weights\n"
+        f"{report['model']}: {report['architecture']}, {report['parameters']:,} parameters, "
+        f"{report['weights']} weights\n"
         f"  mapped   {len(report['mapped']):5}  each tensor once, re-read and equal to the checkpoint bit by bit\n"
         f"{skipped}\n"
         f"wrote {target}; check it with: rszoo verify {target}"

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from converters.account import GLOBAL_STEP, Account, Weights, take_account
+from converters.account import GLOBAL_STEP, Account, take_account
 from converters.files import CheckpointFiles
 from converters.safetensors_file import write_safetensors
 from converters.source import find_entry, open_source
@@ -26,9 +26,9 @@ from converters.staging import staged_folder
 from converters.tensorbundle import Bundle
 from rszoo import __version__
 from rszoo.errors import ConversionError, OutputError, UsageError
-from rszoo.folder import CONFIG, CONVERSION, WEIGHTS, ModelConfig
+from rszoo.folder import CONFIG, CONVERSION, WEIGHTS, ModelConfig, WeightSet
 from rszoo.names import to_torch_layout, torch_name, torch_shape
-from rszoo.preprocess import Preprocessing
+from rszoo.preprocessing import Preprocessing
 from rszoo.registry import PretrainedEntry, get_entry, list_models
 
 _WORKERS = 2
@@ -53,7 +53,7 @@ def convert(
     source: str,
     output: str | Path,
     *,
-    weights: Weights = "ema",
+    weights: WeightSet = "ema",
     identity: Identity | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -113,7 +113,9 @@ def _describe(account: Account, entry: PretrainedEntry | None, identity: Identit
 
 def _check_agreement(account: Account, entry: PretrainedEntry, identity: Identity) -> None:
     if identity.image_size not in (None, entry.image_size):
-        raise UsageError(f"{entry.name} is of input size {entry.image_size}, but --image-size {identity.image_size} is given")
+        raise UsageError(
+            f"{entry.name} is of input size {entry.image_size}, but --image-size {identity.image_size} is given"
+        )
     expected = replace(
         entry.arch,
         dropout_rate=account.arch.dropout_rate,
@@ -182,14 +184,18 @@ def _compare_reread(path: Path, bundle: Bundle, account: Account, metadata: dict
             return [
                 variable
                 for spec, variable in group
-                if not _same_bits(to_torch_layout(spec.kind, bundle.read(variable)), written.get_tensor(torch_name(spec)))
+                if not _same_bits(
+                    to_torch_layout(spec.kind, bundle.read(variable)), written.get_tensor(torch_name(spec))
+                )
             ]
 
     try:
         with safe_open(path, framework="numpy") as written:
             names_ok = set(written.keys()) == {torch_name(spec) for spec, _ in account.mapped}
             if not names_ok or written.metadata() != metadata:
-                raise OutputError(f"{path.name} does not read back with the names and metadata written; is the disk failing?")
+                raise OutputError(
+                    f"{path.name} does not read back with the names and metadata written; is the disk failing?"
+                )
         with ThreadPoolExecutor(_WORKERS) as pool:
             for wrong in _ahead(pool, differs, list(_groups(account))):
                 if wrong:
@@ -226,7 +232,9 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_
         yield pending.popleft().result()
 
 
-def _report(bundle: Bundle, account: Account, files: CheckpointFiles, config: ModelConfig, sha256: str) -> dict[str, Any]:
+def _report(
+    bundle: Bundle, account: Account, files: CheckpointFiles, config: ModelConfig, sha256: str
+) -> dict[str, Any]:
     step = bundle.read(GLOBAL_STEP) if GLOBAL_STEP in bundle.entries else None
     return {
         "format_version": 1,

@@ -28,7 +28,8 @@ from rszoo.errors import MissingPackageError, OutputError, RszooError, WeightsEr
 from rszoo.factory import create, import_model_module, keras_weights
 from rszoo.folder import CONVERSION, VERIFICATION, ModelFolder
 from rszoo.names import to_torch_layout, torch_name
-from rszoo.preprocess import Preprocessing, preprocess
+from rszoo.preprocess import preprocess
+from rszoo.preprocessing import Preprocessing
 from rszoo.registry import get_entry
 from rszoo.tensors import Kind, iter_tensors
 from rszoo.weights import Weights, check_header
@@ -250,7 +251,9 @@ def _judge(name: str, figures: dict[str, float], bound: float, how: str) -> Chec
     over = next((stage for stage, error in figures.items() if not error <= bound), None)
     worst = max(figures.values())
     if over is not None:
-        return Check(name, "failed", f"first diverges at {over}, error {figures[over]:.1e}, bound {bound:.0e}; {how}", figures)
+        return Check(
+            name, "failed", f"first diverges at {over}, error {figures[over]:.1e}, bound {bound:.0e}; {how}", figures
+        )
     return Check(name, "passed", f"largest relative L2 error {worst:.1e}, bound {bound:.0e}; {how}", figures)
 
 

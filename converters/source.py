@@ -50,7 +50,7 @@ def open_source(source: str, spool_folder: Path) -> CheckpointFiles:
 def find_entry(source: str) -> PretrainedEntry | None:
     """Return the pair that a source says it is by its base name, or None if it names none.
 
-    `resnet-rs-152` as a name means that architecture's largest resolution; as the name of a file it tells no resolution.
+    `resnet-rs-152` as a name means the largest resolution; as the name of a file it tells no resolution.
     """
     base = source.rstrip("/").rpartition("/")[2]
     try:
@@ -62,8 +62,8 @@ def find_entry(source: str) -> PretrainedEntry | None:
 
 def _not_found(source: str) -> str:
     return (
-        f"no checkpoint at {source}: give an existing .tar.gz, a folder, a prefix such as folder/model.ckpt, a URL, or a "
-        f"model's name such as {list_models()[0]}"
+        f"no checkpoint at {source}: give an existing .tar.gz, a folder, a prefix such as folder/model.ckpt, a URL, or "
+        f"a model's name such as {list_models()[0]}"
     )
 
 

@@ -17,7 +17,7 @@ from rszoo.errors import OutputError
 def staged_folder(output: Path, *, overwrite: bool, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
     """Yield an empty folder that becomes `output` when the block ends well, and vanishes when it does not.
 
-    An existing `output` is replaced only if `overwrite` is set and `is_ours` says that it is a former result; it stays in
+    An existing `output` is replaced only if `overwrite` is set and `is_ours` knows it for a former result; it stays in
     place until the new one is complete.
 
     Raises:

@@ -113,28 +113,26 @@ class Bundle:
             raise CheckpointError(f"the parts of the partitioned {name!r} hold {held} values, not {wanted}")
         whole = np.zeros(entry.shape, parts[0].dtype)
         for part, values in zip(entry.slices, parts, strict=True):
-            whole[tuple(slice(start, start + size) for (start, _), size in zip(part, values.shape, strict=True))] = values
+            whole[tuple(slice(start, start + size) for (start, _), size in zip(part, values.shape, strict=True))] = (
+                values
+            )
         return whole
 
     def _check_header(self, header: bytes) -> None:
-        fields = dict(read_message(header))
+        fields = {field: value for field, value in read_message(header) if isinstance(value, int)}
         if fields.get(2, 0):
             raise CheckpointError("the checkpoint is big-endian, which is not read; re-save it on another machine")
         count = fields.get(1, 0)
-        missing = [number for number in range(int(count)) if number not in self._shards] if count < 100_000 else [0]
-        if missing or not count:
+        if count != len(self._shards) or any(number >= count for number in self._shards):
             raise CheckpointError(
-                f"the checkpoint has {count} data shards, of which number {missing[0] if missing else 0} is missing; "
-                "give all files *.data-NNNNN-of-NNNNN"
+                f"the checkpoint has {count} data shards, found {sorted(self._shards)}; give all *.data-NNNNN-of-NNNNN"
             )
 
     def _read_part(self, name: str, entry: Entry, part: tuple[tuple[int, int], ...]) -> np.ndarray:
         key = _slice_key(name, part)
         stored = self._parts.get(key)
         shape = tuple(size if length == -1 else length for (_, length), size in zip(part, entry.shape, strict=False))
-        inside = all(
-            start + length <= size for (start, _), length, size in zip(part, shape, entry.shape, strict=False)
-        )
+        inside = all(start + length <= size for (start, _), length, size in zip(part, shape, entry.shape, strict=False))
         if stored is None or len(part) != len(entry.shape) or stored.shape != shape or not inside:
             raise CheckpointError(f"the checkpoint's index is damaged: part {part} of {name!r} is missing or misshapen")
         if stored.dtype != entry.dtype:

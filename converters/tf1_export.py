@@ -1,7 +1,7 @@
 """A model folder written back as a TF1 checkpoint that `tf.train.load_checkpoint` and a TF1 Saver restore.
 
-Averages are written under their EMA names and, so that a plain Saver restores too, under the plain ones. Momentum is not
-in a model folder, and no `.meta` graph is written: build the graph, then restore.
+Averages are written under their EMA names and, so that a plain Saver restores too, under the plain ones. Momentum is
+not in a model folder, and no `.meta` graph is written: build the graph, then restore.
 """
 
 from __future__ import annotations

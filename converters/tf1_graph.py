@@ -166,7 +166,10 @@ def _bn(x: Any, config: ArchConfig, training: bool, *, relu: bool = False, zero_
                 trainable=False,
                 collections=[tf.GraphKeys.GLOBAL_VARIABLES, tf.GraphKeys.MOVING_AVERAGE_VARIABLES],
             )
-            for name, initializer in (("moving_mean", tf.zeros_initializer()), ("moving_variance", tf.ones_initializer()))
+            for name, initializer in (
+                ("moving_mean", tf.zeros_initializer()),
+                ("moving_variance", tf.ones_initializer()),
+            )
         )
         if training:
             x, batch_mean, batch_variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=config.bn_epsilon)[:3]
@@ -174,9 +177,7 @@ def _bn(x: Any, config: ArchConfig, training: bool, *, relu: bool = False, zero_
             for moving, batch in ((mean, batch_mean), (variance, batch_variance)):
                 tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, moving.assign(batch))
         else:
-            x = tf.nn.fused_batch_norm(
-                x, gamma, beta, mean, variance, epsilon=config.bn_epsilon, is_training=False
-            )[0]
+            x = tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=config.bn_epsilon, is_training=False)[0]
     return tf.nn.relu(x) if relu else x
 
 

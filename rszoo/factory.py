@@ -20,7 +20,7 @@ from rszoo.config import ArchConfig
 from rszoo.errors import MissingPackageError, UsageError, nearest
 from rszoo.folder import ModelFolder, looks_like_folder
 from rszoo.names import keras_name, to_tf_layout, torch_name
-from rszoo.preprocess import Preprocessing
+from rszoo.preprocessing import Preprocessing
 from rszoo.registry import get_entry
 from rszoo.tensors import iter_tensors
 from rszoo.weights import Weights, check_header, find_folder, open_torch
@@ -45,8 +45,8 @@ def create(
     """Build a model: a `torch.nn.Module` or a `keras.Model`, in evaluation mode if it has weights.
 
     Args:
-        model: a registered name (`resnet-rs-152` means its largest resolution), a model folder, whose weights are always
-            loaded, or an `ArchConfig`.
+        model: a registered name (`resnet-rs-152` means its largest resolution), a model folder, whose weights are
+            always loaded, or an `ArchConfig`.
         pretrained: for a registered name, load its EMA weights; converted into the cache on first use.
         framework: "torch" (input NCHW) or "keras" (input NHWC, whatever backend Keras is set to).
         num_classes: another number than the weights' keeps the backbone and starts a new head, with a warning.
@@ -76,8 +76,10 @@ def create(
         if wanted.num_classes != stored.num_classes:
             classes = wanted.num_classes, stored.num_classes
             log.warning("new head: %d classes with initial values; the weights have %d", *classes)
-    built = _create_torch(module, path, stored, wanted) if framework == "torch" else (
-        _create_keras(module, path, stored, wanted)
+    built = (
+        _create_torch(module, path, stored, wanted)
+        if framework == "torch"
+        else (_create_keras(module, path, stored, wanted))
     )
     if settings is not None:
         built.preprocessing = settings

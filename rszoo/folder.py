@@ -1,26 +1,30 @@
 """The model folder: architecture, weights and preprocessing as one unit on disk.
 
-`config.json` (everything of rszoo's under the one top-level key `rszoo`, so that timm's and Keras's keys can stand beside
-it), `model.safetensors` (float32, timm's keys, OIHW), `conversion.json` (the account of the conversion) and, once checked,
-`verification.json`.
+`config.json` (everything of rszoo's under the one top-level key `rszoo`, so that timm's and Keras's keys can stand
+beside it), `model.safetensors` (float32, timm's keys, OIHW), `conversion.json` (the account of the conversion) and,
+once checked, `verification.json`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rszoo.config import ArchConfig
 from rszoo.errors import ConfigError, SourceNotFoundError, WeightsError
-from rszoo.preprocess import Preprocessing
+from rszoo.preprocessing import Preprocessing
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CONVERSION = "conversion.json"
 VERIFICATION = "verification.json"
+
+#: Which of a checkpoint's sets: averaged, as published, or plain.
+WeightSet = Literal["ema", "raw"]
 
 _FORMAT_VERSION = 1
 
@@ -37,7 +41,7 @@ class ModelConfig:
     arch: ArchConfig
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None
-    weights: str
+    weights: WeightSet
 
     def to_json(self) -> str:
         """Return the text of `config.json`."""
@@ -83,7 +87,7 @@ def looks_like_folder(name: str) -> bool:
     return Path(name).is_dir() or "/" in name or "\\" in name or name.startswith((".", "~"))
 
 
-def read_folder(path: str | Path) -> ModelFolder:
+def read_folder(path: str | os.PathLike[str]) -> ModelFolder:
     """Read the `config.json` of a model folder.
 
     Raises:

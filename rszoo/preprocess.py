@@ -8,64 +8,20 @@ tensorflow/tpu `models/official/resnet/resnet_preprocessing.py` for the crop, an
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rszoo.errors import ConfigError, ImageError, SourceNotFoundError
+from rszoo.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: Mean and standard deviation of ImageNet's RGB, for pixels in [0, 1].
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-#: The one interpolation of the TF1 checkpoints.
-LEGACY_BICUBIC = "legacy-bicubic"
-
 # TensorFlow looks bicubic weights up in a table of this many steps per pixel, with Keys's a = -0.75.
 _TABLE_STEPS = 1024
 _KEYS_A = -0.75
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What an image goes through before the network sees it.
-
-    `image_size` in pixels (the input is square); `crop` is the fraction that defines the padding around the crop,
-    `padding = round(image_size * (1 / crop - 1))`; `mean` and `std` are for RGB in [0, 1].
-
-    Raises:
-        ConfigError: a value is impossible.
-    """
-
-    image_size: int
-    crop: float = 0.875
-    interpolation: str = LEGACY_BICUBIC
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
-        if isinstance(self.image_size, bool) or not isinstance(self.image_size, int) or self.image_size < 1:
-            raise ConfigError(f"image_size must be a whole number of at least 1, received {self.image_size!r}")
-        if not 0 < self.crop <= 1:
-            raise ConfigError(f"crop must be above 0 and at most 1, received {self.crop!r}")
-        if self.interpolation != LEGACY_BICUBIC:
-            raise ConfigError(f"interpolation must be {LEGACY_BICUBIC!r}, received {self.interpolation!r}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ConfigError(f"mean and std must be three numbers, std above 0; received {self.mean} and {self.std}")
-
-    def crop_box(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return top, left and side in pixels of the square that is cut from an image of this size."""
-        padding = round(self.image_size * (1 / self.crop - 1))
-        # float32 and truncated, as the graph computes it: another rounding moves the crop by a pixel for some sizes.
-        ratio = np.float32(self.image_size / (self.image_size + padding))
-        side = int(ratio * np.float32(min(height, width)))
-        return (height - side + 1) // 2, (width - side + 1) // 2, side
 
 
 def preprocess(image: str | os.PathLike[str] | Image | np.ndarray, spec: Any) -> np.ndarray:
@@ -83,7 +39,7 @@ def preprocess(image: str | os.PathLike[str] | Image | np.ndarray, spec: Any) ->
     """
     settings = _resolve(spec)
     pixels = load_rgb(image)
-    top, left, side = settings.crop_box(*pixels.shape[:2])
+    top, left, side = crop_box(settings, *pixels.shape[:2])
     if side < 1:
         raise ImageError(f"image of {pixels.shape[1]}x{pixels.shape[0]} pixels is too small: its crop would be empty")
     resized = resize_legacy_bicubic(pixels[top : top + side, left : left + side], settings.image_size)
@@ -91,26 +47,33 @@ def preprocess(image: str | os.PathLike[str] | Image | np.ndarray, spec: Any) ->
     return ((resized - mean) / std)[None]
 
 
+def crop_box(settings: Preprocessing, height: int, width: int) -> tuple[int, int, int]:
+    """Return top, left and side in pixels of the square that is cut from an image of this size."""
+    padding = round(settings.image_size * (1 / settings.crop - 1))
+    # float32 and truncated, as the graph computes it: another rounding moves the crop by a pixel for some sizes.
+    ratio = np.float32(settings.image_size / (settings.image_size + padding))
+    side = int(ratio * np.float32(min(height, width)))
+    return (height - side + 1) // 2, (width - side + 1) // 2, side
+
+
 def load_rgb(image: str | os.PathLike[str] | Image | np.ndarray) -> np.ndarray:
     """Return an image as uint8 (H, W, 3) RGB. Raises as `preprocess` does."""
-    from PIL import Image as pillow
+    from PIL import Image as PillowImage
 
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ImageError(f"an image array must be uint8 (H, W, 3), received {image.dtype} {image.shape}")
         return image
-    if isinstance(image, pillow.Image):
+    if isinstance(image, PillowImage.Image):
         return np.asarray(image.convert("RGB"))
     path = Path(image)
     if not path.is_file():
         raise SourceNotFoundError(f"no image at {path}: give the path of a JPEG or PNG file")
     try:
-        with pillow.open(path) as opened:
+        with PillowImage.open(path) as opened:
             return np.asarray(opened.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
-        raise ImageError(f"cannot read {path} as an image ({error}); give a JPEG, PNG or other file Pillow reads") from (
-            error
-        )
+    except (OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError) as error:
+        raise ImageError(f"cannot read {path} as an image ({error}); give a JPEG, PNG or the like") from error
 
 
 def resize_legacy_bicubic(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -120,11 +83,13 @@ def resize_legacy_bicubic(pixels: np.ndarray, size: int) -> np.ndarray:
     """
     rows, row_weights = _taps(pixels.shape[0], size)
     columns, column_weights = _taps(pixels.shape[1], size)
-    height_done = sum(row_weights[:, tap, None, None] * pixels[rows[:, tap]] for tap in range(4))
-    return sum(
-        (column_weights[None, :, tap, None] * height_done[:, columns[:, tap]] for tap in range(4)),
-        start=np.float32(0),
-    )
+    result = np.zeros((size, pixels.shape[1], pixels.shape[2]), np.float32)
+    for tap in range(4):
+        result += row_weights[:, tap, None, None] * pixels[rows[:, tap]]
+    narrow = np.zeros((size, size, pixels.shape[2]), np.float32)
+    for tap in range(4):
+        narrow += column_weights[None, :, tap, None] * result[:, columns[:, tap]]
+    return narrow
 
 
 def _taps(in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:

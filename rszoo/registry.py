@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from rszoo.config import ArchConfig
 from rszoo.errors import ConfigError, UnknownModelError, nearest, summarize
-from rszoo.preprocess import Preprocessing
+from rszoo.preprocessing import Preprocessing
 
 _SCHEMA_VERSION = 1
 _PACKAGE = Path(__file__).parent
@@ -29,8 +29,8 @@ _T = TypeVar("_T")
 class Source:
     """Where the original archive is: `url`, or `file` inside this package. Hashes are None where nobody knows them.
 
-    `size_mib` as listed by the publisher, `size` in bytes; `members` in archive order; `crc32c` and `md5` in base64, as the
-    storage server sends them; `sha256` in hex.
+    `size_mib` as listed by the publisher, `size` in bytes; `members` in archive order; `crc32c` and `md5` in base64, as
+    the storage server sends them; `sha256` in hex.
     """
 
     size_mib: float
@@ -158,7 +158,7 @@ def parse_manifest(manifest: Mapping[str, Any]) -> dict[str, PretrainedEntry]:
     """
     if manifest.get("schema_version") != _SCHEMA_VERSION:
         raise ConfigError(
-            f"weights manifest has schema_version {manifest.get('schema_version')!r}, this rszoo reads {_SCHEMA_VERSION}"
+            f"weights manifest has schema_version {manifest.get('schema_version')!r}, not {_SCHEMA_VERSION}"
         )
     entries: dict[str, PretrainedEntry] = {}
     for record in manifest["models"]:

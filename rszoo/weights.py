@@ -1,4 +1,4 @@
-"""Weights found and opened: a model folder's `model.safetensors` as a lazy mapping, and the folder of a registered name.
+"""Weights found and opened: `model.safetensors` as a lazy mapping, and the model folder of a registered name.
 
 Opening reads the header; a tensor is read when it is asked for. Embedded and published archives are converted on first
 use into a cache folder (`RSZOO_CACHE`).
@@ -26,7 +26,7 @@ from rszoo.tensors import iter_tensors
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """The tensors of a `model.safetensors` by PyTorch key, float32 in PyTorch's layout (OIHW; out x in), read when asked for.
+    """The tensors of a `model.safetensors`, by PyTorch key, read when asked for: float32, OIHW and out x in.
 
     `metadata` has the file's origin. Also a context manager that closes the file.
 
@@ -142,7 +142,7 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: the file is missing, damaged, or not a safetensors file.
     """
-    # The package checks the header as it opens the file; it offers no way to get shapes of thousands of tensors at once.
+    # Opened first for the package's own checks; it has no call for the shapes of thousands of tensors at once.
     _open(path, "numpy")
     with path.open("rb") as opened:
         header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))

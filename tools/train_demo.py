@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from converters.tf1_graph import build_training
 from rszoo.config import ArchConfig
-from rszoo.preprocess import Preprocessing, preprocess, resize_legacy_bicubic
+from rszoo.preprocess import preprocess, resize_legacy_bicubic
+from rszoo.preprocessing import Preprocessing
 
 DATA = Path(__file__).parent.parent / "rszoo" / "data"
 ARCH = ArchConfig((2, 2, 2, 2), num_classes=10, width_multiplier=0.125, dropout_rate=0.25)
@@ -47,13 +48,16 @@ def split(images: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
     return train_test_split(images, labels, test_size=360, stratify=labels, random_state=SEED)
 
 
-def batches(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def batches(
+    images: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield one epoch of shuffled batches; each digit is shifted by up to one pixel."""
     scale = np.float32(255 * SETTINGS.std[0])
     order = rng.permutation(len(images))
     for start in range(0, len(order) - BATCH + 1, BATCH):
         chosen = order[start : start + BATCH]
-        crops = [images[i, y : y + 8, x : x + 8] for i, (y, x) in zip(chosen, rng.integers(0, 3, (BATCH, 2)), strict=True)]
+        shifts = rng.integers(0, 3, (BATCH, 2))
+        crops = [images[i, y : y + 8, x : x + 8] for i, (y, x) in zip(chosen, shifts, strict=True)]
         resized = np.stack([resize_legacy_bicubic(crop, SETTINGS.image_size) for crop in crops])
         yield resized / scale - 1, labels[chosen]
 

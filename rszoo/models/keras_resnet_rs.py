@@ -37,8 +37,8 @@ _INITIALIZER_ARGUMENTS = {
 def build_model(config: ArchConfig, weights: Mapping[tuple[str, str], np.ndarray] | None = None) -> keras.Model:
     """Build the classifier; it returns logits (N, num_classes).
 
-    `weights`: Keras names (`rszoo.names.keras_name`) to values in Keras's layout (HWIO; in x out). They go straight into
-    the variables, with no random draw before. Where there are none, the published initial values are drawn.
+    `weights`: Keras names (`rszoo.names.keras_name`) to values in Keras's layout (HWIO; in x out). They go straight
+    into the variables, with no random draw before. Where there are none, the published initial values are drawn.
     """
     return _Builder(config, weights).build()
 
@@ -133,7 +133,9 @@ class _Builder:
         return self.applied(layer, x)
 
     def dense(self, x: Any) -> Any:
-        return self.applied(layers.Dense(self.config.num_classes, name="head_dense", **self.initializers("head_dense")), x)
+        return self.applied(
+            layers.Dense(self.config.num_classes, name="head_dense", **self.initializers("head_dense")), x
+        )
 
     def act(self, x: Any, name: str) -> Any:
         return layers.Activation(self.config.activation, name=name)(x)

@@ -211,9 +211,7 @@ def _projection(block: Block, config: ArchConfig) -> nn.Sequential:
     return nn.Sequential(pool, _conv(block.in_channels, block.out_channels, 1), _bn(block.out_channels, config))
 
 
-def _conv(
-    inputs: int, outputs: int, size: int, stride: int = 1, config: ArchConfig | None = None
-) -> nn.Conv2d:
+def _conv(inputs: int, outputs: int, size: int, stride: int = 1, config: ArchConfig | None = None) -> nn.Conv2d:
     if stride > 1 and config is not None and config.strided_padding == "same":
         return SameConv2d(inputs, outputs, size, stride, bias=False)
     return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
