@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from converters.account import GLOBAL_STEP, Account, take_account
 from converters.files import CheckpointFiles
-from converters.safetensors_file import write_safetensors
+from converters.safetensors_file import SafetensorsWriter
 from converters.source import find_entry, open_source
 from converters.staging import staged_folder
 from converters.tensorbundle import Bundle
@@ -30,12 +30,14 @@ from rszoo.folder import CONFIG, CONVERSION, WEIGHTS, ModelConfig, WeightSet
 from rszoo.names import to_torch_layout, torch_name, torch_shape
 from rszoo.preprocessing import Preprocessing
 from rszoo.registry import PretrainedEntry, get_entry, list_models
+from rszoo.tensors import TensorSpec
 
 _WORKERS = 2
-# Tensors read ahead of the writer; the largest has 9.4 MB.
+# Memory is bounded by the groups under way, of this size each; the largest single tensor has 9.4 MB.
+_GROUP_BYTES = 8 << 20
 _WINDOW = 4
-# The reader maps the file: reopening it now and then keeps the mapped part, which counts as memory, small.
-_REREAD_BYTES = 32 << 20
+
+Group = list[tuple[TensorSpec, str]]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -80,8 +82,10 @@ def convert(
             _check_published(entry, files)
             metadata = _metadata(files, config)
             _write_weights(folder / WEIGHTS, bundle, account, metadata)
-            _compare_reread(folder / WEIGHTS, bundle, account, metadata)
-            report = _report(bundle, account, files, config, _sha256(folder / WEIGHTS))
+            with ThreadPoolExecutor(1) as pool:
+                sha256 = pool.submit(_sha256, folder / WEIGHTS)
+                _compare_reread(folder / WEIGHTS, bundle, account, metadata)
+            report = _report(bundle, account, files, config, sha256.result())
         (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
         (folder / CONVERSION).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
@@ -162,14 +166,15 @@ def _metadata(files: CheckpointFiles, config: ModelConfig) -> dict[str, str]:
 
 
 def _write_weights(path: Path, bundle: Bundle, account: Account, metadata: dict[str, str]) -> None:
-    def load(item: tuple[Any, str]) -> np.ndarray:
-        spec, variable = item
-        return np.ascontiguousarray(to_torch_layout(spec.kind, bundle.read(variable)))
-
     shapes = [(torch_name(spec), torch_shape(spec)) for spec, _ in account.mapped]
-    with ThreadPoolExecutor(_WORKERS) as pool, path.open("wb", buffering=0) as out:
-        values = _ahead(pool, load, tqdm(account.mapped, desc="converting", disable=None, leave=False))
-        write_safetensors(out, shapes, values, metadata)
+    writer = SafetensorsWriter(path, shapes, metadata)
+
+    def write(group: Group) -> None:
+        writer.write((torch_name(spec), to_torch_layout(spec.kind, bundle.read(name))) for spec, name in group)
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        for _ in _ahead(pool, write, _progress("converting", _groups(account))):
+            pass
 
 
 def _compare_reread(path: Path, bundle: Bundle, account: Account, metadata: dict[str, str]) -> None:
@@ -179,27 +184,22 @@ def _compare_reread(path: Path, bundle: Bundle, account: Account, metadata: dict
         OutputError: they differ.
     """
 
-    def differs(group: list[tuple[Any, str]]) -> list[str]:
+    def compare(group: Group) -> None:
+        # Opened anew for each group: what the reader has mapped counts as memory.
         with safe_open(path, framework="numpy") as written:
-            return [
-                variable
-                for spec, variable in group
-                if not _same_bits(
-                    to_torch_layout(spec.kind, bundle.read(variable)), written.get_tensor(torch_name(spec))
-                )
-            ]
+            for spec, variable in group:
+                expected = to_torch_layout(spec.kind, bundle.read(variable))
+                if not _same_bits(expected, written.get_tensor(torch_name(spec))):
+                    raise OutputError(f"{path.name} reads back with other values for {variable}; is the disk failing?")
 
     try:
         with safe_open(path, framework="numpy") as written:
             names_ok = set(written.keys()) == {torch_name(spec) for spec, _ in account.mapped}
             if not names_ok or written.metadata() != metadata:
-                raise OutputError(
-                    f"{path.name} does not read back with the names and metadata written; is the disk failing?"
-                )
+                raise OutputError(f"{path.name} reads back with another header than was written; is the disk failing?")
         with ThreadPoolExecutor(_WORKERS) as pool:
-            for wrong in _ahead(pool, differs, list(_groups(account))):
-                if wrong:
-                    raise OutputError(f"{path.name} reads back with other values for {wrong[0]}; is the disk failing?")
+            for _ in _ahead(pool, compare, _progress("comparing", _groups(account))):
+                pass
     except SafetensorError as error:
         raise OutputError(f"{path.name} does not read back ({error}); is the disk failing?") from error
 
@@ -209,16 +209,22 @@ def _same_bits(expected: np.ndarray, actual: np.ndarray) -> bool:
     return actual.dtype == np.float32 and np.array_equal(expected.view(np.int32), actual.view(np.int32))
 
 
-def _groups(account: Account) -> Iterator[list[tuple[Any, str]]]:
-    group, size = [], 0
-    for spec, variable in account.mapped:
-        group.append((spec, variable))
-        size += spec.size * 4
-        if size >= _REREAD_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+def _groups(account: Account) -> list[Group]:
+    """Cut the walk into runs of some megabytes, the portions in which the threads work."""
+    groups: list[Group] = [[]]
+    size = 0
+    for item in account.mapped:
+        if size >= _GROUP_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(item)
+        size += item[0].size * 4
+    return groups
+
+
+def _progress(title: str, groups: list[Group]) -> Iterable[Group]:
+    # disable=None: only on a terminal.
+    return tqdm(groups, title, disable=None, leave=False)
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
