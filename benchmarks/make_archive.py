@@ -1,7 +1,7 @@
-"""Make an archive of the published layout with random weights: `python benchmarks/make_archive.py 50 /tmp/bench`.
+"""Make an archive of the published layout with random weights.
 
-Three sets of float32 values (weights, averages, momentum) under the TF1 names, data shard before its index, gzip. Normal
-random values compress by the ratio of the published archives (0.93), which is what decides the time.
+Three sets of float32 values (weights, averages, momentum) under the TF1 names, data shard before its index, gzip.
+Normal random values compress by the ratio of the published archives (0.93), which is what decides the time.
 """
 
 from __future__ import annotations

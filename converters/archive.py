@@ -13,7 +13,7 @@ import io
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, Protocol, cast
 
@@ -21,7 +21,10 @@ from isal import igzip_threaded
 from isal.isal_zlib import IsalError
 
 from converters.files import MAX_INDEX_BYTES, CheckpointFiles, Collector, role
+from converters.layout import Ranges, expected_ranges
+from converters.staging import FILE_SYSTEM_ERRORS
 from rszoo.errors import ArchiveError, OutputError
+from rszoo.folder import WeightSet
 
 _CHUNK = 1 << 20
 # The largest published shard has 2.3 GB, the largest .meta some 60 MB.
@@ -41,7 +44,10 @@ class Readable(Protocol):
 
 
 class _HashingReader(io.RawIOBase):
-    """Passes a stream on while a thread of its own takes its SHA-256; `report` is told how many bytes went by."""
+    """Reads a stream ahead by one chunk on a thread of its own, which also takes its SHA-256.
+
+    `report` is told how many bytes were used.
+    """
 
     def __init__(self, stream: Readable, report: Callable[[int], object]) -> None:
         self.size = 0
@@ -49,21 +55,23 @@ class _HashingReader(io.RawIOBase):
         self._report = report
         self._sha256 = hashlib.sha256()
         self._pool = ThreadPoolExecutor(1)
-        self._pending: Future[None] | None = None
+        self._rest = memoryview(b"")
+        self._next = self._pool.submit(self._fetch)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        chunk = self._stream.read(len(buffer))
-        buffer[: len(chunk)] = chunk
-        # At most one chunk waits to be hashed.
-        if self._pending is not None:
-            self._pending.result()
-        self._pending = self._pool.submit(self._sha256.update, chunk)
-        self.size += len(chunk)
-        self._report(len(chunk))
-        return len(chunk)
+        if not self._rest:
+            self._rest = memoryview(self._next.result())
+            if self._rest:
+                self._next = self._pool.submit(self._fetch)
+        used = min(len(self._rest), len(buffer))
+        buffer[:used] = self._rest[:used]
+        self._rest = self._rest[used:]
+        self.size += used
+        self._report(used)
+        return used
 
     def finish(self) -> str:
         """Return the SHA-256 of the stream, in hex, having read what is left of it."""
@@ -73,9 +81,14 @@ class _HashingReader(io.RawIOBase):
         return self._sha256.hexdigest()
 
     def close(self) -> None:
-        """Stop the hashing thread. The stream stays open; it belongs to the caller."""
+        """Stop the thread. The stream stays open; it belongs to the caller."""
         self._pool.shutdown()
         super().close()
+
+    def _fetch(self) -> bytes:
+        chunk = self._stream.read(_CHUNK)
+        self._sha256.update(chunk)
+        return chunk
 
 
 class _BudgetReader:
@@ -94,11 +107,20 @@ class _BudgetReader:
         return self._stream.read(size)
 
 
-def read_archive(stream: Readable, place: str, spool_folder: Path, report: Callable[[int], object]) -> CheckpointFiles:
+def read_archive(
+    stream: Readable,
+    place: str,
+    spool_folder: Path,
+    *,
+    keep: WeightSet | None,
+    report: Callable[[int], object],
+) -> CheckpointFiles:
     """Read a whole `.tar.gz` and return the checkpoint in it; the caller closes the result.
 
     `place` names the archive in errors. `spool_folder` must exist and have room for the unpacked data; no named file
-    is left in it, even by a crash.
+    is left in it, even by a crash. `keep`: the one set of weights that will be read, or None for all; the others are
+    not spooled if the shard's size tells where they lie, and the result's `kept` says so. `report` is told how many
+    bytes of the archive went by.
 
     Raises:
         ArchiveError: it is not a gzip or tar archive, is truncated or damaged, or has a hostile member.
@@ -106,16 +128,22 @@ def read_archive(stream: Readable, place: str, spool_folder: Path, report: Calla
         OutputError: the spool cannot be written.
         NetworkError, OSError: the stream broke.
     """
+    kept: Ranges | None = None
     source = _HashingReader(stream, report)
     collector = Collector(place)
     try:
         with igzip_threaded.open(source, "rb", threads=1, block_size=_CHUNK) as unpacked:
             for name, size, member in _members(place, unpacked):
-                _take(collector, name, size, member, spool_folder)
+                if role(name) == "shard":
+                    kept = expected_ranges(size, keep) if keep else None
+                    collector.add_shard(name, _spool(member, size, spool_folder, kept))
+                else:
+                    _take(collector, name, member)
             # The gzip trailer, with its CRC32, stands behind the last member.
             while unpacked.read(_CHUNK):
                 pass
         files = collector.finish()
+        files.kept = kept
         files.archive_sha256, files.archive_size = source.finish(), source.size
         return files
     except BaseException as error:
@@ -167,12 +195,9 @@ def _check_member(place: str, member: tarfile.TarInfo) -> str:
     return path.name
 
 
-def _take(collector: Collector, name: str, size: int, content: IO[bytes], spool_folder: Path) -> None:
-    kind = role(name)
-    if kind == "index":
+def _take(collector: Collector, name: str, content: IO[bytes]) -> None:
+    if role(name) == "index":
         collector.add_index(name, content.read())
-    elif kind == "shard":
-        collector.add_shard(name, _spool(content, size, spool_folder))
     else:
         tail = b""
         while chunk := content.read(_CHUNK):
@@ -180,28 +205,37 @@ def _take(collector: Collector, name: str, size: int, content: IO[bytes], spool_
         collector.add_other(name, tail)
 
 
-def _spool(content: IO[bytes], size: int, folder: Path) -> BinaryIO:
-    """Copy a member to a temporary file that has no name and vanishes when it is closed."""
+def _spool(content: IO[bytes], size: int, folder: Path, kept: Ranges | None) -> BinaryIO:
+    """Copy a member, or the ranges to keep at their offsets, to a temporary file without a name."""
+    spool: BinaryIO | None = None
     try:
         spool = cast(BinaryIO, tempfile.TemporaryFile(dir=folder, buffering=0))  # noqa: SIM115 - the caller's
-    except OSError as error:
-        raise OutputError(f"cannot write temporary files in {folder}: {error.strerror or error}") from error
-    try:
+        position = 0
+        wanted = iter(kept or ((0, size),))
+        start, end = next(wanted, (size, size))
         while chunk := content.read(_CHUNK):
-            _write(spool, chunk, folder, size)
+            view = memoryview(chunk)
+            while start < position + len(chunk):
+                spool.seek(max(start, position))
+                _write_all(spool, view[max(start - position, 0) : end - position])
+                if end > position + len(chunk):
+                    break
+                start, end = next(wanted, (size, size))
+            position += len(chunk)
+        spool.truncate(size)
         return spool
-    except BaseException:
-        spool.close()
+    except BaseException as error:
+        if spool is not None:
+            spool.close()
+        # What reading can raise is an OSError too, but has no number of the file system's.
+        if isinstance(error, OSError) and error.errno in FILE_SYSTEM_ERRORS:
+            raise OutputError(
+                f"cannot unpack weights of {size / 1e6:.0f} MB into {folder}: {error.strerror}; free some space, or "
+                "give an --output on a larger disk"
+            ) from error
         raise
 
 
-def _write(spool: BinaryIO, chunk: bytes, folder: Path, size: int) -> None:
-    try:
-        written = spool.write(chunk)
-        while written < len(chunk):
-            written += spool.write(memoryview(chunk)[written:])
-    except OSError as error:
-        raise OutputError(
-            f"cannot unpack {size / 1e6:.0f} MB of weights into {folder}: {error.strerror or error}; "
-            "free some space, or give an --output on a larger disk"
-        ) from error
+def _write_all(spool: BinaryIO, data: memoryview) -> None:
+    while data:
+        data = data[spool.write(data) :]

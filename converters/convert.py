@@ -10,6 +10,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,9 +76,7 @@ def convert(
     entry = get_entry(identity.model) if identity.model else find_entry(source)
     target = Path(output).expanduser()
     with staged_folder(target, overwrite=overwrite, is_ours=is_model_folder) as folder:
-        with open_source(source, folder) as files:
-            bundle = Bundle(files.index, files.shards)
-            account = take_account(bundle.entries, weights)
+        with open_accounted(source, folder, weights) as (files, bundle, account):
             config = _describe(account, entry, identity)
             _check_published(entry, files)
             metadata = _metadata(files, config)
@@ -89,6 +88,25 @@ def convert(
         (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
         (folder / CONVERSION).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
+
+
+@contextmanager
+def open_accounted(
+    source: str, spool_folder: Path, weights: WeightSet
+) -> Iterator[tuple[CheckpointFiles, Bundle, Account]]:
+    """Open a checkpoint, account for its variables, and make sure that what will be read is there.
+
+    Raises as `open_source` and `take_account` do.
+    """
+    # First with the guess of where the wanted set lies; should the index refute it, once more with all of the archive.
+    for keep in (weights, None):
+        with open_source(source, spool_folder, keep) as files:
+            bundle = Bundle(files.index, files.shards)
+            account = take_account(bundle.entries, weights)
+            wanted = [variable for _, variable in account.mapped] + [GLOBAL_STEP] * (GLOBAL_STEP in bundle.entries)
+            if all(files.holds(bundle.entries[variable]) for variable in wanted):
+                yield files, bundle, account
+                return
 
 
 def is_model_folder(path: Path) -> bool:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from converters.layout import Ranges
 from converters.sstable import MAGIC
+from converters.tensorbundle import Entry
 from rszoo.errors import CheckpointError, SourceNotFoundError, summarize
 
 _SHARD = re.compile(r"(?P<prefix>.+)\.data-(?P<number>\d{5})-of-(?P<count>\d{5})")
@@ -24,16 +26,21 @@ MAX_INDEX_BYTES = 64 << 20
 class CheckpointFiles:
     """A checkpoint found: its index in memory, its shards open for reading. A context manager that closes them.
 
-    `source` is what the weights' metadata will name: a base name or URL, never a path. The archive's size and hash
-    are None where the checkpoint did not come as an archive.
+    `kept` has the byte ranges of the only shard that were kept, None if all was. `source` is what the weights' metadata
+    will name: a base name or URL, never a path. The archive's size and hash are None where there was no archive.
     """
 
     prefix: str
     index: bytes
     shards: dict[int, BinaryIO]
+    kept: Ranges | None = None
     source: str = ""
     archive_sha256: str | None = None
     archive_size: int | None = None
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether the bytes of a tensor were kept."""
+        return self.kept is None or (not entry.slices and (entry.offset, entry.offset + entry.size) in self.kept)
 
     def __enter__(self) -> CheckpointFiles:
         return self

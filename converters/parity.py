@@ -20,9 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from converters.account import take_account
-from converters.source import open_source
-from converters.tensorbundle import Bundle
+from converters.convert import open_accounted
 from converters.tf1_export import export_tf1
 from rszoo.errors import MissingPackageError, OutputError, RszooError, WeightsError
 from rszoo.factory import create, import_model_module, keras_weights
@@ -139,11 +137,9 @@ def check_source(folder: ModelFolder, source: str | None) -> Check:
         return Check("source", "not run", "give the original with --ckpt to compare every tensor with it")
     with (
         tempfile.TemporaryDirectory(prefix="rszoo-") as spool,
-        open_source(source, Path(spool)) as files,
+        open_accounted(source, Path(spool), folder.config.weights) as (files, bundle, account),
         Weights(folder.weights_path) as weights,
     ):
-        bundle = Bundle(files.index, files.shards)
-        account = take_account(bundle.entries, folder.config.weights)
         for spec, variable in account.mapped:
             expected = to_torch_layout(spec.kind, bundle.read(variable))
             actual = weights.get(torch_name(spec))

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
-from converters.archive import Readable, read_archive
+from converters.archive import read_archive
 from converters.files import CheckpointFiles, open_folder, open_prefix
 from rszoo.errors import SourceNotFoundError, UnknownModelError
+from rszoo.folder import WeightSet
 from rszoo.registry import PretrainedEntry, get_entry, list_models
 
 _ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
 
-def open_source(source: str, spool_folder: Path) -> CheckpointFiles:
+def open_source(source: str, spool_folder: Path, keep: WeightSet | None = None) -> CheckpointFiles:
     """Open a checkpoint wherever it is; the caller closes the result.
 
     `source`: an existing `.tar.gz`, a folder with a checkpoint in it, a prefix such as `folder/model.ckpt`, an http(s)
     URL of an archive, or a registered name. What exists on disk wins over a name. `spool_folder` takes temporary files.
+    `keep`: as `read_archive`.
 
     Raises:
         SourceNotFoundError: it is none of these.
         ArchiveError, CheckpointError, NetworkError, OutputError: as `read_archive` and `open_prefix`.
     """
     if source.startswith(("http://", "https://")):
-        return _open_url(source, spool_folder)
+        return _open_url(source, spool_folder, keep)
     path = Path(source).expanduser()
     if path.is_dir():
         return open_folder(path)
     if path.is_file() and _is_archive(path):
-        return _open_archive(path, spool_folder)
+        return _open_archive(path, spool_folder, keep)
     if path.is_file() or Path(f"{path}.index").is_file():
         return open_prefix(path)
     try:
@@ -44,7 +44,11 @@ def open_source(source: str, spool_folder: Path) -> CheckpointFiles:
     if source.endswith(_ARCHIVE_SUFFIXES):
         raise SourceNotFoundError(f"{_not_found(source)}; to download it, give --ckpt {entry.name}")
     embedded = entry.source.path
-    return _open_archive(embedded, spool_folder) if embedded else _open_url(str(entry.source.url), spool_folder)
+    return (
+        _open_archive(embedded, spool_folder, keep)
+        if embedded
+        else _open_url(str(entry.source.url), spool_folder, keep)
+    )
 
 
 def find_entry(source: str) -> PretrainedEntry | None:
@@ -73,29 +77,22 @@ def _is_archive(path: Path) -> bool:
         return opened.read(2) == b"\x1f\x8b" or path.name.endswith(_ARCHIVE_SUFFIXES)
 
 
-def _open_archive(path: Path, spool_folder: Path) -> CheckpointFiles:
-    with path.open("rb") as opened:
-        files = _read_with_bar(opened, path.stat().st_size, str(path), spool_folder)
+def _open_archive(path: Path, spool_folder: Path, keep: WeightSet | None) -> CheckpointFiles:
+    with path.open("rb") as opened, _progress(path.stat().st_size) as bar:
+        files = read_archive(opened, str(path), spool_folder, keep=keep, report=bar.update)
     files.source = path.name
     return files
 
 
-def _open_url(url: str, spool_folder: Path) -> CheckpointFiles:
+def _open_url(url: str, spool_folder: Path, keep: WeightSet | None) -> CheckpointFiles:
     from rszoo.download import RemoteFile
 
-    with RemoteFile(url) as remote:
-        files = _read_with_bar(remote, remote.size, url, spool_folder)
+    with RemoteFile(url) as remote, _progress(remote.size) as bar:
+        files = read_archive(remote, url, spool_folder, keep=keep, report=bar.update)
     files.source = url
     return files
 
 
-def _read_with_bar(stream: Readable, size: int | None, place: str, spool_folder: Path) -> CheckpointFiles:
-    with _progress(size) as bar:
-        return read_archive(stream, place, spool_folder, bar.update)
-
-
-@contextmanager
-def _progress(size: int | None) -> Iterator[tqdm]:
+def _progress(size: int | None) -> tqdm:
     # disable=None: only on a terminal.
-    with tqdm(total=size, desc="reading archive", unit="B", unit_scale=True, disable=None, leave=False) as bar:
-        yield bar
+    return tqdm(total=size, desc="reading archive", unit="B", unit_scale=True, disable=None, leave=False)

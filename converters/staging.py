@@ -12,6 +12,9 @@ from pathlib import Path
 
 from rszoo.errors import OutputError
 
+#: Failures to write that are the user's disk or permissions, not a mistake of ours.
+FILE_SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
 
 @contextmanager
 def staged_folder(output: Path, *, overwrite: bool, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
@@ -41,15 +44,12 @@ def staged_folder(output: Path, *, overwrite: bool, is_ours: Callable[[Path], bo
                 (staging / "old").rename(output)
             raise
     except OSError as error:
-        if isinstance(error, OutputError) or error.errno not in _OUTPUT_ERRORS:
+        if isinstance(error, OutputError) or error.errno not in FILE_SYSTEM_ERRORS:
             raise
         raise OutputError(f"cannot write {output}: {os.strerror(error.errno)}; choose another --output") from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-
-
-_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def _check_free(output: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
