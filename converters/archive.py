@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import itertools
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,19 +28,21 @@ from rszoo.errors import ArchiveError, OutputError
 from rszoo.folder import WeightSet
 
 _CHUNK = 1 << 20
+# Below the C library's threshold of 128 KiB, above which every allocation would go to the kernel.
+_COPY = 64 << 10
 # The largest published shard has 2.3 GB, the largest .meta some 60 MB.
 _MAX_BYTES = {"shard": 16 << 30, "index": MAX_INDEX_BYTES, "other": 1 << 30}
 _MAX_MEMBERS = 1000
 # tarfile holds extended headers in memory, whatever size they claim; genuine ones are under 1 KiB.
-_TAR_BUFFER = 128 << 10
+_TAR_BUFFER = 32 << 10
 _HEADER_BUDGET = 2 * _TAR_BUFFER
 
 
 class Readable(Protocol):
     """What an archive comes from: a file or a network stream."""
 
-    def read(self, size: int = -1, /) -> bytes:
-        """Return up to `size` bytes, none only at the end."""
+    def readinto(self, buffer: Any, /) -> int | None:
+        """Fill up to all of `buffer`, and return how many bytes; 0 only at the end."""
         ...
 
 
@@ -56,6 +59,8 @@ class _HashingReader(io.RawIOBase):
         self._sha256 = hashlib.sha256()
         self._pool = ThreadPoolExecutor(1)
         self._rest = memoryview(b"")
+        # Two in turn, allocated once: a new one for each chunk would cost more than the copy out of it.
+        self._buffers = itertools.cycle([memoryview(bytearray(_CHUNK)) for _ in range(2)])
         self._next = self._pool.submit(self._fetch)
 
     def readable(self) -> bool:
@@ -63,7 +68,7 @@ class _HashingReader(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         if not self._rest:
-            self._rest = memoryview(self._next.result())
+            self._rest = self._next.result()
             if self._rest:
                 self._next = self._pool.submit(self._fetch)
         used = min(len(self._rest), len(buffer))
@@ -85,8 +90,9 @@ class _HashingReader(io.RawIOBase):
         self._pool.shutdown()
         super().close()
 
-    def _fetch(self) -> bytes:
-        chunk = self._stream.read(_CHUNK)
+    def _fetch(self) -> memoryview:
+        buffer = next(self._buffers)
+        chunk = buffer[: self._stream.readinto(buffer) or 0]
         self._sha256.update(chunk)
         return chunk
 
@@ -103,7 +109,7 @@ class _BudgetReader:
         if self.budget is not None:
             self.budget -= size
             if self.budget < 0:
-                raise ArchiveError("the archive has a header that no genuine one has, of over 256 KiB; it is refused")
+                raise ArchiveError("the archive has a header that no genuine one has, of over 64 KiB; it is refused")
         return self._stream.read(size)
 
 
@@ -200,7 +206,7 @@ def _take(collector: Collector, name: str, content: IO[bytes]) -> None:
         collector.add_index(name, content.read())
     else:
         tail = b""
-        while chunk := content.read(_CHUNK):
+        while chunk := content.read(_COPY):
             tail = (tail + chunk)[-8:]
         collector.add_other(name, tail)
 
@@ -213,7 +219,7 @@ def _spool(content: IO[bytes], size: int, folder: Path, kept: Ranges | None) -> 
         position = 0
         wanted = iter(kept or ((0, size),))
         start, end = next(wanted, (size, size))
-        while chunk := content.read(_CHUNK):
+        while chunk := content.read(_COPY):
             view = memoryview(chunk)
             while start < position + len(chunk):
                 spool.seek(max(start, position))

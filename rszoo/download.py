@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import os
 from types import TracebackType
+from typing import Any
 
 import google_crc32c
 import requests
@@ -56,21 +57,22 @@ class RemoteFile:
         self._crc = google_crc32c.Checksum()
         self._received = 0
 
-    def read(self, size: int = -1, /) -> bytes:
-        """Return up to `size` bytes, fewer only at the end, where length and hash are checked.
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill up to all of `buffer`, and return how many bytes; 0 only at the end, where length and hash are checked.
 
         Raises:
             NetworkError: the connection broke, or what came is not what the server holds.
         """
         try:
-            chunk = self._response.raw.read(None if size < 0 else size, decode_content=False)
+            chunk = self._response.raw.read(len(buffer), decode_content=False)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise NetworkError(_explain(self.url, error)) from error
         self._crc.update(chunk)
         self._received += len(chunk)
         if not chunk:
             self._check_end()
-        return chunk
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
 
     def _check_end(self) -> None:
         if self.size is not None and self._received != self.size:
