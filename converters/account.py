@@ -47,7 +47,8 @@ def take_account(entries: Mapping[str, Entry], weights: WeightSet) -> Account:
             "this is a TF2 checkpoint (such as the Model Garden's, whose archives have the same names as the TF1 ones "
             "but hold other weights); only the TF1 lineage is converted so far"
         )
-    arch = infer_arch({name: entry.shape for name, entry in entries.items()})
+    # Either set tells the shapes: a checkpoint for evaluation may hold the averages alone.
+    arch = infer_arch({name.removesuffix(EMA_SUFFIX): entry.shape for name, entry in entries.items()})
     specs = list(iter_tensors(arch))
     names = tf1_names(specs)
     suffix = EMA_SUFFIX if weights == "ema" else ""

@@ -36,6 +36,7 @@ _MAX_MEMBERS = 1000
 # tarfile holds extended headers in memory, whatever size they claim; genuine ones are under 1 KiB.
 _TAR_BUFFER = 32 << 10
 _HEADER_BUDGET = 2 * _TAR_BUFFER
+_ONLY_SHARD = ".data-00000-of-00001"
 
 
 class Readable(Protocol):
@@ -134,32 +135,36 @@ def read_archive(
         OutputError: the spool cannot be written.
         NetworkError, OSError: the stream broke.
     """
-    kept: Ranges | None = None
+    kept: dict[str, Ranges | None] = {}
     source = _HashingReader(stream, report)
     collector = Collector(place)
     try:
         with igzip_threaded.open(source, "rb", threads=1, block_size=_CHUNK) as unpacked:
             for name, size, member in _members(place, unpacked):
                 if role(name) == "shard":
-                    kept = expected_ranges(size, keep) if keep else None
-                    collector.add_shard(name, _spool(member, size, spool_folder, kept))
+                    # A published checkpoint has one shard; one of several may have its size by chance.
+                    kept[name] = expected_ranges(size, keep) if keep and name.endswith(_ONLY_SHARD) else None
+                    collector.add_shard(name, _spool(member, size, spool_folder, kept[name]))
                 else:
                     _take(collector, name, member)
             # The gzip trailer, with its CRC32, stands behind the last member.
             while unpacked.read(_CHUNK):
                 pass
         files = collector.finish()
-        files.kept = kept
+        files.kept = kept.get(files.prefix + _ONLY_SHARD)
         files.archive_sha256, files.archive_size = source.finish(), source.size
         return files
     except BaseException as error:
         collector.close()
-        if isinstance(error, gzip.BadGzipFile):
+        # It is the same exception for a file of another kind and for a wrong checksum.
+        if isinstance(error, gzip.BadGzipFile) and str(error).startswith("Not a gzipped file"):
             raise ArchiveError(
                 f"{place} is not a gzip archive ({error}); give a .tar.gz, a folder or a prefix"
             ) from error
-        if isinstance(error, (EOFError, IsalError)):
+        if isinstance(error, (EOFError, IsalError, gzip.BadGzipFile)):
             raise ArchiveError(f"{place} is damaged or incomplete ({error}); get it again") from error
+        if isinstance(error, tarfile.TarError):
+            raise ArchiveError(f"{place} does not hold an intact tar archive ({error}); get it again") from error
         raise
     finally:
         source.close()
@@ -169,20 +174,22 @@ def _members(place: str, unpacked: IO[bytes]) -> Iterator[tuple[str, int, IO[byt
     """Yield base name, size and content of each regular member; refuse everything that a checkpoint never has."""
     reader = _BudgetReader(unpacked)
     seen: set[str] = set()
+    count = 0
     try:
         reader.budget = _HEADER_BUDGET
         with tarfile.open(fileobj=reader, mode="r|", bufsize=_TAR_BUFFER) as tar:  # type: ignore[call-overload]
             while (member := tar.next()) is not None:
                 reader.budget = None
                 name = _check_member(place, member)
-                if name in seen or len(seen) >= _MAX_MEMBERS:
+                count += 1
+                if name in seen or count > _MAX_MEMBERS:
                     raise ArchiveError(f"{place} has {name!r} twice, or over {_MAX_MEMBERS} members; it is refused")
                 content = tar.extractfile(member)
                 if content is not None:
                     seen.add(name)
                     yield name, member.size, content
                 reader.budget = _HEADER_BUDGET
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+    except (tarfile.TarError, ValueError, LookupError, OverflowError, RecursionError) as error:
         if isinstance(error, ArchiveError):
             raise
         raise ArchiveError(f"{place} does not hold an intact tar archive ({error}); get it again") from error

@@ -19,7 +19,7 @@ from rszoo.errors import CheckpointError, SourceNotFoundError, summarize
 _SHARD = re.compile(r"(?P<prefix>.+)\.data-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _INDEX_SUFFIX = ".index"
 #: Largest index that is read into memory. The 420's is 0.5 MB.
-MAX_INDEX_BYTES = 64 << 20
+MAX_INDEX_BYTES = 16 << 20
 
 
 @dataclass

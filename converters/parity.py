@@ -12,7 +12,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,14 +25,16 @@ from converters.tf1_export import export_tf1
 from rszoo.errors import MissingPackageError, OutputError, RszooError, WeightsError
 from rszoo.factory import create, import_model_module, keras_weights
 from rszoo.folder import CONVERSION, VERIFICATION, ModelFolder
+from rszoo.images import preprocess
 from rszoo.names import to_torch_layout, torch_name
-from rszoo.preprocess import preprocess
 from rszoo.preprocessing import Preprocessing
 from rszoo.registry import get_entry
 from rszoo.tensors import Kind, iter_tensors
 from rszoo.weights import Weights, check_header
 
 Status = Literal["passed", "failed", "not run"]
+#: Outputs by name: stem, stage1..stage4 (N, H, W, C), pooled and logits.
+Stages = dict[str, np.ndarray]
 
 #: Largest relative L2 error of float32 stages; a right port has 0.5e-6 to 1.2e-6, a wrong one thousands of times more.
 FLOAT32_BOUND = 2e-6
@@ -149,17 +151,16 @@ def check_source(folder: ModelFolder, source: str | None) -> Check:
 
 
 def check_frameworks(folder: ModelFolder) -> Check:
-    """Compare PyTorch and Keras stage by stage in float64 (float32 where Keras runs on JAX)."""
+    """Compare PyTorch and Keras stage by stage, in float64 where Keras's backend computes in it throughout."""
     import_model_module("torch")
     import_model_module("keras")
     import keras
 
-    dtype = "float32" if keras.config.backend() == "jax" else "float64"
+    # JAX has no float64 by default, and on PyTorch Keras casts to float32 in its batch normalization.
+    dtype = "float64" if keras.config.backend() == "tensorflow" else "float32"
     bound = FLOAT32_BOUND if dtype == "float32" else FLOAT64_BOUND
-    figures = {}
-    for images in _inputs(folder):
-        errors = stage_errors(keras_stages(folder, images, dtype), torch_stages(folder, images, dtype))
-        figures.update({f"{images.shape[1]}/{stage}": error for stage, error in errors.items()})
+    batches = _inputs(folder)
+    figures = stage_errors(keras_stages(folder, batches, dtype), torch_stages(folder, batches, dtype))
     return _judge("torch = keras", figures, bound, f"in {dtype}, Keras on {keras.config.backend()}")
 
 
@@ -173,13 +174,11 @@ def check_original(folder: ModelFolder, framework: Literal["torch", "keras"]) ->
     except ModuleNotFoundError:
         return Check(name, "not run", "the original graph needs TensorFlow; run: pip install tensorflow")
     graph = build_inference(folder.config.arch)
-    figures = {}
+    batches = _inputs(folder)
     with tempfile.TemporaryDirectory(prefix="rszoo-") as temporary:
         prefix = export_tf1(folder, Path(temporary) / "tf1")
-        for images in _inputs(folder):
-            expected = graph.run_stages(prefix, images, ema=folder.config.weights == "ema")
-            errors = stage_errors(run(folder, images, "float32"), expected)
-            figures.update({f"{images.shape[1]}/{stage}": error for stage, error in errors.items()})
+        expected = graph.run_stages(prefix, batches, ema=folder.config.weights == "ema")
+    figures = stage_errors(run(folder, batches, "float32"), expected)
     return _judge(name, figures, FLOAT32_BOUND, "in float32, restored by TensorFlow's Saver")
 
 
@@ -197,7 +196,7 @@ def check_golden(folder: ModelFolder, image: str | None) -> Check:
     if _sha256(Path(image)) != photo.sha256:
         return Check(name, "failed", f"{image} is not {photo.name}: its SHA-256 is not {photo.sha256}")
     inputs = preprocess(image, Preprocessing(photo.image_size))
-    logits = torch_stages(folder, inputs, "float32")["logits"][0].astype(np.float64)
+    logits = torch_stages(folder, [inputs], "float32")[0]["logits"][0].astype(np.float64)
     figures = {f"class {index}": abs(float(logits[index]) - expected) for index, expected in entry.golden.top5}
     figures["L2 norm"] = abs(float(np.linalg.norm(logits)) - entry.golden.logits_l2)
     worst = max(figures, key=lambda key: figures[key])
@@ -205,32 +204,37 @@ def check_golden(folder: ModelFolder, image: str | None) -> Check:
     return Check(name, status, f"{worst} differs most, by {figures[worst]:.4f} (at most {_GOLDEN_BOUND})", figures)
 
 
-def torch_stages(folder: ModelFolder, images: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """Return the outputs of every stage in PyTorch, NHWC. `images`: (N, H, W, C)."""
+def torch_stages(folder: ModelFolder, batches: Sequence[np.ndarray], dtype: str) -> list[Stages]:
+    """Return every stage's output for each batch in PyTorch. Batches and outputs are NHWC."""
     import torch
 
     model = create(folder.path).to(getattr(torch, dtype))
-    with torch.no_grad():
-        stages = model.forward_stages(torch.from_numpy(images.astype(dtype)).permute(0, 3, 1, 2))
-    return {
-        name: (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).numpy() for name, values in stages.items()
-    }
+    results = []
+    for images in batches:
+        with torch.no_grad():
+            stages = model.forward_stages(torch.from_numpy(images.astype(dtype)).permute(0, 3, 1, 2))
+        results.append({name: (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).numpy() for name, x in stages.items()})
+    return results
 
 
-def keras_stages(folder: ModelFolder, images: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """Return the outputs of every stage in Keras, NHWC. `images`: (N, H, W, C)."""
+def keras_stages(folder: ModelFolder, batches: Sequence[np.ndarray], dtype: str) -> list[Stages]:
+    """Return every stage's output for each batch in Keras. Batches and outputs are NHWC."""
     import keras
 
     module = import_model_module("keras")
     with _keras_dtype(dtype), Weights(folder.weights_path) as weights:
-        model = module.build_model(folder.config.arch, keras_weights(weights, folder.config.arch))
-        stages = module.stage_model(model)(images.astype(dtype), training=False)
-    return {name: keras.ops.convert_to_numpy(values) for name, values in stages.items()}
+        model = module.stage_model(module.build_model(folder.config.arch, keras_weights(weights, folder.config.arch)))
+    outputs = (model(images.astype(dtype), training=False) for images in batches)
+    return [{name: keras.ops.convert_to_numpy(x) for name, x in stages.items()} for stages in outputs]
 
 
-def stage_errors(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
-    """Return the relative L2 error of each stage, infinite where shapes differ."""
-    return {name: relative_l2(actual[name], values) for name, values in expected.items()}
+def stage_errors(actual: Sequence[Stages], expected: Sequence[Stages]) -> dict[str, float]:
+    """Return the relative L2 error of each stage of each batch, in forward order, as `batch 0 stage1` and so on."""
+    return {
+        f"batch {number} {name}": relative_l2(actual[number][name], values)
+        for number, stages in enumerate(expected)
+        for name, values in stages.items()
+    }
 
 
 def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -253,10 +257,10 @@ def _judge(name: str, figures: dict[str, float], bound: float, how: str) -> Chec
     return Check(name, "passed", f"largest relative L2 error {worst:.1e}, bound {bound:.0e}; {how}", figures)
 
 
-def _inputs(folder: ModelFolder) -> Iterator[np.ndarray]:
+def _inputs(folder: ModelFolder) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    for size in _INPUT_SIZES:
-        yield rng.standard_normal((2, size, size, folder.config.arch.in_chans)).astype(np.float32)
+    channels = folder.config.arch.in_chans
+    return [rng.standard_normal((2, size, size, channels)).astype(np.float32) for size in _INPUT_SIZES]
 
 
 @contextmanager

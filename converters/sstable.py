@@ -18,9 +18,11 @@ _TRAILER_SIZE = 5
 _PLAIN, _SNAPPY = 0, 1
 _RESTART_INTERVAL = 16
 _BLOCK_SIZE = 256 * 1024
-# Prefix compression lets a few bytes stand for a long key: without a bound, a hostile index could fill the memory.
-_MAX_KEY_BYTES = 64 * 1024 * 1024
-_MAX_BLOCK_BYTES = 64 * 1024 * 1024
+# A few bytes can stand for a long key, a megabyte of blocks or a Python object: without bounds, a hostile index could
+# fill the memory. The 420's has 8,000 items of 0.7 MB in all.
+_MAX_ITEMS = 250_000
+_MAX_ITEM_BYTES = 16 << 20
+_MAX_BLOCK_BYTES = 16 << 20
 
 
 def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -35,12 +37,16 @@ def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     footer = table[-_FOOTER_SIZE:]
     _, position = _read_handle(footer, 0)
     index_handle, _ = _read_handle(footer, position)
-    key_bytes = 0
+    count = size = 0
+    previous: bytes | None = None
     for _, handle in _read_entries(_read_block(table, index_handle)):
         for key, value in _read_entries(_read_block(table, _read_handle(handle, 0)[0])):
-            key_bytes += len(key)
-            if key_bytes > _MAX_KEY_BYTES:
-                raise CheckpointError("the checkpoint's index is damaged or hostile: its names exceed 64 MiB")
+            if previous is not None and key <= previous:
+                raise CheckpointError(f"the checkpoint's index is damaged: {key!r} is there twice or out of order")
+            previous = key
+            count, size = count + 1, size + len(key) + len(value)
+            if count > _MAX_ITEMS or size > _MAX_ITEM_BYTES:
+                raise CheckpointError("the checkpoint's index is damaged or hostile: it exceeds 16 MiB or 250000 items")
             yield key, value
 
 
@@ -95,7 +101,7 @@ def _unsnap(block: bytes) -> bytes:
         ) from error
     length, _ = read_varint(block, 0)
     if length > _MAX_BLOCK_BYTES:
-        raise CheckpointError("the checkpoint's index is damaged or hostile: a Snappy block claims over 64 MiB")
+        raise CheckpointError("the checkpoint's index is damaged or hostile: a Snappy block claims over 16 MiB")
     try:
         return bytes(cramjam.snappy.decompress_raw(block))
     except cramjam.DecompressionError as error:
@@ -106,6 +112,8 @@ def _read_entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     if len(block) < 4:
         raise CheckpointError("the checkpoint's index is damaged: an empty block")
     entries_end = len(block) - 4 - 4 * int.from_bytes(block[-4:], "little")
+    if entries_end < 0:
+        raise CheckpointError("the checkpoint's index is damaged: a block is too small for its restart points")
     position, key = 0, b""
     while position < entries_end:
         shared, position = read_varint(block, position)

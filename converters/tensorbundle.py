@@ -46,6 +46,7 @@ _NOT_NUMERIC = {7: "string", 20: "resource", 21: "variant"}
 _DTYPE_NUMBERS = {name: number for number, (name, _) in _DTYPES.items()}
 # numpy 1's limit; TensorFlow allows 254, and no network has such a tensor.
 _MAX_RANK = 32
+_MAX_VALUES = 1 << 48
 
 
 @dataclass(frozen=True)
@@ -107,15 +108,18 @@ class Bundle:
         entry = self.entries[name]
         if not entry.slices:
             return self._read_whole(name, entry)
-        parts = [self._read_part(name, entry, part) for part in entry.slices]
-        held, wanted = sum(values.size for values in parts), math.prod(entry.shape)
+        parts = [self._find_part(name, entry, part) for part in entry.slices]
+        held, wanted = sum(math.prod(stored.shape) for stored in parts), math.prod(entry.shape)
         if held != wanted:
             raise CheckpointError(f"the parts of the partitioned {name!r} hold {held} values, not {wanted}")
-        whole = np.zeros(entry.shape, parts[0].dtype)
-        for part, values in zip(entry.slices, parts, strict=True):
-            whole[tuple(slice(start, start + size) for (start, _), size in zip(part, values.shape, strict=True))] = (
-                values
-            )
+        values = [self._read_whole(name, stored) for stored in parts]
+        whole, filled = np.zeros(entry.shape, values[0].dtype), np.zeros(entry.shape, bool)
+        for part, stored, held_values in zip(entry.slices, parts, values, strict=True):
+            box = tuple(slice(start, start + size) for (start, _), size in zip(part, stored.shape, strict=True))
+            whole[box] = held_values
+            filled[box] = True
+        if not filled.all():
+            raise CheckpointError(f"the checkpoint's index is damaged: the parts of {name!r} overlap")
         return whole
 
     def _check_header(self, header: bytes) -> None:
@@ -128,7 +132,7 @@ class Bundle:
                 f"the checkpoint has {count} data shards, found {sorted(self._shards)}; give all *.data-NNNNN-of-NNNNN"
             )
 
-    def _read_part(self, name: str, entry: Entry, part: tuple[tuple[int, int], ...]) -> np.ndarray:
+    def _find_part(self, name: str, entry: Entry, part: tuple[tuple[int, int], ...]) -> Entry:
         key = _slice_key(name, part)
         stored = self._parts.get(key)
         shape = tuple(size if length == -1 else length for (_, length), size in zip(part, entry.shape, strict=False))
@@ -137,7 +141,7 @@ class Bundle:
             raise CheckpointError(f"the checkpoint's index is damaged: part {part} of {name!r} is missing or misshapen")
         if stored.dtype != entry.dtype:
             raise CheckpointError(f"the checkpoint's index is damaged: part {part} of {name!r} is {stored.dtype}")
-        return self._read_whole(name, stored)
+        return stored
 
     def _read_whole(self, name: str, entry: Entry) -> np.ndarray:
         itemsize, stored = _storage(name, entry)
@@ -223,7 +227,8 @@ def _parse_shape(name: str, data: bytes) -> tuple[int, ...]:
         if field == 2 and isinstance(value, bytes):
             size = dict(read_message(value)).get(1, 0)
             sizes.append(signed(size) if isinstance(size, int) else -1)
-    if len(sizes) > _MAX_RANK or any(size < 0 for size in sizes):
+    # Zeros left out, for numpy refuses an empty array too whose other dimensions overflow.
+    if len(sizes) > _MAX_RANK or min(sizes, default=0) < 0 or math.prod(filter(None, sizes)) > _MAX_VALUES:
         raise CheckpointError(f"the checkpoint's index is damaged: {name!r} has shape {sizes[:8]}")
     return tuple(sizes)
 

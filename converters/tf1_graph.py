@@ -7,7 +7,7 @@ tests, and to train the demo model. Importing this module imports TensorFlow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,17 @@ class Tf1Graph:
     loss: Any = None
     train_op: Any = None
 
-    def run_stages(self, checkpoint: str | Path, images: np.ndarray, *, ema: bool) -> dict[str, np.ndarray]:
-        """Restore a checkpoint with a Saver, as averages or as plain weights, and return each stage's output.
+    def run_stages(
+        self, checkpoint: str | Path, batches: Sequence[np.ndarray], *, ema: bool
+    ) -> list[dict[str, np.ndarray]]:
+        """Restore a checkpoint with a Saver, as averages or as plain weights, and return each batch's stages by name.
 
-        `images`: float32 (N, H, W, C).
+        `batches`: float32 (N, H, W, C) each.
         """
         with self.graph.as_default(), tf.Session(graph=self.graph) as session:
             variables = self.averages if ema else {variable.op.name: variable for variable in self.averages.values()}
             tf.train.Saver(variables).restore(session, str(checkpoint))
-            return session.run(self.stages, {self.images: images})
+            return [session.run(self.stages, {self.images: images}) for images in batches]
 
 
 def build_inference(config: ArchConfig) -> Tf1Graph:
@@ -179,11 +181,3 @@ def _bn(x: Any, config: ArchConfig, training: bool, *, relu: bool = False, zero_
         else:
             x = tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, epsilon=config.bn_epsilon, is_training=False)[0]
     return tf.nn.relu(x) if relu else x
-
-
-def assign_values(session: Any, values: Mapping[str, np.ndarray]) -> None:
-    """Set variables of the session's graph by name, in one run and without growing the graph."""
-    variables = {variable.op.name: variable for variable in tf.global_variables()}
-    initializers = {name: variables[name].initializer for name in values}
-    feed = {variables[name].initializer.inputs[1]: value for name, value in values.items()}
-    session.run(list(initializers.values()), feed)

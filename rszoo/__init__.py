@@ -20,7 +20,7 @@ _MODULE_OF = {
     "get_entry": "rszoo.registry",
     "list_models": "rszoo.registry",
     "load_weights": "rszoo.weights",
-    "preprocess": "rszoo.preprocess",
+    "preprocess": "rszoo.images",
 }
 
 __all__ = [
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from rszoo.config import ArchConfig
     from rszoo.errors import RszooError
     from rszoo.factory import create
-    from rszoo.preprocess import preprocess
+    from rszoo.images import preprocess
     from rszoo.preprocessing import Preprocessing
     from rszoo.registry import PretrainedEntry, get_entry, list_models
     from rszoo.weights import load_weights
@@ -50,7 +50,6 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'rszoo' has no attribute {name!r}; it offers: {', '.join(__all__)}")
     value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    # Cached, so that `rszoo.preprocess` stays the function after the submodule of that name has been imported.
     globals()[name] = value
     return value
 

@@ -77,7 +77,7 @@ class RemoteFile:
     def _check_end(self) -> None:
         if self.size is not None and self._received != self.size:
             raise NetworkError(f"{self.url} ended after {self._received} of {self.size} bytes; run the command again")
-        if self._expected_crc is not None and self._crc.digest() != self._expected_crc:
+        if self._expected_crc is not None and base64.b64encode(self._crc.digest()).decode() != self._expected_crc:
             raise NetworkError(f"{self.url} arrived damaged: its CRC32C is not the server's; run the command again")
 
     def __enter__(self) -> RemoteFile:
@@ -89,9 +89,9 @@ class RemoteFile:
         self._response.close()
 
 
-def _google_crc32c(header: str) -> bytes | None:
-    hashes = dict(part.strip().split("=", 1) for part in header.split(",") if "=" in part)
-    return base64.b64decode(hashes["crc32c"]) if "crc32c" in hashes else None
+def _google_crc32c(header: str) -> str | None:
+    """Return the CRC32C of a header `crc32c=<base64>,md5=<base64>`, still in base64."""
+    return dict(part.strip().split("=", 1) for part in header.split(",") if "=" in part).get("crc32c")
 
 
 def _explain(url: str, error: Exception) -> str:

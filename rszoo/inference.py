@@ -11,7 +11,7 @@ import numpy as np
 
 from rszoo.factory import Framework, create
 from rszoo.folder import ModelFolder
-from rszoo.preprocess import preprocess
+from rszoo.images import preprocess
 
 _BATCH = 32
 

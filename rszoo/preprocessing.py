@@ -1,4 +1,4 @@
-"""What an image goes through before a network sees it, as data; `rszoo.preprocess` does it.
+"""What an image goes through before a network sees it, as data; `rszoo.images` does it.
 
 Apart from the doing, so that the registry needs no numpy.
 """

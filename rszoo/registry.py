@@ -134,9 +134,9 @@ def get_entry(name: str) -> PretrainedEntry:
     wanted = _normalize(name)
     if wanted in entries:
         return entries[wanted]
-    sizes = {pair: entry for pair, entry in entries.items() if pair.rpartition("-i")[0] == wanted}
+    sizes = [entry for pair, entry in entries.items() if re.fullmatch(rf"{re.escape(wanted)}-i\d+", pair)]
     if sizes:
-        return max(sizes.values(), key=lambda entry: entry.image_size)
+        return max(sizes, key=lambda entry: entry.image_size)
     raise UnknownModelError(_unknown(name, wanted, list(entries)))
 
 

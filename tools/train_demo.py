@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from converters.tf1_graph import build_training
 from rszoo.config import ArchConfig
-from rszoo.preprocess import preprocess, resize_legacy_bicubic
+from rszoo.images import preprocess, resize_legacy_bicubic
 from rszoo.preprocessing import Preprocessing
 
 DATA = Path(__file__).parent.parent / "rszoo" / "data"

@@ -1,0 +1,115 @@
+"""Create PyTorch models with weights from a local file: rszoo against timm and against plain construction.
+
+python benchmarks/create.py --timm-python /tmp/timm-env/bin/python
+python benchmarks/create.py --touch      # the time also has every value read once, as a first forward pass does
+
+Each run is a fresh process; the time is taken inside it, after the imports. The first round is not counted.
+timm needs torchvision, so it gets an environment of its own, with the same torch:
+
+python3 -m venv /tmp/timm-env
+/tmp/timm-env/bin/pip install torch==2.13.0
+/tmp/timm-env/bin/pip install --no-deps torchvision==0.28.0
+/tmp/timm-env/bin/pip install timm==1.0.31 pillow safetensors huggingface_hub pyyaml
+
+With a torch for the CPU and a torchvision that is not, `import timm` fails with "operator torchvision::nms does not
+exist"; emptying the environment's torchvision/_meta_registrations.py helps.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import timing
+from timing import Case, Target
+
+_PAIRS = {
+    "resnet-rs-50-i160": "resnetrs50",
+    "resnet-rs-270-i256": "resnetrs270",
+    "resnet-rs-420-i320": "resnetrs420",
+}
+
+_RSZOO = """
+import torch, rszoo
+def make(folder, name):
+    return rszoo.create(folder)
+"""
+
+_TIMM = """
+import torch, timm
+def make(folder, name):
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=dict(file=folder + "/model.safetensors"))
+"""
+
+_PLAIN = """
+import torch
+from safetensors.torch import load_file
+from rszoo.folder import read_folder
+from rszoo.models.torch_resnet_rs import ResNetRS
+def make(folder, name):
+    model = ResNetRS(read_folder(folder).config.arch)
+    model.load_state_dict(load_file(folder + "/model.safetensors"), strict=False)
+    return model
+"""
+
+_MEASURE = """
+import sys, time
+folder, name, touch = sys.argv[1:]
+start = time.perf_counter()
+model = make(folder, name)
+if touch == "touch":
+    for tensor in model.state_dict().values():
+        tensor.sum()
+seconds = time.perf_counter() - start
+state = model.state_dict()
+print(*(state[key].double().sum().item() for key in ("fc.weight", "layer1.0.conv2.weight")))
+print(seconds)
+"""
+
+
+def main() -> None:
+    parser = timing.new_parser(__doc__)
+    parser.add_argument("--pairs", nargs="+", default=list(_PAIRS), choices=list(_PAIRS), metavar="PAIR")
+    parser.add_argument("--folder", type=Path, default=timing.DEFAULT_FOLDER, help="keeps the models between runs")
+    parser.add_argument("--timm-python", help="Python of an environment with timm; without it timm is left out")
+    parser.add_argument("--touch", action="store_true", help="read every value once within the time")
+    arguments = parser.parse_args()
+    touch = "touch" if arguments.touch else "create only"
+    if not arguments.timm_python:
+        print("no --timm-python given: compared with plain construction only, the target is not checked")
+
+    cases: list[Case] = []
+    for pair, timm_name in _PAIRS.items():
+        if pair in arguments.pairs:
+            folder = timing.make_model_folder(pair, arguments.folder)
+            given = [str(folder), timm_name, touch]
+            cases += _cases(pair, given, arguments.timm_python)
+    timing.measure(cases, 1)
+    results = timing.measure(cases, arguments.rounds)
+    for pair in arguments.pairs:
+        _check_equal([result for name, result in results.items() if name.startswith(pair)])
+    timing.report(results, arguments.json, timed=touch, weights="equal in all ways of creation")
+
+
+def _cases(pair: str, given: list[str], timm_python: str | None) -> list[Case]:
+    rszoo, timm, plain = f"{pair} rszoo", f"{pair} timm", f"{pair} plain"
+    command = [sys.executable, "-c", _RSZOO + _MEASURE, *given]
+    if timm_python is None:
+        cases = [Case(rszoo, command, baseline=plain, reports_seconds=True)]
+    else:
+        cases = [
+            Case(rszoo, command, baseline=timm, targets=[Target("ratio", 0.4)], reports_seconds=True),
+            Case(timm, [timm_python, "-c", _TIMM + _MEASURE, *given], reports_seconds=True),
+        ]
+    return [*cases, Case(plain, [sys.executable, "-c", _PLAIN + _MEASURE, *given], reports_seconds=True)]
+
+
+def _check_equal(results: list[timing.Result]) -> None:
+    """Raise RuntimeError unless all ways gave the same weights."""
+    checksums = {result.case.name: result.runs[0].output.splitlines()[-2] for result in results}
+    if len(set(checksums.values())) > 1:
+        raise RuntimeError(f"the weights differ: {checksums}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The two programs as a user runs them: output, JSON, exit codes, one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rszoo.demo import held_out_digits
+
+PROGRAMS = {"rszoo": "rszoo.cli", "rszoo-convert": "converters.cli"}
+
+
+def run(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", PROGRAMS[words[0]], *words[1:]]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment})
+
+
+@pytest.fixture(scope="module")
+def demo_model(tmp_path_factory) -> str:
+    """The demo converted by the program."""
+    folder = tmp_path_factory.mktemp("cli") / "demo"
+    done = run("rszoo-convert", "--ckpt", "resnet-rs-demo", "--output", str(folder))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"rszoo verify {folder}" in done.stdout
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def digit_files(tmp_path_factory) -> list[str]:
+    """Three held-out digits as PNG files, and their labels in the names."""
+    folder = tmp_path_factory.mktemp("digits")
+    images, labels = held_out_digits()
+    paths = [folder / f"{label}-{number}.png" for number, label in enumerate(labels[:3])]
+    for path, image in zip(paths, images, strict=False):
+        Image.fromarray(image).save(path)
+    return [str(path) for path in paths]
+
+
+def test_list_and_info_as_json():
+    listed = json.loads(run("rszoo", "list", "*-152-*", "--json").stdout)
+    assert [entry["name"] for entry in listed] == [f"resnet-rs-152-i{size}" for size in (192, 224, 256)]
+    assert listed[0]["parameters"] == 86_621_576
+    info = json.loads(run("rszoo", "info", "resnetrs152", "--json").stdout)
+    assert (info["name"], info["published"]["top1"]) == ("resnet-rs-152-i256", 83.0)
+    assert "resnet-rs-420-i320" in run("rszoo", "list").stdout
+
+
+def test_predict_names_the_digits(demo_model, digit_files):
+    for framework in ("torch", "keras"):
+        done = run("rszoo", "predict", demo_model, *digit_files, "--framework", framework, "--top", "2", "--json")
+        results = json.loads(done.stdout)
+        for result in results:
+            label = Path(result["image"]).name[0]
+            assert [len(result["predictions"]), result["predictions"][0]["label"]] == [2, label]
+            assert sum(guess["probability"] for guess in result["predictions"]) <= 1 + 1e-9
+
+
+def test_verify_passes_and_is_recorded(demo_model):
+    done = run("rszoo", "verify", demo_model, "--json")
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
+    assert done.returncode == 0, done.stdout
+    assert [check["status"] for check in checks.values()] == ["passed"] * 6 + ["not run"]
+    assert max(checks["torch = original graph"]["figures"].values()) <= 2e-6
+    record = json.loads((Path(demo_model) / "verification.json").read_text())
+    assert record["passed"] is True
+    assert (
+        record["weights_sha256"] == json.loads((Path(demo_model) / "conversion.json").read_text())["result"]["sha256"]
+    )
+
+
+def test_verify_finds_a_changed_weight(demo_model, tmp_path):
+    for file in Path(demo_model).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    data = bytearray((tmp_path / "model.safetensors").read_bytes())
+    data[-2] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(data)
+    done = run("rszoo", "verify", str(tmp_path), "--json")
+    assert done.returncode == 1
+    assert {check["name"] for check in json.loads(done.stdout) if check["status"] == "failed"} == {"file", "source"}
+    assert "failed 2 of 7 checks: file, source" in done.stderr
+    assert json.loads((tmp_path / "verification.json").read_text())["passed"] is False
+
+
+def test_verify_says_what_it_could_not_do_without_frameworks(demo_model):
+    # None in sys.modules makes an import fail as if the package were not there.
+    code = (
+        "import sys; sys.modules.update(torch=None, keras=None, tensorflow=None);"
+        f"from rszoo.cli import main; sys.argv = ['rszoo', 'verify', {demo_model!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.count("not run") == 4
+    assert 'pip install "rszoo[torch]"' in done.stdout
+
+
+def test_convert_back_and_forth_on_the_command_line(demo_model, tmp_path):
+    done = run("rszoo-convert", "--ckpt", demo_model, "--to", "tf1", "--output", str(tmp_path / "tf1"), "--json")
+    assert json.loads(done.stdout) == {"prefix": str(tmp_path / "tf1" / "model.ckpt")}
+    words = (
+        "--ckpt",
+        str(tmp_path / "tf1"),
+        "--model",
+        "resnet-rs-demo",
+        "--output",
+        str(tmp_path / "again"),
+        "--json",
+    )
+    report = json.loads(run("rszoo-convert", *words).stdout)
+    assert (report["model"], report["result"]["tensors"]) == ("resnet-rs-demo", 194)
+
+
+def test_demo_runs_from_an_empty_folder(tmp_path):
+    done = run("rszoo", "demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "torch: 359 of 360 held-out digits right" in done.stdout
+    assert "keras: 359 of 360 held-out digits right" in done.stdout
+
+
+MISTAKES = [
+    (("rszoo", "info", "resnet-rs-152-i288"), 2, "resnet-rs-152-i224"),
+    (("rszoo", "list", "*-i999"), 2, "rszoo list"),
+    (("rszoo", "inof"), 2, "info"),
+    (("rszoo", "predict", "MODEL", "no.jpg"), 3, "no.jpg"),
+    (("rszoo", "predict", "MODEL", "TEXT"), 3, "cannot read"),
+    (("rszoo", "predict", "./nowhere", "TEXT"), 3, "rszoo-convert --ckpt"),
+    (("rszoo", "verify", "EMPTY"), 3, "no config.json"),
+    (("rszoo-convert", "--ckpt", "no.tar.gz", "--output", "x"), 3, "no.tar.gz"),
+    (("rszoo-convert", "--ckpt", "TEXT", "--output", "x"), 3, "no checkpoint"),
+    (("rszoo-convert", "--ckpt", "EMPTY", "--output", "x"), 3, "*.index"),
+    (("rszoo-convert", "--ckpt", "resnet-rs-51", "--output", "x"), 2, "resnet-rs-50-i160"),
+    (("rszoo-convert", "--ckpt", "resnet-rs-demo", "--output", "EMPTYFILE"), 5, "choose another --output"),
+    (("rszoo-convert", "--ckpt", "resnet-rs-demo", "--output", "x", "--weights", "best"), 2, "ema"),
+    (("rszoo-convert", "--ckpt", "MODEL", "--to", "tf1"), 2, "--output"),
+    (("rszoo-convert", "--ckpt", "resnet-rs-50-i160", "--output", "x"), 4, "RSZOO_OFFLINE"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "hint"), MISTAKES, ids=[" ".join(words) for words, _, _ in MISTAKES])
+def test_mistakes_get_a_line_a_hint_and_a_code(demo_model, tmp_path, words, code, hint):
+    (tmp_path / "text.txt").write_text("not an image")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    places = {"MODEL": demo_model, "TEXT": "text.txt", "EMPTY": "empty", "EMPTYFILE": "file"}
+    before = sorted(tmp_path.rglob("*"))
+    done = run(*(places.get(word, word) for word in words), cwd=tmp_path, RSZOO_OFFLINE="1")
+    assert done.returncode == code, done.stderr
+    assert hint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback():
+    assert "Traceback" in run("rszoo", "info", "nothing", RSZOO_DEBUG="1").stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_ends_with_examples_and_exit_codes(program):
+    words = (program,) if program == "rszoo-convert" else (program, "predict")
+    text = run(*words, "--help").stdout
+    assert text.index("Examples:") < text.index("Exit codes:")
+    assert text.count(f"{program} ") >= 2
+
+
+def test_output_is_plain_without_a_terminal(demo_model):
+    done = run("rszoo", "info", demo_model)
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    assert np.char.count(done.stdout, "parameters") == 1

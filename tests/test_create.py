@@ -1,0 +1,274 @@
+"""`rszoo.create` in both frameworks: weights, heads, channels, sizes, initial values, training behaviour."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+import torch
+
+import rszoo
+from rszoo.config import ArchConfig
+from rszoo.errors import (
+    ConfigError,
+    MissingPackageError,
+    SourceNotFoundError,
+    UnknownModelError,
+    UsageError,
+    WeightsError,
+)
+from rszoo.images import preprocess
+from rszoo.models import keras_resnet_rs, torch_resnet_rs
+from rszoo.names import keras_name, to_tf_layout, torch_name
+from rszoo.tensors import Initial, iter_tensors
+from tests.tf1 import TINY
+
+RNG = np.random.default_rng(0)
+
+
+def logits_of(model, images_nhwc: np.ndarray) -> np.ndarray:
+    if isinstance(model, torch.nn.Module):
+        with torch.no_grad():
+            return model(torch.from_numpy(images_nhwc).permute(0, 3, 1, 2)).numpy()
+    return keras.ops.convert_to_numpy(model(images_nhwc, training=False))
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_every_weight_arrives_and_nothing_is_drawn(tiny_folder, framework):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    model = rszoo.create(tiny_folder.path, framework=framework)
+    assert torch.equal(torch.get_rng_state(), before)
+    weights = rszoo.load_weights(tiny_folder.path)
+    if framework == "torch":
+        state = model.state_dict()
+        assert all(np.array_equal(state[name].numpy(), weights[name]) for name in weights)
+        assert not model.training
+        return
+    variables = {(v.path.split("/")[-2], v.name): v for v in model.weights}
+    for spec in iter_tensors(TINY):
+        expected = to_tf_layout(spec.kind, weights[torch_name(spec)])
+        np.testing.assert_array_equal(np.asarray(variables[keras_name(spec)]), expected)
+
+
+def test_preprocessing_comes_with_the_model(tiny_folder):
+    image = RNG.integers(0, 256, (80, 70, 3), dtype=np.uint8)
+    expected = preprocess(image, tiny_folder)
+    for framework in ("torch", "keras"):
+        model = rszoo.create(tiny_folder.path, framework=framework)
+        np.testing.assert_array_equal(rszoo.preprocess(image, model), expected)
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_another_class_count_keeps_the_backbone_and_says_so(tiny_folder, framework, caplog):
+    images = RNG.standard_normal((1, 64, 64, 3)).astype(np.float32)
+    with caplog.at_level(logging.WARNING, "rszoo"):
+        model = rszoo.create(tiny_folder.path, framework=framework, num_classes=3)
+    assert "new head: 3 classes" in caplog.text
+    assert logits_of(model, images).shape == (1, 3)
+    original = rszoo.create(tiny_folder.path, framework=framework)
+    if framework == "torch":
+        features = [
+            m.forward_head(m.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2))), pre_logits=True)
+            for m in (model, original)
+        ]
+        assert torch.equal(*features)
+        assert model.fc.weight.std() < 0.02
+        assert (model.fc.bias == 0).all()
+    else:
+        features = [keras_resnet_rs.stage_model(m)(images)["pooled"] for m in (model, original)]
+        np.testing.assert_array_equal(*features)
+
+
+@pytest.mark.parametrize("in_chans", [1, 2, 4, 6])
+def test_other_channel_counts_adapt_the_stem_alike(tiny_folder, in_chans, caplog):
+    images = RNG.standard_normal((2, 64, 64, in_chans)).astype(np.float32)
+    ours, theirs = (rszoo.create(tiny_folder.path, framework=name, in_chans=in_chans) for name in ("torch", "keras"))
+    assert "first convolution adapted from 3 to" in caplog.text
+    np.testing.assert_allclose(logits_of(ours, images), logits_of(theirs, images), atol=1e-5)
+    original = rszoo.create(tiny_folder.path)
+    if in_chans == 1:
+        # Gray as RGB: the same answer.
+        np.testing.assert_allclose(logits_of(ours, images), logits_of(original, images.repeat(3, -1)), atol=1e-4)
+    if in_chans == 6:
+        doubled = np.concatenate([images[..., :3]] * 2, axis=-1)
+        np.testing.assert_allclose(logits_of(ours, doubled), logits_of(original, images[..., :3]), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(33, 47), (64, 65), (128, 96)])
+def test_any_input_size_gives_the_same_in_both(tiny_folder, size):
+    images = RNG.standard_normal((1, *size, 3)).astype(np.float32)
+    ours, theirs = (rszoo.create(tiny_folder.path, framework=name) for name in ("torch", "keras"))
+    np.testing.assert_allclose(logits_of(ours, images), logits_of(theirs, images), atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_published_initial_values(framework):
+    config = ArchConfig((1, 1, 1, 1), width_multiplier=0.5, num_classes=500)
+    model = rszoo.create(config, framework=framework)
+    if framework == "torch":
+        state = {name: values.numpy() for name, values in model.state_dict().items()}
+        values = {spec: state[torch_name(spec)] for spec in iter_tensors(config)}
+    else:
+        variables = {(v.path.split("/")[-2], v.name): np.asarray(v) for v in model.weights}
+        values = {spec: variables[keras_name(spec)] for spec in iter_tensors(config)}
+    for spec, actual in values.items():
+        if spec.initial in (Initial.ZEROS, Initial.ONES):
+            assert (actual == (spec.initial is Initial.ONES)).all(), spec
+        elif actual.size > 5000:
+            std = 0.01 if spec.initial is Initial.NORMAL else np.sqrt(1 / np.prod(spec.shape[:-1]))
+            assert actual.std() == pytest.approx(std, rel=0.05), spec
+            # The truncated normal ends at two of its own standard deviations.
+            assert (np.abs(actual).max() < 2.3 * std) == (spec.initial is Initial.FAN_IN), spec
+    zero_gammas = [spec.layer for spec in values if spec.initial is Initial.ZEROS and spec.kind.variable == "gamma"]
+    assert zero_gammas == [f"stage{stage}.block0.bn3" for stage in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_drop_connect_drops_whole_samples_and_keeps_the_mean(framework):
+    rate, ones = 0.4, np.ones((4000, 2, 2, 3), np.float32)
+    if framework == "torch":
+        layer = torch_resnet_rs.DropConnect(rate)
+        out = layer.train()(torch.from_numpy(ones)).numpy()
+        assert (layer.eval()(torch.from_numpy(ones)).numpy() == 1).all()
+    else:
+        config = replace(TINY, drop_connect_rate=rate)
+        block = keras_resnet_rs.build_model(config).get_layer("stage4_block0")
+        layer = block.get_layer("stage4_block0_drop_connect")
+        out = keras.ops.convert_to_numpy(layer(ones, training=True))
+        assert (keras.ops.convert_to_numpy(layer(ones, training=False)) == 1).all()
+    per_sample = out.reshape(len(ones), -1)
+    assert (per_sample == per_sample[:, :1]).all()
+    np.testing.assert_allclose(np.unique(per_sample), [0, 1 / 0.6], rtol=1e-6)
+    assert (per_sample[:, 0] == 0).mean() == pytest.approx(rate, abs=0.03)
+
+
+def test_training_changes_memory_and_never_the_file(tiny_folder):
+    before = tiny_folder.weights_path.read_bytes()
+    model = rszoo.create(tiny_folder.path).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.randn(4, 3, 64, 64)).square().mean().backward()
+    optimizer.step()
+    changed = rszoo.load_weights(tiny_folder.path)["fc.weight"]
+    assert not np.array_equal(model.fc.weight.detach().numpy(), changed)
+    assert model.bn1.num_batches_tracked == 1
+    assert tiny_folder.weights_path.read_bytes() == before
+
+
+def test_saved_keras_model_loads_where_rszoo_is_not(tiny_folder, tmp_path):
+    model = rszoo.create(tiny_folder.path, framework="keras")
+    images = RNG.standard_normal((2, 64, 64, 3)).astype(np.float32)
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", images)
+    # -P and the folder: neither the checkout nor an installed rszoo can be imported.
+    code = (
+        "import sys; sys.modules['rszoo'] = None; import keras, numpy as np;"
+        "model = keras.saving.load_model('model.keras');"
+        "np.save('logits.npy', model(np.load('images.npy'), training=False))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), logits_of(model, images), atol=1e-6)
+    # Rebuilt from its config alone it starts from published initial values, not from a copy of the weights.
+    fresh = keras.Model.from_config(model.get_config())
+    assert fresh.get_layer("stem_conv1").get_config()["kernel_initializer"]["class_name"] == "VarianceScaling"
+
+
+def test_the_deepest_keras_model_builds_within_the_default_recursion_limit():
+    narrow = ArchConfig.from_dict({"depth": 420, "width_multiplier": 0.016, "num_classes": 3})
+    assert sys.getrecursionlimit() <= 1000 or sys.gettrace() is not None
+    model = keras_resnet_rs.build_model(narrow)
+    assert logits_of(model, np.zeros((1, 32, 32, 3), np.float32)).shape == (1, 3)
+
+
+def test_torch_model_follows_timms_interface(tiny_folder):
+    model = rszoo.create(tiny_folder.path)
+    images = torch.randn(2, 3, 64, 64)
+    stages = model.forward_stages(images)
+    assert torch.equal(model.forward_head(model.forward_features(images)), model(images))
+    assert torch.equal(stages["logits"], model(images))
+    assert (model.num_features, model.num_classes) == (256, 7)
+    assert model.get_classifier() is model.fc
+    model.reset_classifier(4)
+    assert model(images).shape == (2, 4)
+    with pytest.raises(ConfigError, match="num_classes"):
+        model.reset_classifier(0)
+    compiled = torch.compile(model.eval(), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images), model(images))
+
+
+def test_name_without_pretrained_draws_and_demo_loads():
+    torch.manual_seed(0)
+    first = rszoo.create("resnet-rs-demo")
+    assert first.training
+    loaded = rszoo.create("resnet-rs-demo", pretrained=True)
+    assert not torch.equal(first.fc.weight, loaded.fc.weight)
+    np.testing.assert_array_equal(loaded.fc.weight.detach().numpy(), rszoo.load_weights("resnet-rs-demo")["fc.weight"])
+
+
+def test_weights_are_lazy_and_a_mapping(tiny_folder):
+    with rszoo.load_weights(tiny_folder.path) as weights:
+        assert list(weights) == [torch_name(spec) for spec in iter_tensors(TINY)]
+        assert weights.shape("conv1.0.weight") == (4, 3, 3, 3)
+        assert weights["conv1.0.weight"].shape == (4, 3, 3, 3)
+        assert "nothing" not in weights
+        assert weights.metadata["weights"] == "ema"
+        with pytest.raises(KeyError):
+            weights["nothing"]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda folder: rszoo.create("resnet-rs-51"), UnknownModelError, "resnet-rs-50"),
+        (lambda folder: rszoo.create("no/such/folder"), SourceNotFoundError, "rszoo-convert"),
+        (lambda folder: rszoo.create(folder.parent), SourceNotFoundError, "not a model folder"),
+        (lambda folder: rszoo.create(folder, framework="tensorflow"), UsageError, "torch or keras"),
+        (lambda folder: rszoo.create(folder, num_classes=0), ConfigError, "num_classes"),
+        (lambda folder: rszoo.create(TINY, pretrained=True), UsageError, "no pretrained weights"),
+    ],
+)
+def test_wrong_arguments(tiny_folder, call, error, message):
+    with pytest.raises(error, match=message):
+        call(tiny_folder.path)
+
+
+def copy_of(folder, target):
+    target.mkdir()
+    for file in folder.path.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-100], "damaged"),
+        (lambda data: b"", "damaged"),
+        (lambda data: data.replace(b'"conv1.0.weight"', b'"conv1.0.wEight"'), r"1 missing .conv1.0.weight"),
+        (lambda data: data.replace(b'"shape":[4,3,3,3]', b'"shape":[3,4,3,3]'), "1 misshapen .conv1.0.weight"),
+    ],
+)
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_damaged_weights_are_refused(tiny_folder, tmp_path, framework, damage, message):
+    folder = copy_of(tiny_folder, tmp_path / "damaged")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(WeightsError, match=message):
+        rszoo.create(folder, framework=framework)
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_missing_framework_names_the_extra(framework):
+    code = (
+        f"import sys; sys.modules[{framework!r}] = None; import rszoo\n"
+        f"try: rszoo.create('resnet-rs-demo', framework={framework!r})\n"
+        "except rszoo.RszooError as error: print(type(error).__name__, error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith(MissingPackageError.__name__)
+    assert f'pip install "rszoo[{framework}]"' in run.stdout

@@ -1,0 +1,86 @@
+"""The package as such: what importing it costs, what it offers, and a wheel installed elsewhere."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+import rszoo
+
+ROOT = Path(__file__).parent.parent
+FRAMEWORKS = {"torch", "tensorflow", "keras", "jax", "tf_keras"}
+
+
+def modules_after(code: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter has imported after running the code."""
+    report = "import sys, json; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    run = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True)
+    return set(json.loads(run.stdout.splitlines()[-1]))
+
+
+def test_import_loads_no_framework_and_no_client():
+    loaded = modules_after("import rszoo")
+    assert not loaded & (FRAMEWORKS | {"huggingface_hub", "requests", "numpy", "PIL"})
+
+
+def test_listing_needs_no_numpy():
+    assert "numpy" not in modules_after("import rszoo; rszoo.list_models(); rszoo.get_entry('resnetrs50')")
+
+
+def test_conversion_imports_no_framework(tmp_path):
+    code = f"from converters.convert import convert; convert('resnet-rs-demo', {str(tmp_path / 'm')!r})"
+    assert not modules_after(code) & FRAMEWORKS
+    assert (tmp_path / "m" / "model.safetensors").is_file()
+
+
+def test_public_names_resolve_whatever_was_imported_before():
+    submodules = {module.name for module in pkgutil.iter_modules(rszoo.__path__)}
+    # A submodule of the same name would take the place of a public function as soon as it is imported.
+    assert not submodules & set(rszoo.__all__)
+    assert set(rszoo._MODULE_OF) | {"__version__"} == set(rszoo.__all__)
+    for name, module in rszoo._MODULE_OF.items():
+        assert getattr(rszoo, name) is getattr(importlib.import_module(module), name)
+    with pytest.raises(AttributeError, match=r"it offers: .*create"):
+        rszoo.no_such_name  # noqa: B018 - the access is the test
+
+
+def test_type_checkers_see_the_same_names():
+    source = (ROOT / "rszoo" / "__init__.py").read_text()
+    block = source[source.index("if TYPE_CHECKING:") : source.index("def __getattr__")]
+    for name, module in rszoo._MODULE_OF.items():
+        (line,) = [line for line in block.splitlines() if line.strip().startswith(f"from {module} import ")]
+        assert name in line.rpartition(" import ")[2].split(", ")
+
+
+def test_a_wheel_works_where_the_checkout_is_not(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("rszoo-*.whl")
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    # The dependencies come from this environment: what is tested is the wheel's own content.
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True, capture_output=True)
+    here = Path(pytest.__file__).parent.parent
+    (tmp_path / "venv" / "lib").glob("python*/site-packages").__next__().joinpath("deps.pth").write_text(f"{here}\n")
+    code = (
+        "import rszoo, sys; print(rszoo.__file__); print(len(rszoo.list_models()));"
+        "print(rszoo.get_entry('resnet-rs-50').labels[388]); print(len(rszoo.load_weights('resnet-rs-demo')))"
+    )
+    run = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    path, count, panda, tensors = run.stdout.splitlines()
+    assert path.startswith(str(tmp_path))
+    assert (int(count), int(tensors)) == (12, 194)
+    assert panda.startswith("giant panda")
+    program = tmp_path / "venv" / "bin" / "rszoo"
+    listed = subprocess.run([program, "list", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert len(json.loads(listed.stdout)) == 12
