@@ -1,0 +1,39 @@
+# Two commands: `make demo` runs the main job on data that ships with the project, `make test` passes the tests.
+# Both install into .venv. TORCH may name another build of PyTorch.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all lint clean
+
+demo: $(VENV)/installed-demo
+	$(BIN)/rszoo demo --output demo-model
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-all: lint
+	$(BIN)/python -m pytest --slow
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# PyTorch comes first and alone: what follows is then content with the build that is there.
+$(VENV)/installed-torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	touch $@
+
+$(VENV)/installed-demo: pyproject.toml $(VENV)/installed-torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[torch,keras]"
+	touch $@
+
+$(VENV)/installed-test: pyproject.toml $(VENV)/installed-torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-model build dist .pytest_cache .mypy_cache .ruff_cache
