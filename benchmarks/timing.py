@@ -232,7 +232,7 @@ def make_model_folder(name: str, folder: Path) -> Path:
     """Return the model folder of a registered pair with random weights, made in other processes unless it is there."""
     target = folder / name
     if not target.is_dir():
-        command = [tool("rszoo-convert"), "--ckpt", make_archive(name, folder), "--output", target]
+        command = [tool("rszoo-convert"), "--ckpt", str(make_archive(name, folder)), "--output", str(target)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return target
 

@@ -171,7 +171,9 @@ def check_original(folder: ModelFolder, framework: Literal["torch", "keras"]) ->
     import_model_module(framework)
     try:
         from converters.tf1_graph import build_inference
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
         return Check(name, "not run", "the original graph needs TensorFlow; run: pip install tensorflow")
     graph = build_inference(folder.config.arch)
     batches = _inputs(folder)

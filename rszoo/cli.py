@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from rszoo.console import EXIT_CODES, new_app, print_json, run, table
+from rszoo.console import EXIT_CODES, load_frameworks, new_app, print_json, run, table
 from rszoo.errors import VerificationError
 
 
@@ -79,6 +79,7 @@ def verify(
     from rszoo.folder import read_folder
 
     opened = read_folder(folder)
+    load_frameworks("torch", "keras")
     checks = []
     for check in parity.verify(opened, source=ckpt, golden_image=golden_image):
         checks.append(check)
@@ -103,7 +104,9 @@ def predict(
     from rszoo.inference import Classifier
     from rszoo.weights import find_folder
 
-    classifier = Classifier(find_folder(model), framework.value)
+    found = find_folder(model)
+    load_frameworks(framework.value)
+    classifier = Classifier(found, framework.value)
     results = []
     for image, logits in zip(images, classifier.logits(images), strict=True):
         predictions = classifier.top(logits, top)
@@ -123,6 +126,7 @@ def demo(
     """Convert the embedded checkpoint, verify it, and classify digits that it never saw."""
     from rszoo.demo import run_demo
 
+    load_frameworks("torch", "keras")
     run_demo(output)
 
 

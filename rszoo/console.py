@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rszoo.errors import OutputError, RszooError
+from rszoo.errors import MissingPackageError, OutputError, RszooError
+
+if TYPE_CHECKING:
+    from rszoo.factory import Framework
 
 EXIT_CODES = """
 Exit codes: 0 done, 1 a check failed, 2 wrong usage or unknown model, 3 unusable input, 4 network, 5 output cannot be
@@ -51,6 +56,30 @@ def run(app: typer.Typer) -> None:
             message, code = f"{where}{error.strerror or error}", OutputError.exit_code
         print(f"error: {message}", file=sys.stderr)
         sys.exit(code)
+
+
+def load_frameworks(*frameworks: Framework) -> None:
+    """Import what is installed of these, without the notes that TensorFlow's C++ writes to stderr as it starts.
+
+    No setting of TensorFlow's silences them, and they would bury what the command has to say. An import that fails
+    shows them.
+    """
+    from rszoo.factory import import_model_module
+
+    with tempfile.TemporaryFile() as held_back:
+        stderr = os.dup(2)
+        os.dup2(held_back.fileno(), 2)
+        try:
+            for framework in frameworks:
+                with suppress(MissingPackageError):
+                    import_model_module(framework)
+        except BaseException:
+            held_back.seek(0)
+            os.write(stderr, held_back.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def print_json(value: Any) -> None:

@@ -10,6 +10,7 @@ import itertools
 import os
 import random
 import tarfile
+import tempfile
 import tracemalloc
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from converters import archive
 from converters.archive import read_archive
 from converters.convert import Identity, convert, open_accounted
 from converters.files import CheckpointFiles
@@ -120,6 +122,33 @@ def test_several_shards_larger_than_any_buffer(spool):
     files = {f"m.data-0000{number}-of-00003": content for number, content in enumerate(shards)} | {"m.index": b"index"}
     with read(archive_of(files), spool) as found:
         assert [shard_bytes(found, number) for number in range(3)] == shards
+
+
+def test_reading_ahead_does_not_overwrite_what_is_not_used_yet():
+    content = np.random.default_rng(4).bytes(5_300_000)
+    reader = archive._HashingReader(io.BytesIO(content), lambda count: None)
+    used = bytearray()
+    while len(used) < 5_000_000:
+        used += reader.read(77_777)
+    assert reader.finish() == hashlib.sha256(content).hexdigest()
+    assert used == content[: len(used)]
+
+
+def test_spools_of_a_refused_archive_are_closed(spool, monkeypatch):
+    spools, genuine = [], tempfile.TemporaryFile
+
+    def recorded(**options: object) -> object:
+        spools.append(genuine(**options))
+        return spools[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", recorded)
+    good, evil = raw_of([regular(*item) for item in small_files().items()]), raw_of([regular("../evil", b"x")])
+    cut = raw_of([regular("m.data-00000-of-00001", bytes(9000))])[:5000]
+    for tar in (good + evil, good + cut, raw_of([regular(DATA, b"x")])):
+        with pytest.raises(RszooError):
+            read(gzip.compress(tar, 1), spool)
+    assert len(spools) == 4
+    assert all(opened.closed for opened in spools)
 
 
 def test_archive_is_found_by_content_whatever_its_name(tmp_path, spool):
@@ -303,8 +332,9 @@ def test_tar_truncated_within_an_intact_gzip_is_told_so(spool):
             read(gzip.compress(raw[:length], 1), spool)
 
 
-def test_checksum_and_length_behind_the_last_member_are_checked(spool):
-    packed = archive_of(small_files())
+@pytest.mark.parametrize("values", [5000, 900_000])
+def test_checksum_and_length_behind_the_last_member_are_checked(spool, values):
+    packed = archive_of(small_files(values=values))
     for position in (-8, -1):
         damaged = bytearray(packed)
         damaged[position] ^= 1
@@ -415,6 +445,24 @@ def test_only_the_wanted_set_of_a_published_shard_is_spooled(demo, spool, weight
         assert {name for name, entry in entries.items() if found.holds(entry)} == set(wanted)
 
 
+def test_kept_ranges_may_begin_and_end_anywhere(spool, monkeypatch):
+    # The shard is copied in pieces, of 64 KiB at the time of writing.
+    content = np.random.default_rng(8).bytes(300_000)
+    near = [piece * 65536 + step for piece in range(4) for step in (-2, -1, 0, 1, 2)][2:]
+    packed = archive_of({DATA: content, INDEX: b"x"})
+    rng = random.Random(9)
+    for _ in range(150):
+        bounds = sorted(rng.sample([*near, *rng.sample(range(300_001), 5), 300_000], rng.choice([2, 4, 8])))
+        ranges = tuple(zip(bounds[::2], bounds[1::2], strict=True))
+        monkeypatch.setattr(archive, "expected_ranges", lambda size, weights, ranges=ranges: ranges)
+        with read(packed, spool, "ema") as found:
+            expected = bytearray(len(content))
+            for start, end in ranges:
+                expected[start:end] = content[start:end]
+            assert found.kept == ranges
+            assert shard_bytes(found) == expected
+
+
 def reordered(files: dict[str, bytes], step_shard: int = 0) -> dict[str, bytes]:
     """Return the same checkpoint, its tensors in the reverse order; the step counter, if asked, in another shard."""
     entries = Bundle(files[INDEX], {0: io.BytesIO(files[DATA])}).entries
@@ -461,7 +509,7 @@ def test_shard_in_another_order_is_converted_in_a_second_pass(tmp_path, spool, d
         np.testing.assert_array_equal(other[name], values)
 
 
-@pytest.mark.parametrize("case", ["stale shard behind", "stale shard of a published size behind", "two shards"])
+@pytest.mark.parametrize("case", ["stale shard behind", "stale shard in front", "stale published shard", "two shards"])
 def test_guess_of_the_layout_is_of_the_shard_that_the_index_describes(tmp_path, spool, demo, case):
     stale = "stale.data-00000-of-00001"
     if case == "two shards":
@@ -473,8 +521,12 @@ def test_guess_of_the_layout_is_of_the_shard_that_the_index_describes(tmp_path, 
         }
     else:
         files = reordered(demo)
-        files = {DATA: files[DATA] + b"x" * ("published" in case), stale: files[DATA], INDEX: files[INDEX]}
-        files[stale] = files[stale] if "published" in case else b"x"
+        if case == "stale published shard":
+            files = {DATA: files[DATA] + b"x", stale: files[DATA], INDEX: files[INDEX]}
+        elif case == "stale shard in front":
+            files = {stale: b"x", DATA: files[DATA], INDEX: files[INDEX]}
+        else:
+            files = {DATA: files[DATA], stale: b"x", INDEX: files[INDEX]}
     path = tmp_path / "a.tar.gz"
     path.write_bytes(archive_of(files))
     original = Bundle(demo[INDEX], {0: io.BytesIO(demo[DATA])})
