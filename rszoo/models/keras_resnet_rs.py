@@ -6,6 +6,8 @@ the 270 and deeper exceed Python's recursion limit. Stock layers only, so that a
 
 from __future__ import annotations
 
+import gc
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 from keras import layers
 
 from rszoo.config import ArchConfig, Block
+from rszoo.models.initial import KernelDraws
 from rszoo.names import keras_name
 from rszoo.tensors import Initial, Kind, TensorSpec, iter_tensors
 
@@ -40,7 +43,16 @@ def build_model(config: ArchConfig, weights: Mapping[tuple[str, str], np.ndarray
     `weights`: Keras names (`rszoo.names.keras_name`) to values in Keras's layout (HWIO; in x out). They go straight
     into the variables, with no random draw before. Where there are none, the published initial values are drawn.
     """
-    return _Builder(config, weights).build()
+    # Keras makes tens of thousands of objects, all of which live on: looking for garbage among them takes a second.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        # Python's generator is where Keras's own initializers get their seeds from.
+        with KernelDraws(iter_tensors(config) if weights is None else (), random.getrandbits(64)) as draws:
+            return _Builder(config, weights, draws).build()
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def stage_model(model: keras.Model) -> keras.Model:
@@ -57,9 +69,12 @@ def stage_model(model: keras.Model) -> keras.Model:
 class _Builder:
     """Makes layers whose variables start at given weights or at published initial values."""
 
-    def __init__(self, config: ArchConfig, weights: Mapping[tuple[str, str], np.ndarray] | None) -> None:
+    def __init__(
+        self, config: ArchConfig, weights: Mapping[tuple[str, str], np.ndarray] | None, draws: KernelDraws
+    ) -> None:
         self.config = config
-        self.weights = weights
+        self.weights = weights or {}
+        self.draws = draws
         self.specs: dict[str, list[TensorSpec]] = {}
         for spec in iter_tensors(config):
             self.specs.setdefault(keras_name(spec)[0], []).append(spec)
@@ -69,7 +84,8 @@ class _Builder:
         images = x = keras.Input((None, None, config.in_chans), name="images")
         for position, conv in enumerate(config.iter_stem(), start=1):
             x = self.conv(x, f"stem_conv{position}", conv.out_channels, 3, conv.stride)
-            x = self.act(self.bn(x, f"stem_bn{position}"), f"stem_act{position}")
+            x = self.bn(x, f"stem_bn{position}")
+            x = layers.Activation(config.activation, name=f"stem_act{position}")(x)
         for block in config.iter_blocks():
             x = self.block(block)(x)
         x = layers.GlobalAveragePooling2D(data_format="channels_last", name="head_pool")(x)
@@ -88,15 +104,17 @@ class _Builder:
                 )(shortcut)
             shortcut = self.conv(shortcut, f"{name}_proj_conv", block.out_channels)
             shortcut = self.bn(shortcut, f"{name}_proj_bn")
+        # One layer, called three times: making layers is most of the time that a deep model takes to build.
+        act = layers.Activation(self.config.activation, name=f"{name}_act")
         x = self.conv(inputs, f"{name}_conv1", block.width)
-        x = self.act(self.bn(x, f"{name}_bn1"), f"{name}_act1")
+        x = act(self.bn(x, f"{name}_bn1"))
         x = self.conv(x, f"{name}_conv2", block.width, 3, block.stride)
-        x = self.act(self.bn(x, f"{name}_bn2"), f"{name}_act2")
+        x = act(self.bn(x, f"{name}_bn2"))
         x = self.bn(self.conv(x, f"{name}_conv3", block.out_channels), f"{name}_bn3")
         x = self.squeeze_excite(x, block, name)
         if block.drop_connect_rate:
             x = layers.Dropout(block.drop_connect_rate, (None, 1, 1, 1), name=f"{name}_drop_connect")(x)
-        x = self.act(layers.Add(name=f"{name}_add")([x, shortcut]), f"{name}_act3")
+        x = act(layers.Add(name=f"{name}_add")([x, shortcut]))
         return keras.Model(inputs, x, name=name)
 
     def squeeze_excite(self, x: Any, block: Block, name: str) -> Any:
@@ -137,14 +155,13 @@ class _Builder:
             layers.Dense(self.config.num_classes, name="head_dense", **self.initializers("head_dense")), x
         )
 
-    def act(self, x: Any, name: str) -> Any:
-        return layers.Activation(self.config.activation, name=name)(x)
-
     def initializers(self, layer: str) -> dict[str, Any]:
         """Return the initializer arguments of a layer: its given weights, or the published initial values."""
         chosen = {}
         for spec in self.specs[layer]:
-            given = None if self.weights is None else self.weights.get(keras_name(spec))
+            given = self.weights.get(keras_name(spec))
+            if given is None:
+                given = self.draws.take(spec)
             chosen[_INITIALIZER_ARGUMENTS[spec.kind]] = _published_initializer(spec) if given is None else _Given(given)
         return chosen
 
@@ -154,9 +171,10 @@ class _Builder:
         A saved model would otherwise have its weights in its config, too.
         """
         x = layer(x)
-        if self.weights is not None:
-            for spec in self.specs[layer.name]:
-                setattr(layer, _INITIALIZER_ARGUMENTS[spec.kind], _published_initializer(spec))
+        for spec in self.specs[layer.name]:
+            argument = _INITIALIZER_ARGUMENTS[spec.kind]
+            if isinstance(getattr(layer, argument), _Given):
+                setattr(layer, argument, _published_initializer(spec))
         return x
 
 

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rszoo.config import Activation, ArchConfig, Block, StemConv
+from rszoo.models.initial import TRUNCATED_STD
 from rszoo.names import torch_name, torch_shape
 from rszoo.tensors import Initial, TensorSpec, iter_tensors
 
-# A normal distribution cut at two standard deviations has this standard deviation (TensorFlow's VarianceScaling).
-_TRUNCATED_STD = 0.87962566103423978
 _DENSE_STD = 0.01
 
 
@@ -191,7 +190,7 @@ class ResNetRS(nn.Module):
 @torch.no_grad()
 def _init(tensor: Tensor, spec: TensorSpec) -> None:
     if spec.initial is Initial.FAN_IN:
-        std = math.sqrt(1 / math.prod(spec.shape[:-1])) / _TRUNCATED_STD
+        std = math.sqrt(1 / math.prod(spec.shape[:-1])) / TRUNCATED_STD
         nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
     elif spec.initial is Initial.NORMAL:
         tensor.normal_(std=_DENSE_STD)
