@@ -62,25 +62,22 @@ def create(
     if framework not in _FRAMEWORKS:
         likely = nearest(str(framework), _FRAMEWORKS) or list(_FRAMEWORKS)
         raise UsageError(f"framework must be torch or keras, received {framework!r}; did you mean {likely[0]!r}?")
+    # First of all: a missing framework should not cost a download.
+    module = import_model_module(framework)
     folder, stored, settings = _resolve(model, pretrained)
     wanted = replace(
         stored,
         num_classes=stored.num_classes if num_classes is None else num_classes,
         in_chans=stored.in_chans if in_chans is None else in_chans,
     )
-    # Before any weights are read: a missing framework should not cost a conversion.
-    module = import_model_module(framework)
     path = None if folder is None else folder.weights_path
     if path is not None:
         check_header(path, stored)
         if wanted.num_classes != stored.num_classes:
             classes = wanted.num_classes, stored.num_classes
             log.warning("new head: %d classes with initial values; the weights have %d", *classes)
-    built = (
-        _create_torch(module, path, stored, wanted)
-        if framework == "torch"
-        else (_create_keras(module, path, stored, wanted))
-    )
+    build = _create_torch if framework == "torch" else _create_keras
+    built = build(module, path, stored, wanted)
     if settings is not None:
         built.preprocessing = settings
     return built

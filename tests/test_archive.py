@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -11,6 +12,7 @@ import os
 import random
 import tarfile
 import tempfile
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -130,6 +132,7 @@ def test_reading_ahead_does_not_overwrite_what_is_not_used_yet():
     used = bytearray()
     while len(used) < 5_000_000:
         used += reader.read(77_777)
+        time.sleep(0.0005)
     assert reader.finish() == hashlib.sha256(content).hexdigest()
     assert used == content[: len(used)]
 
@@ -220,9 +223,6 @@ HOSTILE_MEMBERS: dict[str, bytes | Member] = {
     "GNU sparse": old_gnu_sparse("evil"),
     "PAX sparse 0.1": regular("evil", b"x", pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": "9999"}),
     "PAX sparse 1.0": pax_sparse_1_0(),
-    "negative size": with_size("evil", -1),
-    "very negative size": with_size("evil", -(2**60)),
-    "negative size by PAX": regular("evil", b"", pax_headers={"size": "-512"}),
     "2**60 bytes": with_size("evil", 2**60),
     "2**60 bytes by PAX": regular("evil", b"", pax_headers={"size": str(2**60)}),
     "2**94 bytes": with_size("evil", 2**87),
@@ -257,6 +257,34 @@ DAMAGED_HEADERS = {
 def test_damaged_header_is_told_so(spool, case):
     with pytest.raises(ArchiveError, match="PLACE does not hold an intact tar archive"):
         read(gzip.compress(DAMAGED_HEADERS[case], 1), spool)
+
+
+NEGATIVE_SIZES: dict[str, bytes] = {
+    "-1": with_size("evil", -1),
+    "-2**60": with_size("evil", -(2**60)),
+    "-512 by PAX": raw_of([regular("evil", b"", pax_headers={"size": "-512"})]),
+}
+
+
+@pytest.mark.parametrize("case", NEGATIVE_SIZES)
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_negative_size_is_refused(spool, case, where):
+    files = small_files()
+    good = raw_of([regular(*item) for item in files.items()])
+    raw = NEGATIVE_SIZES[case] + good if where == "first" else good + NEGATIVE_SIZES[case]
+    # The tarfile of the newest Pythons skips such a header by itself.
+    refused = pytest.raises(ArchiveError, match="evil")
+    expected = contextlib.suppress(ArchiveError) if fails_on_negative_sizes() else refused
+    with expected, read(gzip.compress(raw + bytes(1024), 1), spool) as found:
+        assert shard_bytes(found) == files[DATA]
+
+
+def fails_on_negative_sizes() -> bool:
+    try:
+        tarfile.TarInfo("x")._block(-1)
+    except tarfile.TarError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize("name", [DATA, INDEX, META, f"elsewhere/{DATA}"])
@@ -332,9 +360,9 @@ def test_tar_truncated_within_an_intact_gzip_is_told_so(spool):
             read(gzip.compress(raw[:length], 1), spool)
 
 
-@pytest.mark.parametrize("values", [5000, 900_000])
-def test_checksum_and_length_behind_the_last_member_are_checked(spool, values):
-    packed = archive_of(small_files(values=values))
+@pytest.mark.parametrize("padding", [0, 2 << 20])
+def test_checksum_and_length_behind_the_last_member_are_checked(spool, padding):
+    packed = gzip.compress(tar_of([regular(*item) for item in small_files().items()]) + bytes(padding), 1)
     for position in (-8, -1):
         damaged = bytearray(packed)
         damaged[position] ^= 1
