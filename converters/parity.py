@@ -40,7 +40,7 @@ Stages = dict[str, np.ndarray]
 FLOAT32_BOUND = 2e-6
 #: The same in float64, where only wiring can differ.
 FLOAT64_BOUND = 1e-10
-# Published logits have four decimals, but JPEG decoders differ by a grey level here and there.
+# Published logits have four decimals, but TensorFlow decoded the JPEG with its fast DCT, a grey level off on average.
 _GOLDEN_BOUND = 0.1
 # An even and an odd size: padding and pooling differ between them.
 _INPUT_SIZES = (64, 75)

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rszoo.errors import ConfigError, ImageError, SourceNotFoundError
+from rszoo.folder import looks_like_folder, read_folder
 from rszoo.preprocessing import Preprocessing
+from rszoo.registry import get_entry
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,7 +30,7 @@ def preprocess(image: str | os.PathLike[str] | Image | np.ndarray, spec: Any) ->
     """Return the network's input for one image: float32 (1, size, size, 3), NHWC, normalized RGB.
 
     `image`: a path, a Pillow image, or uint8 (H, W, 3). `spec`: a `Preprocessing`, anything that has one as
-    `.preprocessing` (a registry entry, a model folder, a model that `rszoo.create` made), or a model's name.
+    `.preprocessing` (a registry entry, a model that `rszoo.create` made), a registered name, or a model folder's path.
 
     EXIF orientation is ignored, as TensorFlow's decoder ignores it.
 
@@ -36,6 +38,7 @@ def preprocess(image: str | os.PathLike[str] | Image | np.ndarray, spec: Any) ->
         SourceNotFoundError: there is no such file.
         ImageError: it is not an image, or too small to crop.
         UnknownModelError: `spec` is a name that the registry does not have.
+        ConfigError: the preprocessing cannot be told from `spec`.
     """
     settings = _resolve(spec)
     pixels = load_rgb(image)
@@ -114,10 +117,8 @@ def _outer(x: np.ndarray) -> np.ndarray:
 
 
 def _resolve(spec: Any) -> Preprocessing:
-    if isinstance(spec, str):
-        from rszoo.registry import get_entry
-
-        spec = get_entry(spec)
+    if isinstance(spec, (str, os.PathLike)):
+        spec = get_entry(spec) if isinstance(spec, str) and not looks_like_folder(spec) else read_folder(spec)
     settings = getattr(spec, "preprocessing", spec)
     if not isinstance(settings, Preprocessing):
         raise ConfigError(

@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import rszoo
+from converters.convert import convert
 from rszoo.errors import ConfigError, ImageError, SourceNotFoundError
 from rszoo.images import crop_box, preprocess, resize_legacy_bicubic
 from rszoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -82,9 +83,13 @@ def test_files_arrays_and_pillow_images_give_the_same(tmp_path):
     entry = rszoo.get_entry("resnet-rs-50-i160")
     picture = Image.fromarray(PHOTOS["flower"])
     picture.save(tmp_path / "flower.png")
+    convert("resnet-rs-demo", tmp_path / "m")
     expected = rszoo.preprocess(PHOTOS["flower"], entry)
     for image in (tmp_path / "flower.png", str(tmp_path / "flower.png"), picture):
         np.testing.assert_array_equal(rszoo.preprocess(image, "resnet-rs-50-i160"), expected)
+    expected = rszoo.preprocess(picture, "resnet-rs-demo")
+    for spec in (tmp_path / "m", str(tmp_path / "m")):
+        np.testing.assert_array_equal(rszoo.preprocess(picture, spec), expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
