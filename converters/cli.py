@@ -55,12 +55,12 @@ def convert(
     to: Annotated[Target, typer.Option(help="Model folder, or TF1 checkpoint (--ckpt is a model folder then).")] = (
         Target.safetensors
     ),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former result.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former model folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
 ) -> None:
     """Convert a TensorFlow checkpoint to a model folder, accounting for every variable."""
     if to is Target.tf1:
-        _to_tf1(ckpt, output, overwrite, as_json)
+        _to_tf1(ckpt, output, as_json)
         return
     from converters.convert import Identity
     from converters.convert import convert as convert_checkpoint
@@ -71,13 +71,13 @@ def convert(
     print_json(report) if as_json else print(_summary(report, target))
 
 
-def _to_tf1(ckpt: str, output: Path | None, overwrite: bool, as_json: bool) -> None:
+def _to_tf1(ckpt: str, output: Path | None, as_json: bool) -> None:
     from converters.tf1_export import export_tf1
     from rszoo.folder import read_folder
 
     if output is None:
         raise UsageError("--to tf1 needs --output FOLDER")
-    prefix = export_tf1(read_folder(ckpt), output, overwrite=overwrite)
+    prefix = export_tf1(read_folder(ckpt), output)
     print_json({"prefix": str(prefix)}) if as_json else print(
         f"wrote {prefix}, a TF1 checkpoint (no .meta, no momentum)"
     )

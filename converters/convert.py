@@ -27,7 +27,7 @@ from converters.staging import staged_folder
 from converters.tensorbundle import Bundle
 from rszoo import __version__
 from rszoo.errors import ConversionError, OutputError, UsageError
-from rszoo.folder import CONFIG, CONVERSION, WEIGHTS, ModelConfig, WeightSet
+from rszoo.folder import CONFIG, CONVERSION, VERIFICATION, WEIGHTS, ModelConfig, WeightSet
 from rszoo.names import to_torch_layout, torch_name, torch_shape
 from rszoo.preprocessing import Preprocessing
 from rszoo.registry import PretrainedEntry, get_entry, list_models
@@ -78,7 +78,6 @@ def convert(
     with staged_folder(target, overwrite=overwrite, is_ours=is_model_folder) as folder:
         with open_accounted(source, folder, weights) as (files, bundle, account):
             config = _describe(account, entry, identity)
-            _check_published(entry, files)
             metadata = _metadata(files, config)
             _write_weights(folder / WEIGHTS, bundle, account, metadata)
             with ThreadPoolExecutor(1) as pool:
@@ -110,8 +109,9 @@ def open_accounted(
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether a folder is a former result, which `--overwrite` may replace."""
-    return (path / CONVERSION).is_file() and (path / CONFIG).is_file()
+    """Whether a folder is a former result and nothing else, which `--overwrite` may replace."""
+    names = {child.name for child in path.iterdir()}
+    return {CONFIG, CONVERSION} <= names <= {CONFIG, CONVERSION, WEIGHTS, VERIFICATION}
 
 
 def _describe(account: Account, entry: PretrainedEntry | None, identity: Identity) -> ModelConfig:
@@ -119,7 +119,10 @@ def _describe(account: Account, entry: PretrainedEntry | None, identity: Identit
     if entry is not None:
         _check_agreement(account, entry, identity)
         arch = replace(
-            account.arch, dropout_rate=entry.arch.dropout_rate, drop_connect_rate=entry.arch.drop_connect_rate
+            account.arch,
+            dropout_rate=entry.arch.dropout_rate,
+            drop_connect_rate=entry.arch.drop_connect_rate,
+            bn_epsilon=entry.arch.bn_epsilon,
         )
         return ModelConfig(entry.name, entry.name, arch, entry.preprocessing, entry.labels, account.weights)
     if identity.image_size is None:
@@ -153,17 +156,6 @@ def _check_agreement(account: Account, entry: PretrainedEntry, identity: Identit
 
 def _network(arch: Any) -> str:
     return f"{arch.label} with {arch.num_classes} classes and {arch.in_chans} input channels"
-
-
-def _check_published(entry: PretrainedEntry | None, files: CheckpointFiles) -> None:
-    """Hold an archive that came from its published place against the manifest's hash, where one is known."""
-    if entry is None or entry.source.sha256 is None or files.source != (entry.source.url or entry.name):
-        return
-    if files.archive_sha256 != entry.source.sha256:
-        raise ConversionError(
-            f"{files.source} has SHA-256 {files.archive_sha256}, but the manifest knows {entry.name} as "
-            f"{entry.source.sha256}; the archive was replaced or damaged"
-        )
 
 
 def _metadata(files: CheckpointFiles, config: ModelConfig) -> dict[str, str]:
@@ -275,7 +267,12 @@ def _report(
             "variables": len(bundle.entries),
             "global_step": None if step is None else int(step),
         },
-        "result": {"file": WEIGHTS, "sha256": sha256, "tensors": len(account.mapped)},
+        "result": {
+            "file": WEIGHTS,
+            "sha256": sha256,
+            "config_sha256": hashlib.sha256(config.to_json().encode("utf-8")).hexdigest(),
+            "tensors": len(account.mapped),
+        },
         "checks": [
             "CRC32C of the index and of every tensor read",
             "every variable mapped or skipped, every tensor filled once",

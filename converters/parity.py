@@ -24,7 +24,7 @@ from converters.convert import open_accounted
 from converters.tf1_export import export_tf1
 from rszoo.errors import MissingPackageError, OutputError, RszooError, WeightsError
 from rszoo.factory import create, import_model_module, keras_weights
-from rszoo.folder import CONVERSION, VERIFICATION, ModelFolder
+from rszoo.folder import CONFIG, CONVERSION, VERIFICATION, ModelFolder
 from rszoo.images import preprocess
 from rszoo.names import to_torch_layout, torch_name
 from rszoo.preprocessing import Preprocessing
@@ -54,6 +54,11 @@ class Check:
     status: Status
     detail: str
     figures: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values; a figure that is not finite, which JSON cannot say, becomes null."""
+        figures = {name: value if math.isfinite(value) else None for name, value in self.figures.items()}
+        return {**asdict(self), "figures": figures}
 
 
 def verify(folder: ModelFolder, *, source: str | None = None, golden_image: str | None = None) -> Iterator[Check]:
@@ -90,7 +95,7 @@ def save_verification(folder: ModelFolder, checks: list[Check]) -> None:
         "format_version": 1,
         "weights_sha256": _sha256(folder.weights_path),
         "passed": all(check.status != "failed" for check in checks),
-        "checks": [asdict(check) for check in checks],
+        "checks": [check.to_dict() for check in checks],
         "versions": _versions(),
     }
     target = folder.path / VERIFICATION
@@ -108,9 +113,11 @@ def check_file(folder: ModelFolder) -> Check:
     check_header(folder.weights_path, folder.config.arch)
     try:
         account = json.loads((folder.path / CONVERSION).read_text(encoding="utf-8"))
-        recorded = account["result"]["sha256"]
+        recorded, config_recorded = account["result"]["sha256"], account["result"]["config_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{folder.path / CONVERSION} is missing or damaged; convert again") from error
+    if _sha256(folder.path / CONFIG) != config_recorded:
+        return Check("file", "failed", f"{CONFIG} is not the one that the conversion wrote; convert again")
     actual = _sha256(folder.weights_path)
     if actual != recorded:
         return Check("file", "failed", f"SHA-256 is {actual}, but the conversion recorded {recorded}; convert again")
@@ -134,7 +141,7 @@ def check_source(folder: ModelFolder, source: str | None) -> Check:
     """Read the original checkpoint again and compare every tensor bit by bit."""
     entry = get_entry(folder.config.pair) if folder.config.pair else None
     if source is None and entry is not None and entry.source.path is not None:
-        source = entry.name
+        source = str(entry.source.path)
     if source is None:
         return Check("source", "not run", "give the original with --ckpt to compare every tensor with it")
     with (
@@ -201,7 +208,7 @@ def check_golden(folder: ModelFolder, image: str | None) -> Check:
     logits = torch_stages(folder, [inputs], "float32")[0]["logits"][0].astype(np.float64)
     figures = {f"class {index}": abs(float(logits[index]) - expected) for index, expected in entry.golden.top5}
     figures["L2 norm"] = abs(float(np.linalg.norm(logits)) - entry.golden.logits_l2)
-    worst = max(figures, key=lambda key: figures[key])
+    worst = max(figures, key=lambda key: figures[key] if math.isfinite(figures[key]) else math.inf)
     status: Status = "passed" if figures[worst] <= _GOLDEN_BOUND else "failed"
     return Check(name, status, f"{worst} differs most, by {figures[worst]:.4f} (at most {_GOLDEN_BOUND})", figures)
 

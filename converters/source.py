@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from tqdm import tqdm
 
 from converters.archive import read_archive
 from converters.files import CheckpointFiles, open_folder, open_prefix
-from rszoo.errors import SourceNotFoundError, UnknownModelError
+from rszoo.errors import ArchiveError, SourceNotFoundError, UnknownModelError
 from rszoo.folder import WeightSet
 from rszoo.registry import PretrainedEntry, get_entry, list_models
 
@@ -18,16 +19,18 @@ _ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 def open_source(source: str, spool_folder: Path, keep: WeightSet | None = None) -> CheckpointFiles:
     """Open a checkpoint wherever it is; the caller closes the result.
 
-    `source`: an existing `.tar.gz`, a folder with a checkpoint in it, a prefix such as `folder/model.ckpt`, an http(s)
-    URL of an archive, or a registered name. What exists on disk wins over a name. `spool_folder` takes temporary files.
-    `keep`: as `read_archive`.
+    `source`: an http(s) URL of an archive, a registered name (`./name` means a folder of that name), an existing
+    `.tar.gz`, a folder with a checkpoint in it, or a prefix such as `folder/model.ckpt`. `spool_folder` takes temporary
+    files. `keep`: as `read_archive`.
 
     Raises:
         SourceNotFoundError: it is none of these.
         ArchiveError, CheckpointError, NetworkError, OutputError: as `read_archive` and `open_prefix`.
     """
-    if source.startswith(("http://", "https://")):
+    if _is_url(source):
         return _open_url(source, spool_folder, keep)
+    if entry := _named(source):
+        return open_published(entry, spool_folder, keep)
     path = Path(source).expanduser()
     if path.is_dir():
         return open_folder(path)
@@ -35,33 +38,55 @@ def open_source(source: str, spool_folder: Path, keep: WeightSet | None = None) 
         return _open_archive(path, spool_folder, keep)
     if path.is_file() or Path(f"{path}.index").is_file():
         return open_prefix(path)
-    try:
-        entry = get_entry(source)
-    except UnknownModelError:
-        if path.parent == Path(".") and not path.suffix:
-            raise
-        raise SourceNotFoundError(_not_found(source)) from None
-    if source.endswith(_ARCHIVE_SUFFIXES):
-        raise SourceNotFoundError(f"{_not_found(source)}; to download it, give --ckpt {entry.name}")
+    if path.parent == Path(".") and not path.suffix:
+        get_entry(source)  # raises, and names the nearest models
+    raise SourceNotFoundError(_not_found(source))
+
+
+def open_published(entry: PretrainedEntry, spool_folder: Path, keep: WeightSet | None = None) -> CheckpointFiles:
+    """Open the archive of a registered pair: the embedded one, or the published one by its URL.
+
+    Raises:
+        ArchiveError: it is damaged, or is not the one whose SHA-256 the manifest knows; else as `open_source`.
+    """
     embedded = entry.source.path
-    return (
-        _open_archive(embedded, spool_folder, keep)
-        if embedded
-        else _open_url(str(entry.source.url), spool_folder, keep)
-    )
+    if embedded is not None:
+        files = _open_archive(embedded, spool_folder, keep)
+    else:
+        files = _open_url(str(entry.source.url), spool_folder, keep)
+    if entry.source.sha256 not in (None, files.archive_sha256):
+        with files:
+            raise ArchiveError(
+                f"{files.source} has SHA-256 {files.archive_sha256}, but the manifest knows {entry.name} as "
+                f"{entry.source.sha256}: it was replaced or damaged; get it again"
+            )
+    return files
 
 
 def find_entry(source: str) -> PretrainedEntry | None:
     """Return the pair that a source says it is by its base name, or None if it names none.
 
-    `resnet-rs-152` as a name means the largest resolution; as the name of a file it tells no resolution.
+    `resnet-rs-152` as a name means the largest resolution; as the name of a file or URL it tells no resolution.
     """
-    base = source.rstrip("/").rpartition("/")[2]
+    if entry := _named(source):
+        return entry
+    location = urlsplit(source).path if _is_url(source) else source
+    base = location.rstrip("/").rpartition("/")[2]
+    for suffix in _ARCHIVE_SUFFIXES:
+        base = base.removesuffix(suffix)
+    base = base.lower().replace("_", "-")
+    return get_entry(base) if base in list_models() else None
+
+
+def _named(source: str) -> PretrainedEntry | None:
     try:
-        entry = get_entry(base)
+        return get_entry(source)
     except UnknownModelError:
         return None
-    return entry if base.lower().startswith(entry.name) or not Path(source).exists() else None
+
+
+def _is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
 
 
 def _not_found(source: str) -> str:
@@ -89,7 +114,9 @@ def _open_url(url: str, spool_folder: Path, keep: WeightSet | None) -> Checkpoin
 
     with RemoteFile(url) as remote, _progress(remote.size) as bar:
         files = read_archive(remote, url, spool_folder, keep=keep, report=bar.update)
-    files.source = url
+    # Without user, password, query: they are secrets or change from day to day, and the source ends up in the weights.
+    parts = urlsplit(url)
+    files.source = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
     return files
 
 

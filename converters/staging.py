@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rszoo.errors import OutputError
@@ -23,6 +23,10 @@ FILE_SYSTEM_ERRORS = (
     errno.EROFS,
     errno.ENOTDIR,
     errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.EISDIR,
+    errno.EBUSY,
+    errno.ENAMETOOLONG,
 )
 
 
@@ -37,6 +41,8 @@ def staged_folder(output: Path, *, overwrite: bool, is_ours: Callable[[Path], bo
         OutputError: `output` is in the way, or cannot be written.
     """
     _check_free(output, overwrite, is_ours)
+    # What a failure must take away again: folders above the output that were not there before.
+    created = [folder for folder in output.absolute().parents if not folder.exists()]
     staging: Path | None = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -45,14 +51,8 @@ def staged_folder(output: Path, *, overwrite: bool, is_ours: Callable[[Path], bo
         content.mkdir()
         yield content
         _check_free(output, overwrite, is_ours)
-        if output.exists():
-            output.rename(staging / "old")
-        try:
-            content.rename(output)
-        except OSError:
-            if (staging / "old").exists():
-                (staging / "old").rename(output)
-            raise
+        _put_in_place(content, output, staging / "old")
+        created = []
     except OSError as error:
         if isinstance(error, OutputError) or error.errno not in FILE_SYSTEM_ERRORS:
             raise
@@ -60,6 +60,21 @@ def staged_folder(output: Path, *, overwrite: bool, is_ours: Callable[[Path], bo
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+        for folder in created:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _put_in_place(content: Path, output: Path, old: Path) -> None:
+    """Rename `content` to `output`; a former one goes to `old`, and comes back if that fails or is interrupted."""
+    try:
+        if output.exists():
+            output.rename(old)
+        content.rename(output)
+    except BaseException:
+        if old.exists() and not output.exists():
+            old.rename(output)
+        raise
 
 
 def _check_free(output: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:

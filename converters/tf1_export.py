@@ -23,18 +23,19 @@ PREFIX = "model.ckpt"
 _STATE_FILE = f'model_checkpoint_path: "{PREFIX}"\nall_model_checkpoint_paths: "{PREFIX}"\n'
 
 
-def export_tf1(folder: ModelFolder, output: str | Path, *, overwrite: bool = False) -> Path:
+def export_tf1(folder: ModelFolder, output: str | Path) -> Path:
     """Write the checkpoint into the new folder `output`, and return its prefix, `output/model.ckpt`.
 
     Raises:
         WeightsError: the folder's weights are missing, damaged, or not of its architecture.
-        OutputError: `output` exists and `overwrite` is off, or it cannot be written.
+        OutputError: `output` exists, or it cannot be written.
     """
     target = Path(output).expanduser()
     check_header(folder.weights_path, folder.config.arch)
     variables = _variables(folder)
     with (
-        staged_folder(target, overwrite=overwrite, is_ours=is_checkpoint_folder) as staging,
+        # Never over another: an export cannot be told from a checkpoint that somebody trained.
+        staged_folder(target, overwrite=False, is_ours=lambda _: False) as staging,
         Weights(folder.weights_path) as weights,
     ):
 
@@ -51,12 +52,6 @@ def export_tf1(folder: ModelFolder, output: str | Path, *, overwrite: bool = Fal
         (staging / f"{PREFIX}.index").write_bytes(index)
         (staging / "checkpoint").write_text(_STATE_FILE, encoding="utf-8")
     return target / PREFIX
-
-
-def is_checkpoint_folder(path: Path) -> bool:
-    """Whether a folder holds a former export and nothing else."""
-    ours = {"checkpoint", f"{PREFIX}.index", f"{PREFIX}.data-00000-of-00001"}
-    return {child.name for child in path.iterdir()} == ours
 
 
 def _variables(folder: ModelFolder) -> dict[str, TensorSpec | None]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from rszoo.console import EXIT_CODES, load_frameworks, new_app, print_json, run, table
-from rszoo.errors import VerificationError
+from rszoo.errors import SourceNotFoundError, VerificationError
 
 
 class FrameworkChoice(StrEnum):
@@ -85,9 +85,9 @@ def verify(
         checks.append(check)
         if not as_json:
             print(f"{check.status:8} {check.name}: {check.detail}", flush=True)
-    parity.save_verification(opened, checks)
     if as_json:
-        print_json([dataclasses.asdict(check) for check in checks])
+        print_json([check.to_dict() for check in checks])
+    parity.save_verification(opened, checks)
     if failed := [check.name for check in checks if check.status == "failed"]:
         raise VerificationError(f"{folder} failed {len(failed)} of {len(checks)} checks: {', '.join(failed)}")
 
@@ -104,6 +104,9 @@ def predict(
     from rszoo.inference import Classifier
     from rszoo.weights import find_folder
 
+    for image in images:
+        if not image.is_file():
+            raise SourceNotFoundError(f"no image at {image}: give the path of a JPEG or PNG file")
     found = find_folder(model)
     load_frameworks(framework.value)
     classifier = Classifier(found, framework.value)

@@ -9,7 +9,6 @@ PyTorch model, the Keras model and the tensor walk need. Facts: tensorflow/tpu `
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -33,6 +32,9 @@ BLOCKS_OF_DEPTH: dict[int, tuple[int, int, int, int]] = {
 
 # Both lineages give stage i (2..5, the stem being 1) the drop-connect rate `init * i / 5`.
 _DROP_CONNECT_STAGES = 5
+_MAX_COUNT = 1_000_000
+_MAX_BLOCKS = 1000
+_MAX_FACTOR = 64.0
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,15 @@ class ArchConfig:
     def __post_init__(self) -> None:
         for field in ("blocks", "stem_widths", "stage_widths"):
             object.__setattr__(self, field, _four_counts(field, getattr(self, field)))
+        if max(self.blocks) > _MAX_BLOCKS:
+            raise ConfigError(f"blocks must be at most {_MAX_BLOCKS} a stage, received {self.blocks}")
         for field in ("num_classes", "in_chans", "expansion"):
             if not _is_count(getattr(self, field)):
                 raise ConfigError(f"{field} must be a whole number of at least 1, received {getattr(self, field)!r}")
         for field in ("dropout_rate", "drop_connect_rate"):
             _check_number(field, getattr(self, field), low=0.0, below=1.0)
         for field in ("width_multiplier", "se_ratio", "bn_epsilon"):
-            _check_number(field, getattr(self, field), low=1e-12, below=math.inf)
+            _check_number(field, getattr(self, field), low=1e-12, below=_MAX_FACTOR)
         for field, choices in (
             ("activation", get_args(Activation)),
             ("strided_padding", get_args(StridedPadding)),
@@ -178,7 +182,7 @@ class ArchConfig:
         fields = dict(values)
         if "depth" in fields:
             depth = fields.pop("depth")
-            if depth not in BLOCKS_OF_DEPTH or "blocks" in fields:
+            if not isinstance(depth, int) or depth not in BLOCKS_OF_DEPTH or "blocks" in fields:
                 raise ConfigError(f"depth must be one of {sorted(BLOCKS_OF_DEPTH)} and stand alone, received {depth!r}")
             fields["blocks"] = BLOCKS_OF_DEPTH[depth]
         allowed = [field.name for field in dataclasses.fields(cls)]
@@ -192,7 +196,8 @@ class ArchConfig:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    # The bound keeps a damaged config.json from being walked for hours.
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_COUNT
 
 
 def _four_counts(field: str, value: Any) -> tuple[int, ...]:

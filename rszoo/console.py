@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -40,12 +41,10 @@ def new_app(help_text: str) -> typer.Typer:
 def run(app: typer.Typer) -> None:
     """Run an application; end with its exit code, never with a traceback for what a user or file can cause."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # As an exception, so that temporary folders are taken away: `timeout` and container runtimes stop programs so.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
-    except BrokenPipeError:
-        # The reader has gone, as in `rszoo list | head -1`. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except (RszooError, OSError) as error:
         if os.environ.get("RSZOO_DEBUG") == "1":
             raise

@@ -12,7 +12,7 @@ import numpy as np
 
 from converters.convert import convert
 from converters.parity import save_verification, verify
-from rszoo.errors import MissingPackageError, VerificationError
+from rszoo.errors import MissingPackageError, RszooError, VerificationError
 from rszoo.factory import Framework
 from rszoo.folder import read_folder
 from rszoo.inference import Classifier
@@ -34,7 +34,7 @@ def run_demo(output: Path) -> None:
         VerificationError: a check failed.
         MissingPackageError: neither framework is installed.
     """
-    report = convert(MODEL, output, overwrite=True)
+    report = convert(MODEL, output, overwrite=_is_former_demo(output))
     print(f"converted {report['source']['name']} to {output}: {len(report['mapped'])} tensors, all accounted for")
     folder = read_folder(output)
     checks = []
@@ -48,6 +48,13 @@ def run_demo(output: Path) -> None:
     ran = [framework for framework in ("torch", "keras") if _print_accuracy(output, framework, images, labels)]
     if not ran:
         raise MissingPackageError('neither framework is installed; run: pip install "rszoo[torch]" or "rszoo[keras]"')
+
+
+def _is_former_demo(output: Path) -> bool:
+    try:
+        return read_folder(output).config.pair == MODEL
+    except RszooError:
+        return False
 
 
 def _print_accuracy(output: Path, framework: Framework, images: np.ndarray, labels: np.ndarray) -> bool:

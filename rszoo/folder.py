@@ -12,7 +12,8 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args
 
 from rszoo.config import ArchConfig
 from rszoo.errors import ConfigError, SourceNotFoundError, WeightsError
@@ -97,24 +98,25 @@ def read_folder(path: str | os.PathLike[str]) -> ModelFolder:
     folder = Path(path).expanduser()
     config_path = folder / CONFIG
     if not config_path.is_file():
-        what = "is not a model folder (it has no config.json)" if folder.is_dir() else "does not exist"
+        what = "is not a model folder (it has no config.json)" if folder.exists() else "does not exist"
         raise SourceNotFoundError(f"{folder} {what}; make one with `rszoo-convert --ckpt SOURCE --output {folder}`")
     try:
         facts = json.loads(config_path.read_text(encoding="utf-8"))["rszoo"]
         return ModelFolder(folder, _parse(facts))
-    except (ValueError, KeyError, TypeError, ConfigError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{config_path} is damaged or not rszoo's: {error}") from error
 
 
 def _parse(facts: dict[str, Any]) -> ModelConfig:
     if facts["format_version"] != _FORMAT_VERSION:
         raise ConfigError(f"format_version {facts['format_version']!r}, this rszoo reads {_FORMAT_VERSION}")
-    labels = facts["labels"]
-    return ModelConfig(
-        title=facts["title"],
-        pair=facts["pair"],
-        arch=ArchConfig.from_dict(facts["arch"]),
-        preprocessing=Preprocessing(**facts["preprocessing"]),
-        labels=None if labels is None else tuple(labels),
-        weights=facts["weights"],
-    )
+    labels, arch = facts["labels"], ArchConfig.from_dict(facts["arch"])
+    if facts["weights"] not in get_args(WeightSet):
+        raise ConfigError(f"weights must be ema or raw, received {facts['weights']!r}")
+    if not isinstance(facts["title"], str) or not isinstance(facts["pair"], (str, NoneType)):
+        raise ConfigError("title must be a text, and pair a registered name or null")
+    if labels is not None and (not isinstance(labels, list) or len(labels) != arch.num_classes):
+        raise ConfigError(f"labels must be null or a list of {arch.num_classes} names")
+    preprocessing = Preprocessing(**facts["preprocessing"])
+    labels = None if labels is None else tuple(map(str, labels))
+    return ModelConfig(facts["title"], facts["pair"], arch, preprocessing, labels, facts["weights"])

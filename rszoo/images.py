@@ -68,15 +68,24 @@ def load_rgb(image: str | os.PathLike[str] | Image | np.ndarray) -> np.ndarray:
             raise ImageError(f"an image array must be uint8 (H, W, 3), received {image.dtype} {image.shape}")
         return image
     if isinstance(image, PillowImage.Image):
-        return np.asarray(image.convert("RGB"))
+        return _to_rgb(image)
     path = Path(image)
     if not path.is_file():
         raise SourceNotFoundError(f"no image at {path}: give the path of a JPEG or PNG file")
     try:
         with PillowImage.open(path) as opened:
-            return np.asarray(opened.convert("RGB"))
+            return _to_rgb(opened)
+    except ImageError:
+        raise
     except (OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError) as error:
         raise ImageError(f"cannot read {path} as an image ({error}); give a JPEG, PNG or the like") from error
+
+
+def _to_rgb(image: Image) -> np.ndarray:
+    if image.mode.startswith(("I", "F")):
+        # Pillow would cut what exceeds 255 without a word.
+        raise ImageError(f"an image of mode {image.mode} has more than 8 bits a channel; convert it to 8 bits first")
+    return np.asarray(image.convert("RGB"))
 
 
 def resize_legacy_bicubic(pixels: np.ndarray, size: int) -> np.ndarray:

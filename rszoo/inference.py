@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rszoo.errors import UsageError
 from rszoo.factory import Framework, create
 from rszoo.folder import ModelFolder
 from rszoo.images import preprocess
@@ -28,10 +29,15 @@ class Prediction:
 class Classifier:
     """A model folder ready to predict.
 
-    Raises as `rszoo.create` does.
+    Raises:
+        UsageError: the network does not take RGB; else as `rszoo.create`.
     """
 
     def __init__(self, folder: ModelFolder, framework: Framework = "torch") -> None:
+        if folder.config.arch.in_chans != 3:
+            raise UsageError(
+                f"{folder.path} takes {folder.config.arch.in_chans} channels; only RGB images can be predicted"
+            )
         self.folder = folder
         self.framework = framework
         self.model = create(folder.path, framework=framework)

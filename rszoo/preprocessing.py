@@ -5,6 +5,7 @@ Apart from the doing, so that the registry needs no numpy.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from rszoo.errors import ConfigError
@@ -14,6 +15,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 #: The one interpolation of the TF1 checkpoints.
 LEGACY_BICUBIC = "legacy-bicubic"
+
+_MAX_SIZE = 8192
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,11 @@ class Preprocessing:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))
-        if isinstance(self.image_size, bool) or not isinstance(self.image_size, int) or self.image_size < 1:
-            raise ConfigError(f"image_size must be a whole number of at least 1, received {self.image_size!r}")
+        size, numbers = self.image_size, (self.crop, *self.mean, *self.std)
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _MAX_SIZE:
+            raise ConfigError(f"image_size must be a whole number from 1 to {_MAX_SIZE}, received {size!r}")
+        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers):
+            raise ConfigError(f"crop, mean and std must be finite numbers, received {numbers}")
         if not 0 < self.crop <= 1:
             raise ConfigError(f"crop must be above 0 and at most 1, received {self.crop!r}")
         if self.interpolation != LEGACY_BICUBIC:

@@ -234,7 +234,7 @@ def _freeze(value: Any) -> Any:
 
 def _normalize(name: str) -> str:
     """`resnetrs152`, `resnetrs152.tf_in1k`, `resnet_rs_152` and `ResNet-RS-152` all mean `resnet-rs-152`."""
-    lowered = name.strip().lower().split(".", 1)[0].replace("_", "-")
+    lowered = name.strip().lower().removesuffix(".tf_in1k").replace("_", "-")
     return re.sub(r"^resnet-?rs-?(?=\w)", "resnet-rs-", lowered)
 
 
@@ -244,4 +244,6 @@ def _unknown(name: str, wanted: str, entries: list[str]) -> str:
         hint = f"Available for {wanted.rpartition('-i')[0]}: {summarize(same_depth, 9)}."
     else:
         hint = f"Nearest: {', '.join(nearest(wanted, entries) or entries[:3])}."
+    if name.endswith((".tar.gz", ".tgz", ".tar", ".safetensors")):
+        return f"{name} is a file, not a model; convert an archive with `rszoo-convert --ckpt {name}`, or give a folder"
     return f"unknown model {name!r}. {hint} Run `rszoo list` to see all; a model folder is given by its path."

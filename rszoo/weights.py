@@ -42,7 +42,7 @@ class Weights(Mapping[str, np.ndarray]):
     @property
     def metadata(self) -> dict[str, str]:
         """The file's metadata: source, its SHA-256, which weights, the converter's version."""
-        return dict(self._file.metadata() or {})
+        return dict(sorted((self._file.metadata() or {}).items()))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, without reading its values. Raises KeyError for an unknown name."""
@@ -52,6 +52,10 @@ class Weights(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         self._check(name)
         return self._file.get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would read the tensor.
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -66,7 +70,7 @@ class Weights(Mapping[str, np.ndarray]):
         self._file.__exit__(None, None, None)
 
     def _check(self, name: str) -> None:
-        if name not in self._names:
+        if name not in self:
             raise KeyError(name)
 
 

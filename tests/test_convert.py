@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,14 @@ from converters import convert as convert_module
 from converters.account import EMA_SUFFIX, infer_arch, take_account
 from converters.convert import Identity, convert
 from converters.files import open_prefix
+from converters.parity import check_source
+from converters.source import find_entry, open_published
 from converters.tensorbundle import Bundle, write_bundle
 from converters.tf1_export import export_tf1
 from converters.tf1_graph import build_inference
 from rszoo.config import BLOCKS_OF_DEPTH, ArchConfig
-from rszoo.errors import ConversionError, OutputError, RszooError, UsageError
+from rszoo.demo import run_demo
+from rszoo.errors import ArchiveError, ConversionError, OutputError, RszooError, UsageError
 from rszoo.folder import read_folder
 from rszoo.names import tf1_names, to_torch_layout, torch_name
 from rszoo.tensors import iter_tensors
@@ -206,6 +210,42 @@ def test_name_and_content_must_agree(tiny_checkpoint, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [archive.name]
 
 
+SOURCES = [
+    ("resnet-rs-152", "resnet-rs-152-i256"),
+    ("resnetrs50", "resnet-rs-50-i160"),
+    ("resnet-rs-152.tar.gz", None),
+    ("a/resnet-rs-152", None),
+    ("a/resnet-rs-152-i192", "resnet-rs-152-i192"),
+    ("a/resnet-rs-152-i192.tar.gz", "resnet-rs-152-i192"),
+    ("resnet_rs_152_i192.tgz", "resnet-rs-152-i192"),
+    ("https://h/x/resnet-rs-152.tar.gz", None),
+    ("https://h/x/resnet-rs-152-i224.tar.gz?signature=a/b", "resnet-rs-152-i224"),
+    ("https://h/my.tar.gz", None),
+]
+
+
+@pytest.mark.parametrize(("source", "pair"), SOURCES)
+def test_what_a_source_says_it_is(source, pair):
+    entry = find_entry(source)
+    assert (entry and entry.name) == pair
+
+
+def test_registered_name_is_not_shadowed_by_a_former_result(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    convert("resnet-rs-demo", "resnet-rs-demo")
+    convert("resnet-rs-demo", "resnet-rs-demo", overwrite=True)
+    assert check_source(read_folder("resnet-rs-demo"), None).status == "passed"
+    assert len(rszoo.load_weights("./resnet-rs-demo")) == 194
+
+
+def test_an_archive_of_another_hash_than_the_manifests_is_refused(tmp_path):
+    entry = rszoo.get_entry("resnet-rs-demo")
+    wrong = replace(entry, source=replace(entry.source, sha256="0" * 64))
+    with pytest.raises(ArchiveError, match="but the manifest knows resnet-rs-demo as 0000"):
+        open_published(wrong, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_pairs_facts_come_with_its_name(tmp_path):
     convert("resnet-rs-demo", tmp_path / "m")
     config = read_folder(tmp_path / "m").config
@@ -229,6 +269,55 @@ def test_existing_results_stay_unless_overwritten(tmp_path):
     convert("resnet-rs-demo", tmp_path / "m", weights="raw", overwrite=True)
     assert rszoo.load_weights(tmp_path / "m").metadata["weights"] == "raw"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "mine"]
+
+
+def test_what_is_not_ours_is_never_overwritten(tmp_path):
+    convert("resnet-rs-demo", tmp_path / "m")
+    (tmp_path / "m" / "NOTES.md").write_text("mine")
+    with pytest.raises(OutputError, match="not a result"):
+        convert("resnet-rs-demo", tmp_path / "m", overwrite=True)
+    convert("resnet-rs-demo", tmp_path / "raw", weights="raw")
+    other = tmp_path / "raw" / "config.json"
+    other.write_text(other.read_text().replace('"pair": "resnet-rs-demo"', '"pair": null'))
+    with pytest.raises(OutputError, match="exists"):
+        run_demo(tmp_path / "raw")
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_a_failing_replacement_puts_the_old_result_back(tmp_path, monkeypatch, error):
+    convert("resnet-rs-demo", tmp_path / "m")
+    before = everything_in(tmp_path)
+    rename = Path.rename
+
+    def fail_on_new(self, target):
+        if self.name == "new":
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_on_new)
+    with pytest.raises((OutputError, KeyboardInterrupt)):
+        convert("resnet-rs-demo", tmp_path / "m", weights="raw", overwrite=True)
+    assert everything_in(tmp_path) == before
+
+
+def test_failure_takes_new_parent_folders_away(tmp_path):
+    with pytest.raises(RszooError):
+        convert(str(tmp_path / "no.tar.gz"), tmp_path / "a" / "b" / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
+def test_a_stopped_conversion_leaves_nothing(tmp_path, signal_name):
+    # Stopped where the archive has been read and the weights would be written.
+    code = (
+        "import os, signal, sys; from converters import convert as module; from converters.cli import main;"
+        f"module._write_weights = lambda *_: os.kill(os.getpid(), signal.{signal_name});"
+        f"sys.argv = ['rszoo-convert', '--ckpt', 'resnet-rs-demo', '--output', {str(tmp_path / 'm')!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == (130 if signal_name == "SIGINT" else 143)
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def limit_file_size() -> None:

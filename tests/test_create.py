@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -41,9 +42,10 @@ def logits_of(model, images_nhwc: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("framework", ["torch", "keras"])
 def test_every_weight_arrives_and_nothing_is_drawn(tiny_folder, framework):
     torch.manual_seed(1)
-    before = torch.get_rng_state()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()
     model = rszoo.create(tiny_folder.path, framework=framework)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tobytes()) == before[1:]
     weights = rszoo.load_weights(tiny_folder.path)
     if framework == "torch":
         state = model.state_dict()
@@ -148,6 +150,51 @@ def test_drop_connect_drops_whole_samples_and_keeps_the_mean(framework):
     assert (per_sample[:, 0] == 0).mean() == pytest.approx(rate, abs=0.03)
 
 
+def test_published_rates_and_usable_momentum_are_in_both_models():
+    config = replace(TINY, dropout_rate=0.4, drop_connect_rate=0.1)
+    expected = [block.drop_connect_rate for block in config.iter_blocks()]
+    ours, theirs = (rszoo.create(config, framework=name) for name in ("torch", "keras"))
+    assert [m.rate for m in ours.modules() if isinstance(m, torch_resnet_rs.DropConnect)] == expected
+    blocks = [layer for layer in theirs.layers if "_block" in layer.name]
+    assert [block.get_layer(f"{block.name}_drop_connect").rate for block in blocks] == expected
+    assert (ours.dropout.p, theirs.get_layer("head_dropout").rate) == (0.4, 0.4)
+    assert {m.momentum for m in ours.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {0.1}
+    momenta = {layer.momentum for block in blocks for layer in block.layers if "_bn" in layer.name}
+    assert momenta == {0.9}
+
+
+@pytest.mark.parametrize("kind", ["dropout_rate", "drop_connect_rate"])
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_rates_act_in_training_and_only_there(framework, kind):
+    """Batch statistics are the same in both passes, so what differs between them is the random dropping."""
+    model = rszoo.create(replace(TINY, **{kind: 0.5}), framework=framework)
+    images = RNG.standard_normal((8, 64, 64, 3)).astype(np.float32)
+    if framework == "torch":
+        inputs = torch.from_numpy(images).permute(0, 3, 1, 2)
+        for module in model.modules():
+            if isinstance(module, torch_resnet_rs.Bottleneck):
+                torch.nn.init.ones_(module.bn3.weight)
+        with torch.no_grad():
+            outputs = [[model.train(mode)(inputs).numpy() for _ in range(2)] for mode in (True, False)]
+    else:
+        for block in model.layers:
+            if "_block" in block.name:
+                gamma = block.get_layer(f"{block.name}_bn3").gamma
+                gamma.assign(np.ones(gamma.shape))
+        outputs = [[np.asarray(model(images, training=mode)) for _ in range(2)] for mode in (True, False)]
+    assert not np.allclose(*outputs[0], atol=1e-4)
+    np.testing.assert_allclose(*outputs[1], atol=1e-6)
+
+
+def test_keras_seed_decides_the_initial_values():
+    kernels = []
+    for seed in (1, 1, 2):
+        keras.utils.set_random_seed(seed)
+        kernels.append(np.asarray(rszoo.create(TINY, framework="keras").get_layer("stem_conv2").kernel))
+    assert np.array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[0], kernels[2])
+
+
 def test_training_changes_memory_and_never_the_file(tiny_folder):
     before = tiny_folder.weights_path.read_bytes()
     model = rszoo.create(tiny_folder.path).train()
@@ -228,6 +275,7 @@ def test_weights_are_lazy_and_a_mapping(tiny_folder):
         (lambda folder: rszoo.create("no/such/folder"), SourceNotFoundError, "rszoo-convert"),
         (lambda folder: rszoo.create(folder.parent), SourceNotFoundError, "not a model folder"),
         (lambda folder: rszoo.create(folder, framework="tensorflow"), UsageError, "torch or keras"),
+        (lambda folder: rszoo.create("resnet-rs-50-i160.tar.gz"), UnknownModelError, "rszoo-convert --ckpt"),
         (lambda folder: rszoo.create(folder, num_classes=0), ConfigError, "num_classes"),
         (lambda folder: rszoo.create(TINY, pretrained=True), UsageError, "no pretrained weights"),
     ],

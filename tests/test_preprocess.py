@@ -99,6 +99,12 @@ def test_any_colour_mode_becomes_rgb(mode):
     assert preprocess(Image.open(stored), Preprocessing(32)).shape == (1, 32, 32, 3)
 
 
+def test_sixteen_bit_images_are_not_cut_silently(tmp_path):
+    Image.fromarray(np.full((40, 40), 32639, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ImageError, match="8 bits"):
+        preprocess(tmp_path / "deep.png", Preprocessing(32))
+
+
 def test_unusable_images_are_named(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"no image")
     truncated = io.BytesIO()

@@ -52,8 +52,8 @@ def write_checkpoint(config: ArchConfig, folder: Path, seed: int = 0) -> Tf1Chec
 def _damp(config: ArchConfig, values: dict[str, np.ndarray]) -> None:
     """Make the residual branches small, as in trained networks.
 
-    With branches as large as their shortcuts, rounding errors grow with every block, in TensorFlow as in PyTorch: at depth
-    270 the two differ by 1.7e-6, where here they differ by a third of that.
+    With branches as large as their shortcuts, rounding errors grow with every block, in TensorFlow as in PyTorch: at
+    depth 270 the two then differ by 1.7e-6.
     """
     specs = list(iter_tensors(config))
     for spec, name in zip(specs, tf1_names(specs), strict=True):

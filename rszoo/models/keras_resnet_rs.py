@@ -48,7 +48,8 @@ def build_model(config: ArchConfig, weights: Mapping[tuple[str, str], np.ndarray
     gc.disable()
     try:
         # Python's generator is where Keras's own initializers get their seeds from.
-        with KernelDraws(iter_tensors(config) if weights is None else (), random.getrandbits(64)) as draws:
+        specs, seed = (iter_tensors(config), random.getrandbits(64)) if weights is None else ((), 0)
+        with KernelDraws(specs, seed) as draws:
             return _Builder(config, weights, draws).build()
     finally:
         if collecting:
