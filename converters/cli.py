@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -40,17 +40,15 @@ Examples:
 @app.command(epilog=_EXAMPLES + EXIT_CODES)
 def convert(
     ckpt: Annotated[str, typer.Option(help="Archive, folder, prefix (dir/model.ckpt), URL, or model name.")],
-    output: Annotated[
-        Optional[Path], typer.Option(help="New folder for the result. Default: the model's name.")  # noqa: UP045 - Typer
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="New folder for the result. Default: the model's name.")] = None,
     weights: Annotated[WeightsChoice, typer.Option(help="Averaged (published accuracy) or plain weights.")] = (
         WeightsChoice.ema
     ),
     model: Annotated[
-        Optional[str], typer.Option(help="Which registered model the checkpoint is, if its name does not say.")  # noqa: UP045
+        str | None, typer.Option(help="Which registered model the checkpoint is, if its name does not say.")
     ] = None,
     image_size: Annotated[
-        Optional[int], typer.Option(min=1, help="Input size in pixels, for a network that is not registered.")  # noqa: UP045
+        int | None, typer.Option(min=1, help="Input size in pixels, for a network that is not registered.")
     ] = None,
     to: Annotated[Target, typer.Option(help="Model folder, or TF1 checkpoint (--ckpt is a model folder then).")] = (
         Target.safetensors

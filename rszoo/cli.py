@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -65,10 +65,8 @@ def info(model: Model, as_json: Json = False) -> None:
 @app.command(epilog=_examples("rszoo verify my-model", "rszoo verify my-model --ckpt resnet-rs-50-i160.tar.gz"))
 def verify(
     folder: Annotated[str, typer.Argument(help="Model folder.")],
-    ckpt: Annotated[Optional[str], typer.Option(help="The checkpoint it was converted from.")] = None,  # noqa: UP045
-    golden_image: Annotated[
-        Optional[str], typer.Option(help="The photo that the published logits belong to.")  # noqa: UP045 - Typer
-    ] = None,
+    ckpt: Annotated[str | None, typer.Option(help="The checkpoint it was converted from.")] = None,
+    golden_image: Annotated[str | None, typer.Option(help="The photo that the published logits belong to.")] = None,
     as_json: Json = False,
 ) -> None:
     """Prove what can be proven here about a model folder, and say what could not be.

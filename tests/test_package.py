@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 import venv
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import rszoo
+from rszoo.cli import count_parameters
 
 ROOT = Path(__file__).parent.parent
 FRAMEWORKS = {"torch", "tensorflow", "keras", "jax", "tf_keras"}
@@ -57,6 +59,21 @@ def test_type_checkers_see_the_same_names():
     for name, module in rszoo._MODULE_OF.items():
         (line,) = [line for line in block.splitlines() if line.strip().startswith(f"from {module} import ")]
         assert name in line.rpartition(" import ")[2].split(", ")
+
+
+def test_links_in_the_docs_lead_somewhere():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
+    assert links
+    assert [(page.name, link) for page, link in links if not (page.parent / link).is_file()] == []
+
+
+def test_readme_lists_the_registered_models_with_their_facts():
+    readme = (ROOT / "README.md").read_text()
+    for name in rszoo.list_models("*-i*"):
+        entry = rszoo.get_entry(name)
+        millions = f"{count_parameters(entry.arch) / 1e6:.1f} M"
+        assert f"| {name} | {millions} | {entry.image_size} | {entry.published.top1:.1f} |" in readme
 
 
 def test_a_wheel_works_where_the_checkout_is_not(tmp_path):
