@@ -1,15 +1,15 @@
 """Create PyTorch models with weights from a local file: rszoo against timm and against plain construction.
 
-python benchmarks/create.py --timm-python /tmp/timm-env/bin/python
+python benchmarks/create.py --timm-python timm-env/bin/python
 python benchmarks/create.py --touch      # the time also has every value read once, as a first forward pass does
 
 Each run is a fresh process; the time is taken inside it, after the imports. The first round is not counted.
 timm needs torchvision, so it gets an environment of its own, with the same torch:
 
-python3 -m venv /tmp/timm-env
-/tmp/timm-env/bin/pip install torch==2.13.0
-/tmp/timm-env/bin/pip install --no-deps torchvision==0.28.0
-/tmp/timm-env/bin/pip install timm==1.0.31 pillow safetensors huggingface_hub pyyaml
+python3 -m venv timm-env
+timm-env/bin/pip install torch==2.13.0
+timm-env/bin/pip install --no-deps torchvision==0.28.0
+timm-env/bin/pip install timm==1.0.31 pillow safetensors huggingface_hub pyyaml
 
 With a torch for the CPU and a torchvision that is not, `import timm` fails with "operator torchvision::nms does not
 exist"; emptying the environment's torchvision/_meta_registrations.py helps.
