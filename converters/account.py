@@ -81,6 +81,7 @@ def infer_arch(shapes: Mapping[str, tuple[int, ...]]) -> ArchConfig:
     widths = Counter(shape[3] for shape in kernels[4:] if shape[:2] == (3, 3))
     if len(widths) != 4:
         raise ConversionError(f"the checkpoint's 3x3 kernels are of {len(widths)} widths, not of 4; {_NETWORK_HINT}")
+    # mypy cannot count: that there are four of each was checked above, and ArchConfig checks it again.
     try:
         return _simplest_widths(
             ArchConfig(

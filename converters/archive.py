@@ -177,6 +177,7 @@ def _members(place: str, unpacked: IO[bytes]) -> Iterator[tuple[str, int, IO[byt
     count = 0
     try:
         reader.budget = _HEADER_BUDGET
+        # mypy's stub asks for more than read(), which is all that tarfile uses of a stream.
         with tarfile.open(fileobj=reader, mode="r|", bufsize=_TAR_BUFFER) as tar:  # type: ignore[call-overload]
             while (member := tar.next()) is not None:
                 reader.budget = None

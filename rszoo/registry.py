@@ -220,6 +220,7 @@ def _parse_entry(record: Mapping[str, Any], family: Mapping[str, Any]) -> Pretra
 
 def _build(cls: type[_T], values: Mapping[str, Any] | None) -> Any:
     """Build a dataclass from JSON, refusing unknown keys; lists become tuples, null stays None."""
+    # There is no type for "a dataclass" that mypy knows and `type[_T]` fits.
     if values is None:
         return None
     allowed = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
