@@ -28,6 +28,8 @@ from rszoo.weights import Weights, check_header, find_folder, open_torch
 Framework = Literal["torch", "keras"]
 
 _FRAMEWORKS = ("torch", "keras")
+# All that Keras 3 has; the last two were not tried here.
+_KERAS_BACKENDS = ("tensorflow", "jax", "torch", "numpy", "openvino")
 _HEAD = ("fc.weight", "fc.bias")
 _STEM = "conv1.0.weight"
 
@@ -88,7 +90,12 @@ def import_model_module(framework: Framework) -> Any:
 
     Raises:
         MissingPackageError: the framework, or Keras's backend, is not installed. A breakage inside it is passed on.
+        UsageError: KERAS_BACKEND is set to what Keras does not have.
     """
+    backend = os.environ.get("KERAS_BACKEND") or _KERAS_BACKENDS[0]
+    if framework == "keras" and backend not in _KERAS_BACKENDS:
+        likely = nearest(backend, _KERAS_BACKENDS) or list(_KERAS_BACKENDS)
+        raise UsageError(f"KERAS_BACKEND is {backend!r}; set it to {', '.join(likely)}, or leave it out")
     try:
         return importlib.import_module(f"rszoo.models.{framework}_resnet_rs")
     except ModuleNotFoundError as error:

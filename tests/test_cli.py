@@ -157,6 +157,15 @@ def test_mistakes_get_a_line_a_hint_and_a_code(demo_model, tmp_path, words, code
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_unknown_keras_backend_is_a_line(demo_model, digit_files):
+    words = ("rszoo", "predict", demo_model, digit_files[0], "--framework", "keras")
+    done = run(*words, KERAS_BACKEND="tensorflwo")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: KERAS_BACKEND is 'tensorflwo'; set it to tensorflow, or leave it out\n",
+    )
+
+
 def test_debug_shows_the_traceback():
     assert "Traceback" in run("rszoo", "info", "nothing", RSZOO_DEBUG="1").stderr
 
