@@ -99,8 +99,8 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Classify images with the published preprocessing."""
+    from rszoo.cache import find_folder
     from rszoo.inference import Classifier
-    from rszoo.weights import find_folder
 
     for image in images:
         if not image.is_file():

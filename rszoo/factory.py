@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rszoo.cache import find_folder
 from rszoo.config import ArchConfig
 from rszoo.errors import MissingPackageError, UsageError, nearest
 from rszoo.folder import ModelFolder, looks_like_folder
@@ -23,7 +24,7 @@ from rszoo.names import keras_name, to_tf_layout, torch_name
 from rszoo.preprocessing import Preprocessing
 from rszoo.registry import get_entry
 from rszoo.tensors import iter_tensors
-from rszoo.weights import Weights, check_header, find_folder, open_torch
+from rszoo.weights import Weights, check_header, open_torch
 
 Framework = Literal["torch", "keras"]
 

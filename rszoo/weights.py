@@ -1,14 +1,9 @@
-"""Weights found and opened: `model.safetensors` as a lazy mapping, and the model folder of a registered name.
-
-Opening reads the header; a tensor is read when it is asked for. Embedded and published archives are converted on first
-use into a cache folder (`RSZOO_CACHE`).
-"""
+"""Weights opened: `model.safetensors` as a lazy mapping. Opening reads the header; a tensor is read when asked for."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +11,10 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from rszoo import __version__
+from rszoo.cache import find_folder
 from rszoo.config import ArchConfig
-from rszoo.errors import OutputError, WeightsError, summarize
-from rszoo.folder import ModelFolder, looks_like_folder, read_folder
+from rszoo.errors import WeightsError, summarize
 from rszoo.names import torch_name, torch_shape
-from rszoo.registry import get_entry
 from rszoo.tensors import iter_tensors
 
 
@@ -82,40 +75,6 @@ def load_weights(model: str | os.PathLike[str]) -> Weights:
         WeightsError: the weights are missing or damaged.
     """
     return Weights(find_folder(model).weights_path)
-
-
-def find_folder(model: str | os.PathLike[str]) -> ModelFolder:
-    """Return the model folder of a path, or of a registered name: the cached one, converted now if need be.
-
-    Raises:
-        UnknownModelError, SourceNotFoundError: there is no such model or folder.
-        NetworkError: its archive must be downloaded and cannot be.
-    """
-    if not isinstance(model, str) or looks_like_folder(model):
-        return read_folder(model)
-    entry = get_entry(model)
-    target = cache_folder() / "models" / f"{entry.name}-ema-{__version__}"
-    if not target.is_dir():
-        from converters.convert import convert
-
-        try:
-            convert(entry.name, target)
-        except OutputError:
-            # Another process may have converted it meanwhile.
-            if not target.is_dir():
-                raise
-    return read_folder(target)
-
-
-def cache_folder() -> Path:
-    """Return where converted models are kept: `RSZOO_CACHE`, or `rszoo` in the platform's cache folder."""
-    if chosen := os.environ.get("RSZOO_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "rszoo"
-    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local) / "rszoo" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rszoo"
 
 
 def check_header(path: Path, config: ArchConfig) -> None:
