@@ -23,8 +23,7 @@ from isal.isal_zlib import IsalError
 
 from converters.files import MAX_INDEX_BYTES, CheckpointFiles, Collector, role
 from converters.layout import Ranges, expected_ranges
-from converters.staging import FILE_SYSTEM_ERRORS
-from rszoo.errors import ArchiveError, OutputError
+from rszoo.errors import FILE_SYSTEM_ERRORS, ArchiveError, OutputError
 from rszoo.folder import WeightSet
 
 _CHUNK = 1 << 20
@@ -44,6 +43,10 @@ class Readable(Protocol):
 
     def readinto(self, buffer: Any, /) -> int | None:
         """Fill up to all of `buffer`, and return how many bytes; 0 only at the end."""
+        ...
+
+    def close(self) -> None:
+        """Stop; a `readinto` that waits on another thread fails then."""
         ...
 
 
@@ -87,9 +90,13 @@ class _HashingReader(io.RawIOBase):
         return self._sha256.hexdigest()
 
     def close(self) -> None:
-        """Stop the thread. The stream stays open; it belongs to the caller."""
+        """Stop the thread, once it has read what it is reading."""
         self._pool.shutdown()
         super().close()
+
+    def abort(self) -> None:
+        """Close the stream under the thread, so that nothing waits for a server that is silent."""
+        self._stream.close()
 
     def _fetch(self) -> memoryview:
         buffer = next(self._buffers)
@@ -140,16 +147,20 @@ def read_archive(
     collector = Collector(place)
     try:
         with igzip_threaded.open(source, "rb", threads=1, block_size=_CHUNK) as unpacked:
-            for name, size, member in _members(place, unpacked):
-                if role(name) == "shard":
-                    # A published checkpoint has one shard; one of several may have its size by chance.
-                    kept[name] = expected_ranges(size, keep) if keep and name.endswith(_ONLY_SHARD) else None
-                    collector.add_shard(name, _spool(member, size, spool_folder, kept[name]))
-                else:
-                    _take(collector, name, member)
-            # The gzip trailer, with its CRC32, stands behind the last member.
-            while unpacked.read(_CHUNK):
-                pass
+            try:
+                for name, size, member in _members(place, unpacked):
+                    if role(name) == "shard":
+                        # A published checkpoint has one shard; one of several may have its size by chance.
+                        kept[name] = expected_ranges(size, keep) if keep and name.endswith(_ONLY_SHARD) else None
+                        collector.add_shard(name, _spool(member, size, spool_folder, kept[name]))
+                    else:
+                        _take(collector, name, member)
+                # The gzip trailer, with its CRC32, stands behind the last member.
+                while unpacked.read(_CHUNK):
+                    pass
+            except BaseException:
+                source.abort()
+                raise
         files = collector.finish()
         files.kept = kept.get(files.prefix + _ONLY_SHARD)
         files.archive_sha256, files.archive_size = source.finish(), source.size

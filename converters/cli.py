@@ -8,15 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rszoo.console import EXIT_CODES, new_app, print_json, run
+from rszoo.console import EXIT_CODES, WeightsChoice, new_app, print_json, run
 from rszoo.errors import UsageError
-
-
-class WeightsChoice(StrEnum):
-    """Which of a checkpoint's sets is taken."""
-
-    ema = "ema"
-    raw = "raw"
 
 
 class Target(StrEnum):
@@ -53,6 +46,9 @@ def convert(
     to: Annotated[Target, typer.Option(help="Model folder, or TF1 checkpoint (--ckpt is a model folder then).")] = (
         Target.safetensors
     ),
+    keep_archive: Annotated[
+        bool, typer.Option("--keep-archive", help="Keep what is downloaded, in the cache's archives folder.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former model folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
 ) -> None:
@@ -65,7 +61,9 @@ def convert(
 
     target = output or Path(_default_name(ckpt))
     identity = Identity(model, image_size)
-    report = convert_checkpoint(ckpt, target, weights=weights.value, identity=identity, overwrite=overwrite)
+    report = convert_checkpoint(
+        ckpt, target, weights=weights.value, identity=identity, overwrite=overwrite, keep_archive=keep_archive
+    )
     print_json(report) if as_json else print(_summary(report, target))
 
 

@@ -17,19 +17,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from converters.account import GLOBAL_STEP, Account, take_account
 from converters.files import CheckpointFiles
 from converters.safetensors_file import SafetensorsWriter
-from converters.source import find_entry, open_source
-from converters.staging import staged_folder
+from converters.source import Opener, find_entry, locate
+from converters.staging import staged_folder, sync_file
 from converters.tensorbundle import Bundle
 from rszoo import __version__
 from rszoo.errors import ConversionError, OutputError, UsageError
 from rszoo.folder import CONFIG, CONVERSION, VERIFICATION, WEIGHTS, ModelConfig, WeightSet
 from rszoo.names import to_torch_layout, torch_name, torch_shape
 from rszoo.preprocessing import Preprocessing
+from rszoo.progress import progress_bar
 from rszoo.registry import PretrainedEntry, get_entry, list_models
 from rszoo.tensors import TensorSpec
 
@@ -59,30 +59,38 @@ def convert(
     weights: WeightSet = "ema",
     identity: Identity | None = None,
     overwrite: bool = False,
+    keep_archive: bool = False,
 ) -> dict[str, Any]:
     """Convert a checkpoint to the model folder `output`, and return the account (`conversion.json`).
 
-    `source`: archive, folder, prefix, URL or registered name, see `open_source`.
+    `source`: archive, folder, prefix, URL or registered name, see `locate`. A download is converted while it arrives;
+    `keep_archive` keeps it in the cache afterwards.
 
     Raises:
         ConversionError: the checkpoint is not a ResNet-RS, or its name, the registry and its content disagree.
         UsageError: `weights` is unknown, or nothing tells the resolution: `identity` must.
         OutputError: `output` exists and `overwrite` is off, or it cannot be written.
-        SourceNotFoundError, ArchiveError, CheckpointError, NetworkError: as `open_source`.
+        SourceNotFoundError, ArchiveError, CheckpointError, NetworkError: as `locate`.
     """
     if weights not in ("ema", "raw"):
         raise UsageError(f"weights must be ema or raw, received {weights!r}")
     identity = identity or Identity()
     entry = get_entry(identity.model) if identity.model else find_entry(source)
     target = Path(output).expanduser()
-    with staged_folder(target, overwrite=overwrite, is_ours=is_model_folder) as folder:
-        with open_accounted(source, folder, weights) as (files, bundle, account):
+    with (
+        # First in, last out: a download is kept until the result is in its place.
+        locate(source, keep_archive=keep_archive) as open_files,
+        staged_folder(target, overwrite=overwrite, is_ours=is_model_folder) as folder,
+    ):
+        with open_accounted(open_files, folder, weights) as (files, bundle, account):
             config = _describe(account, entry, identity)
             metadata = _metadata(files, config)
             _write_weights(folder / WEIGHTS, bundle, account, metadata)
-            with ThreadPoolExecutor(1) as pool:
+            with ThreadPoolExecutor(_WORKERS) as pool:
+                written = pool.submit(sync_file, folder / WEIGHTS)
                 sha256 = pool.submit(_sha256, folder / WEIGHTS)
                 _compare_reread(folder / WEIGHTS, bundle, account, metadata)
+            written.result()
             report = _report(bundle, account, files, config, sha256.result())
         (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
         (folder / CONVERSION).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -91,15 +99,15 @@ def convert(
 
 @contextmanager
 def open_accounted(
-    source: str, spool_folder: Path, weights: WeightSet
+    open_files: Opener, spool_folder: Path, weights: WeightSet
 ) -> Iterator[tuple[CheckpointFiles, Bundle, Account]]:
     """Open a checkpoint, account for its variables, and make sure that what will be read is there.
 
-    Raises as `open_source` and `take_account` do.
+    Raises as `locate` and `take_account` do.
     """
     # First with the guess of where the wanted set lies; should the index refute it, once more with all of the archive.
     for keep in (weights, None):
-        with open_source(source, spool_folder, keep) as files:
+        with open_files(spool_folder, keep) as files:
             bundle = Bundle(files.index, files.shards)
             account = take_account(bundle.entries, weights)
             wanted = [variable for _, variable in account.mapped] + [GLOBAL_STEP] * (GLOBAL_STEP in bundle.entries)
@@ -232,9 +240,11 @@ def _groups(account: Account) -> list[Group]:
     return groups
 
 
-def _progress(title: str, groups: list[Group]) -> Iterable[Group]:
-    # disable=None: only on a terminal.
-    return tqdm(groups, title, disable=None, leave=False)
+def _progress(title: str, groups: list[Group]) -> Iterator[Group]:
+    with progress_bar(title, len(groups)) as bar:
+        for group in groups:
+            yield group
+            bar.update()
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:

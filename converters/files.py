@@ -42,12 +42,16 @@ class CheckpointFiles:
         """Whether the bytes of a tensor were kept."""
         return self.kept is None or (not entry.slices and (entry.offset, entry.offset + entry.size) in self.kept)
 
+    def close(self) -> None:
+        """Close the shards."""
+        for shard in self.shards.values():
+            shard.close()
+
     def __enter__(self) -> CheckpointFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for shard in self.shards.values():
-            shard.close()
+        self.close()
 
 
 @dataclass

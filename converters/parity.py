@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from converters.convert import open_accounted
+from converters.source import locate
 from converters.tf1_export import export_tf1
 from rszoo.errors import MissingPackageError, OutputError, RszooError, WeightsError
 from rszoo.factory import create, import_model_module, keras_weights
@@ -64,7 +65,7 @@ class Check:
 def verify(folder: ModelFolder, *, source: str | None = None, golden_image: str | None = None) -> Iterator[Check]:
     """Yield the outcome of every check; a failed one does not stop the others.
 
-    `source`: the checkpoint that the folder was converted from, see `open_source`; an embedded one is found by itself.
+    `source`: the checkpoint that the folder was converted from, see `locate`; an embedded one is found by itself.
     `golden_image`: path of the photo that the published logits belong to.
     """
     checks: tuple[tuple[str, Callable[[], Check]], ...] = (
@@ -146,7 +147,8 @@ def check_source(folder: ModelFolder, source: str | None) -> Check:
         return Check("source", "not run", "give the original with --ckpt to compare every tensor with it")
     with (
         tempfile.TemporaryDirectory(prefix="rszoo-") as spool,
-        open_accounted(source, Path(spool), folder.config.weights) as (files, bundle, account),
+        locate(source) as open_files,
+        open_accounted(open_files, Path(spool), folder.config.weights) as (files, bundle, account),
         Weights(folder.weights_path) as weights,
     ):
         for spec, variable in account.mapped:

@@ -2,65 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from converters.archive import read_archive
 from converters.files import CheckpointFiles, open_folder, open_prefix
-from rszoo.errors import ArchiveError, SourceNotFoundError, UnknownModelError
+from rszoo.errors import SourceNotFoundError, UnknownModelError
 from rszoo.folder import WeightSet
+from rszoo.paths import kept_archive
+from rszoo.progress import progress_bar
 from rszoo.registry import PretrainedEntry, get_entry, list_models
+from rszoo.trust import check_known
+
+if TYPE_CHECKING:
+    from converters.remote import RemoteArchive
+
+#: Opens a checkpoint: takes the folder for temporary files and, as `read_archive`, which weights to keep.
+Opener = Callable[[Path, WeightSet | None], CheckpointFiles]
 
 _ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
 
-def open_source(source: str, spool_folder: Path, keep: WeightSet | None = None) -> CheckpointFiles:
-    """Open a checkpoint wherever it is; the caller closes the result.
+@contextmanager
+def locate(source: str, *, keep_archive: bool = False) -> Iterator[Opener]:
+    """Find a checkpoint wherever it is, and yield the function that opens it, as often as need be.
 
     `source`: an http(s) URL of an archive, a registered name (`./name` means a folder of that name), an existing
-    `.tar.gz`, a folder with a checkpoint in it, or a prefix such as `folder/model.ckpt`. `spool_folder` takes temporary
-    files. `keep`: as `read_archive`.
+    `.tar.gz`, a folder with a checkpoint in it, or a prefix such as `folder/model.ckpt`. `keep_archive`: what had to be
+    downloaded stays in the cache.
 
     Raises:
         SourceNotFoundError: it is none of these.
-        ArchiveError, CheckpointError, NetworkError, OutputError: as `read_archive` and `open_prefix`.
+        NetworkError: it must be downloaded, and that is forbidden or fails.
+        ArchiveError, CheckpointError, OutputError: as `read_archive` and `open_prefix`.
     """
     if _is_url(source):
-        return _open_url(source, spool_folder, keep)
-    if entry := _named(source):
-        return open_published(entry, spool_folder, keep)
+        with _remote(source, None, keep_archive) as remote:
+            yield remote.read
+    elif entry := _named(source):
+        with _locate_published(entry, keep_archive) as opener:
+            yield opener
+    else:
+        yield _find_local(source)
+
+
+@contextmanager
+def _locate_published(entry: PretrainedEntry, keep_archive: bool) -> Iterator[Opener]:
+    """Yield what opens the archive of a registered pair: embedded, kept in the cache, or published."""
+    url = str(entry.source.url)
+    local = entry.source.path or kept_archive(url)
+    if local.is_file():
+        yield lambda folder, keep: open_known(entry, local, folder, keep)
+        return
+    with _remote(url, entry, keep_archive) as remote:
+        yield remote.read
+
+
+def open_known(entry: PretrainedEntry, path: Path, spool_folder: Path, keep: WeightSet | None) -> CheckpointFiles:
+    """Open a local copy of a registered pair's archive.
+
+    Raises:
+        ArchiveError: it is damaged. IntegrityError: it is not the one whose hash is known; else as `locate`.
+    """
+    files = _open_archive(path, spool_folder, keep)
+    try:
+        check_known(entry, str(path), files.archive_sha256)
+    except BaseException:
+        files.close()
+        raise
+    if entry.source.url:
+        files.source = entry.source.url
+    return files
+
+
+def _find_local(source: str) -> Opener:
     path = Path(source).expanduser()
     if path.is_dir():
-        return open_folder(path)
+        return lambda _folder, _keep: open_folder(path)
     if path.is_file() and _is_archive(path):
-        return _open_archive(path, spool_folder, keep)
+        return lambda folder, keep: _open_archive(path, folder, keep)
     if path.is_file() or Path(f"{path}.index").is_file():
-        return open_prefix(path)
+        return lambda _folder, _keep: open_prefix(path)
     if path.parent == Path(".") and not path.suffix:
         get_entry(source)  # raises, and names the nearest models
     raise SourceNotFoundError(_not_found(source))
-
-
-def open_published(entry: PretrainedEntry, spool_folder: Path, keep: WeightSet | None = None) -> CheckpointFiles:
-    """Open the archive of a registered pair: the embedded one, or the published one by its URL.
-
-    Raises:
-        ArchiveError: it is damaged, or is not the one whose SHA-256 the manifest knows; else as `open_source`.
-    """
-    embedded = entry.source.path
-    if embedded is not None:
-        files = _open_archive(embedded, spool_folder, keep)
-    else:
-        files = _open_url(str(entry.source.url), spool_folder, keep)
-    if entry.source.sha256 not in (None, files.archive_sha256):
-        with files:
-            raise ArchiveError(
-                f"{files.source} has SHA-256 {files.archive_sha256}, but the manifest knows {entry.name} as "
-                f"{entry.source.sha256}: it was replaced or damaged; get it again"
-            )
-    return files
 
 
 def find_entry(source: str) -> PretrainedEntry | None:
@@ -103,23 +131,14 @@ def _is_archive(path: Path) -> bool:
 
 
 def _open_archive(path: Path, spool_folder: Path, keep: WeightSet | None) -> CheckpointFiles:
-    with path.open("rb") as opened, _progress(path.stat().st_size) as bar:
+    with path.open("rb") as opened, progress_bar("reading archive", path.stat().st_size, "B") as bar:
         files = read_archive(opened, str(path), spool_folder, keep=keep, report=bar.update)
     files.source = path.name
     return files
 
 
-def _open_url(url: str, spool_folder: Path, keep: WeightSet | None) -> CheckpointFiles:
-    from rszoo.download import RemoteFile
+def _remote(url: str, entry: PretrainedEntry | None, keep_archive: bool) -> RemoteArchive:
+    # Imported here: converting a file needs no HTTP client.
+    from converters.remote import RemoteArchive
 
-    with RemoteFile(url) as remote, _progress(remote.size) as bar:
-        files = read_archive(remote, url, spool_folder, keep=keep, report=bar.update)
-    # Without user, password, query: they are secrets or change from day to day, and the source ends up in the weights.
-    parts = urlsplit(url)
-    files.source = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    return files
-
-
-def _progress(size: int | None) -> tqdm:
-    # disable=None: only on a terminal.
-    return tqdm(total=size, desc="reading archive", unit="B", unit_scale=True, disable=None, leave=False)
+    return RemoteArchive(url, entry, keep_archive)

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rszoo.errors import OutputError
-
-#: Failures to write that are the user's disk or permissions, not a mistake of ours.
-FILE_SYSTEM_ERRORS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EIO,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ENOTEMPTY,
-    errno.EISDIR,
-    errno.EBUSY,
-    errno.ENAMETOOLONG,
-)
+from rszoo.errors import FILE_SYSTEM_ERRORS, OutputError
+from rszoo.temporary import abandoned, intended_path, remove, temporary_path
 
 
 @contextmanager
@@ -46,11 +28,13 @@ def staged_folder(output: Path, *, overwrite: bool, is_ours: Callable[[Path], bo
     staging: Path | None = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
+        sweep(output.parent)
+        staging = temporary_path(output)
         content = staging / "new"
-        content.mkdir()
+        content.mkdir(parents=True)
         yield content
         _check_free(output, overwrite, is_ours)
+        _to_disk(content)
         _put_in_place(content, output, staging / "old")
         created = []
     except OSError as error:
@@ -65,16 +49,50 @@ def staged_folder(output: Path, *, overwrite: bool, is_ours: Callable[[Path], bo
                 folder.rmdir()
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left in a folder; what one of them had just moved aside comes back."""
+    for staging in abandoned(folder):
+        output, old = intended_path(staging), staging / "old"
+        with suppress(OSError):
+            if old.exists() and not output.exists():
+                old.rename(output)
+        remove(staging)
+
+
 def _put_in_place(content: Path, output: Path, old: Path) -> None:
     """Rename `content` to `output`; a former one goes to `old`, and comes back if that fails or is interrupted."""
     try:
         if output.exists():
             output.rename(old)
         content.rename(output)
+        sync_folder(output.parent)
     except BaseException:
         if old.exists() and not output.exists():
             old.rename(output)
         raise
+
+
+def _to_disk(folder: Path) -> None:
+    """Have the system write a folder's files, so that a power cut after the renaming finds them complete."""
+    for path in folder.iterdir():
+        sync_file(path)
+    sync_folder(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Have the system write a file's content."""
+    with path.open("r+b") as written:
+        os.fsync(written.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the system write a folder's list of names. Not every system can open a folder."""
+    with suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def _check_free(output: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:

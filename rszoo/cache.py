@@ -1,46 +1,194 @@
-"""The cache: where converted models are kept, and how a name becomes a model folder."""
+"""The cache: how a registered name becomes a model folder on this machine, once, whoever asks at the same time.
+
+`models/NAME-WEIGHTS-HASH/` are model folders, each complete or absent, named by the SHA-256 of their weights file;
+`lock/` has the hashes of archives (`rszoo.trust`); `downloads/` what has arrived of unfinished ones; `archives/` those
+that were to be kept; `busy/` the files by which processes wait for each other.
+
+A folder is found by its name alone: no lock, no request, nothing written. Nothing depends on the locks either, which
+only spare the work of doing a thing twice: a result is built under a name of its own, and whoever is first to rename it
+has made the folder.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-import sys
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rszoo import __version__
-from rszoo.errors import OutputError
-from rszoo.folder import ModelFolder, looks_like_folder, read_folder
-from rszoo.registry import get_entry
+from rszoo.errors import (
+    FILE_SYSTEM_ERRORS,
+    ConfigError,
+    NetworkError,
+    OutputError,
+    RszooError,
+    SourceNotFoundError,
+)
+from rszoo.folder import CONFIG, CONVERSION, WEIGHTS, ModelFolder, WeightSet, looks_like_folder, read_folder
+from rszoo.paths import busy_folder, cache_folder, downloads_folder, kept_archive, models_folder
+from rszoo.registry import PretrainedEntry, get_entry
+from rszoo.temporary import remove, temporary_path
+from rszoo.transport import offline_variable
+
+_HASH_DIGITS = 16
+_POLL_S = 0.2
+# A process that holds the lock for this long and downloads nothing hangs; the others do without it.
+_HUNG_S = 600
 
 
 def find_folder(model: str | os.PathLike[str]) -> ModelFolder:
-    """Return the model folder of a path, or of a registered name: the cached one, converted now if need be.
+    """Return the model folder of a path, or of a registered name: the cached one, made now if need be.
 
     Raises:
         UnknownModelError, SourceNotFoundError: there is no such model or folder.
         NetworkError: its archive must be downloaded and cannot be.
+        IntegrityError: what was downloaded is not the archive that is known.
+        OutputError: the cache cannot be written.
     """
     if not isinstance(model, str) or looks_like_folder(model):
         return read_folder(model)
     entry = get_entry(model)
-    target = cache_folder() / "models" / f"{entry.name}-ema-{__version__}"
-    if not target.is_dir():
-        from converters.convert import convert
+    return find_cached(entry) or fill_cache(entry)
 
+
+def find_cached(entry: PretrainedEntry, weights: WeightSet = "ema") -> ModelFolder | None:
+    """Return the model folder in the cache, or None. Of several, the one the manifest names, or else the newest."""
+    folders = cached_folders(entry.name, weights)
+    pinned = (entry.converted.sha256 or "")[:_HASH_DIGITS] if weights == "ema" else ""
+    folders.sort(key=lambda folder: (bool(pinned) and folder.name.endswith(pinned), folder.stat().st_mtime))
+    for folder in reversed(folders):
+        # It may have been taken away, or be of a version of rszoo that is to come.
+        with suppress(SourceNotFoundError, ConfigError):
+            return read_folder(folder)
+    return None
+
+
+def cached_folders(name: str | None = None, weights: WeightSet | None = None) -> list[Path]:
+    """Return the model folders in the cache, of one model and set or of all."""
+    wanted = ["[a-z0-9-]+" if name is None else re.escape(name), "(ema|raw)" if weights is None else weights]
+    pattern = re.compile(rf"{wanted[0]}-{wanted[1]}-[0-9a-f]{{{_HASH_DIGITS}}}")
+    try:
+        return sorted(path for path in models_folder().iterdir() if pattern.fullmatch(path.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def parse_folder_name(folder: Path) -> tuple[str, WeightSet]:
+    """Return which model and set a folder in the cache has."""
+    name, weights, _ = folder.name.rsplit("-", 2)
+    return name, "raw" if weights == "raw" else "ema"
+
+
+def fill_cache(entry: PretrainedEntry, weights: WeightSet = "ema", *, keep_archive: bool = False) -> ModelFolder:
+    """Download, check and convert a registered model into the cache, unless another process does it meanwhile.
+
+    Raises as `find_folder` does.
+    """
+    local = entry.source.path or kept_archive(str(entry.source.url))
+    if not local.is_file() and (variable := offline_variable()):
+        raise NetworkError(
+            f"{entry.name} is not in the cache {cache_folder()}, and {variable} forbids the network; on a machine that "
+            f"has one, run `rszoo prefetch {entry.name} --output FOLDER`, copy FOLDER here and set RSZOO_CACHE to it"
+        )
+    try:
+        models_folder().mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(busy_folder() / entry.name, lambda: find_cached(entry, weights) is not None):
+            return find_cached(entry, weights) or _convert(entry, weights, keep_archive)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise OutputError(f"{error} (the cache is {cache_folder()}; RSZOO_CACHE names another)") from error
+        if isinstance(error, RszooError) or error.errno not in FILE_SYSTEM_ERRORS:
+            raise
+        raise OutputError(
+            f"{entry.name} is not in the cache, and {error.filename or cache_folder()} cannot be written: "
+            f"{error.strerror}; set RSZOO_CACHE to a folder of yours, on a disk with room"
+        ) from error
+
+
+def _convert(entry: PretrainedEntry, weights: WeightSet, keep_archive: bool) -> ModelFolder:
+    from converters.convert import convert
+    from converters.staging import sweep, sync_folder
+
+    sweep(models_folder())
+    scratch = temporary_path(models_folder() / f"{entry.name}-{weights}")
+    try:
+        report = convert(entry.name, scratch / "model", weights=weights, keep_archive=keep_archive)
+        target = models_folder() / f"{entry.name}-{weights}-{report['result']['sha256'][:_HASH_DIGITS]}"
         try:
-            convert(entry.name, target)
-        except OutputError:
-            # Another process may have converted it meanwhile.
+            (scratch / "model").rename(target)
+        except OSError:
+            # Another process was first, with the same result. A folder that is not empty is never replaced.
             if not target.is_dir():
                 raise
-    return read_folder(target)
+        sync_folder(models_folder())
+        return read_folder(target)
+    finally:
+        remove(scratch)
 
 
-def cache_folder() -> Path:
-    """Return where converted models are kept: `RSZOO_CACHE`, or `rszoo` in the platform's cache folder."""
-    if chosen := os.environ.get("RSZOO_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "rszoo"
-    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local) / "rszoo" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rszoo"
+@contextmanager
+def _one_at_a_time(path: Path, done: Callable[[], bool]) -> Iterator[None]:
+    """Hold a lock, or go on without it: where there is none, and as soon as another process has done the work."""
+    # Imported here: a model that is cached needs no lock.
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        waiting_since = time.time()
+        while not done() and time.time() - max(waiting_since, _last_progress()) < _HUNG_S:
+            with suppress(Timeout):
+                lock.acquire(timeout=_POLL_S)
+                break
+    except (OSError, NotImplementedError):
+        # No locks on this file system, or the lock of another user.
+        pass
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.release()
+
+
+def _last_progress() -> float:
+    """Return when a block of any download last arrived."""
+    journals = downloads_folder().glob("*/journal")
+    return max((journal.stat().st_mtime for journal in journals if journal.exists()), default=0)
+
+
+def check_folder(folder: Path) -> str | None:
+    """Read a cached folder in full; return what is wrong with it, or None if it is what was once converted."""
+    try:
+        account = json.loads((folder / CONVERSION).read_text(encoding="utf-8"))["result"]
+        found = {name: _sha256(folder / name) for name in (WEIGHTS, CONFIG)}
+        read_folder(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"a file is missing or damaged ({error})"
+    if found[CONFIG] != account["config_sha256"]:
+        return f"{CONFIG} is not the one that the conversion wrote"
+    if found[WEIGHTS] != account["sha256"] or not folder.name.endswith(found[WEIGHTS][:_HASH_DIGITS]):
+        return f"{WEIGHTS} has SHA-256 {found[WEIGHTS][:_HASH_DIGITS]}..., not the one that the conversion wrote"
+    return None
+
+
+def remove_folder(folder: Path) -> None:
+    """Take a model folder out of the cache: first its name, so that nobody opens half of it, then its files.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    aside = temporary_path(folder)
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        raise OutputError(f"cannot remove {folder}: {error.strerror}; it may belong to another user") from error
+    remove(aside)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

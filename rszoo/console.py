@@ -9,7 +9,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +23,21 @@ EXIT_CODES = """
 Exit codes: 0 done, 1 a check failed, 2 wrong usage or unknown model, 3 unusable input, 4 network, 5 output cannot be
 written, 6 a package is missing. RSZOO_DEBUG=1 shows tracebacks.
 """
+
+
+class WeightsChoice(StrEnum):
+    """Which of a checkpoint's sets is taken."""
+
+    ema = "ema"
+    raw = "raw"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's help."""
+    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)]) + "\n" + EXIT_CODES
 
 
 def new_app(help_text: str) -> typer.Typer:

@@ -7,7 +7,25 @@ Exit codes are part of the interface: 1 a check failed, 2 wrong usage, 3 input t
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+#: Failures to write that are the user's disk or permissions, not a mistake of ours.
+FILE_SYSTEM_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.EISDIR,
+    errno.EBUSY,
+    errno.ENAMETOOLONG,
+)
 
 
 class RszooError(Exception):
@@ -38,6 +56,10 @@ class SourceNotFoundError(RszooError, FileNotFoundError):
 
 class ArchiveError(RszooError, ValueError):
     """An archive that is damaged, hostile, or not an archive."""
+
+
+class IntegrityError(ArchiveError):
+    """An archive that arrived whole but is not the one that the manifest, or an earlier download, knows."""
 
 
 class CheckpointError(RszooError, ValueError):

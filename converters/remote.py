@@ -1,0 +1,134 @@
+"""An archive behind a URL, for as long as it is converted: from the first mirror that has the right one.
+
+It is converted while it arrives. What has arrived is kept under the cache's `downloads/` until the conversion is done,
+so that after an interruption, of the network or of the program, neither begins at the start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from converters.archive import read_archive
+from converters.files import CheckpointFiles
+from rszoo.download import DamagedError, Download
+from rszoo.errors import ArchiveError, CheckpointError, IntegrityError, NetworkError, RszooError
+from rszoo.folder import WeightSet
+from rszoo.paths import downloads_folder, kept_archive
+from rszoo.registry import PretrainedEntry
+from rszoo.transport import RemoteChangedError, Version, check_online, mirrors_of, public_url
+from rszoo.trust import check_archive, check_version, new_record
+
+log = logging.getLogger("rszoo")
+
+
+class RemoteArchive:
+    """The archive behind `url`; of `entry`, whose hashes are known or will be, or None for a URL of the user's.
+
+    A context manager. Left in good order, it takes away what was downloaded, or with `keep` moves it to the cache's
+    `archives/`; left by an error, it keeps what the next run can go on from.
+
+    Raises:
+        NetworkError: offline mode is on.
+    """
+
+    def __init__(self, url: str, entry: PretrainedEntry | None, keep: bool) -> None:
+        check_online(url)
+        self._url = url
+        self._entry = entry
+        self._keep = keep
+        self._scratch = ExitStack()
+        self._done: Download | None = None
+
+    def read(self, spool_folder: Path, wanted: WeightSet | None) -> CheckpointFiles:
+        """Download the archive, unless that was done, and return the checkpoint in it, as `read_archive`.
+
+        Raises:
+            NetworkError: no mirror can be reached, or has it whole.
+            IntegrityError: a mirror has it, but it is not the archive that is known.
+            ArchiveError, CheckpointError, OutputError: as `read_archive`.
+        """
+        failures: list[RszooError] = []
+        for url in mirrors_of(self._url):
+            try:
+                files = self._read_from(url, spool_folder, wanted)
+            except (NetworkError, ArchiveError) as error:
+                failures.append(error)
+                continue
+            files.source = public_url(self._url)
+            return files
+        if len(failures) == 1:
+            raise failures[0]
+        reasons = "; ".join(str(error) for error in failures)
+        raise NetworkError(f"none of the mirrors in RSZOO_GCS_ENDPOINT can be used: {reasons}") from failures[0]
+
+    def __enter__(self) -> RemoteArchive:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._scratch:
+            if kind is None and self._done is not None:
+                if self._keep:
+                    _keep_archive(self._done, self._url)
+                self._done.discard()
+
+    def _read_from(self, url: str, spool_folder: Path, wanted: WeightSet | None) -> CheckpointFiles:
+        try:
+            return self._attempt(url, spool_folder, wanted)
+        except IntegrityError:
+            raise
+        except (RemoteChangedError, DamagedError, ArchiveError) as error:
+            log.warning("%s; downloading it once more from the start", error)
+        return self._attempt(url, spool_folder, wanted)
+
+    def _attempt(self, url: str, spool_folder: Path, wanted: WeightSet | None) -> CheckpointFiles:
+        download = Download(url, self._downloads(spool_folder), lambda version: self._accept(version, url))
+        try:
+            with download:
+                files = read_archive(download, public_url(url), spool_folder, keep=wanted, report=_ignore)
+            self._check(files, download)
+        except (RemoteChangedError, DamagedError, ArchiveError, CheckpointError):
+            download.discard()
+            raise
+        self._done = download
+        return files
+
+    def _accept(self, version: Version, url: str) -> None:
+        if self._entry is not None:
+            check_version(self._entry, version, url)
+
+    def _check(self, files: CheckpointFiles, download: Download) -> None:
+        if self._entry is None:
+            return
+        found = new_record(self._entry, download, files.archive_sha256)
+        try:
+            check_archive(self._entry, found)
+        except BaseException:
+            files.close()
+            raise
+
+    def _downloads(self, spool_folder: Path) -> Path:
+        """Return the folder for what has arrived; where the cache cannot be written, one that does not outlive this."""
+        folder = downloads_folder()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK | os.X_OK):
+                return folder
+        except OSError:
+            pass
+        log.warning("%s cannot be written: an interrupted download will begin anew", folder)
+        return Path(self._scratch.enter_context(tempfile.TemporaryDirectory(dir=spool_folder)))
+
+
+def _keep_archive(download: Download, url: str) -> None:
+    target = kept_archive(url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    download.path.replace(target)
+    log.info("kept %s", target)
+
+
+def _ignore(_: int) -> None:
+    """Progress is shown of what arrives, not of what is read."""

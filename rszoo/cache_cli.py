@@ -1,0 +1,179 @@
+"""`rszoo prefetch`, `rszoo cache ...` and `rszoo manifest ...`. Each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rszoo.console import Json, WeightsChoice, examples, new_app, print_json, table
+from rszoo.errors import RszooError, SourceNotFoundError, UsageError, VerificationError
+
+cache_app = new_app("Converted models on this machine. RSZOO_CACHE names the folder.")
+manifest_app = new_app("The list of published models and their hashes.")
+
+Pattern = Annotated[str, typer.Argument(help="Shell pattern, such as '*-i256'.")]
+
+
+def prefetch(
+    patterns: Annotated[list[str], typer.Argument(help="Names or shell patterns, such as '*-i256'.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Fill this folder instead of the cache; RSZOO_CACHE can name it elsewhere.")
+    ] = None,
+    weights: Annotated[WeightsChoice, typer.Option(help="Averaged or plain weights.")] = WeightsChoice.ema,
+    keep_archive: Annotated[bool, typer.Option("--keep-archive", help="Keep the archives, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Download and convert models, for later use without a network."""
+    from rszoo.cache import fill_cache, find_cached
+    from rszoo.registry import get_entry
+
+    names = list(dict.fromkeys(name for pattern in patterns for name in _matching(pattern)))
+    if output is not None:
+        # For the whole program, as if the user had set it.
+        os.environ["RSZOO_CACHE"] = str(output)
+    failures: list[tuple[str, RszooError]] = []
+    results = []
+    for name in names:
+        entry = get_entry(name)
+        try:
+            folder = find_cached(entry, weights.value) or fill_cache(entry, weights.value, keep_archive=keep_archive)
+        except RszooError as error:
+            failures.append((name, error))
+            print(f"{name}: {error}", file=sys.stderr)
+            continue
+        results.append({"name": name, "path": str(folder.path)})
+        if not as_json:
+            print(f"{name}  {folder.path}", flush=True)
+    if as_json:
+        print_json({"models": results, "failed": [{"name": name, "error": str(error)} for name, error in failures]})
+    if failures:
+        name, first = failures[0]
+        raise type(first)(f"{len(failures)} of {len(names)} models could not be fetched, first {name}: {first}")
+
+
+@cache_app.command("path", epilog=examples("rszoo cache path", "rszoo cache path resnet-rs-50-i160"))
+def cache_path(model: Annotated[str | None, typer.Argument(help="Registered name.")] = None) -> None:
+    """Print the cache's folder, or that of a model in it."""
+    from rszoo.cache import find_cached
+    from rszoo.paths import cache_folder
+    from rszoo.registry import get_entry
+
+    if model is None:
+        print(cache_folder())
+        return
+    entry = get_entry(model)
+    folder = find_cached(entry)
+    if folder is None:
+        raise SourceNotFoundError(f"{entry.name} is not in the cache; get it with `rszoo prefetch {entry.name}`")
+    print(folder.path)
+
+
+@cache_app.command("list", epilog=examples("rszoo cache list", "rszoo cache list '*-i256' --json"))
+def cache_list(pattern: Pattern = "*", as_json: Json = False) -> None:
+    """List the models in the cache, what they were made from, and the hashes that were trusted on first use."""
+    from rszoo.cache_upkeep import find_garbage, list_cached, tree_bytes
+    from rszoo.paths import archives_folder, cache_folder
+
+    cached = list_cached(pattern)
+    if as_json:
+        print_json([model.to_dict() for model in cached])
+        return
+    rows = [("model", "weights", "MB", "SHA-256", "archive SHA-256", "recorded")]
+    for model in cached:
+        archive = (model.source or {}).get("archive_sha256") or ""
+        recorded = model.record.recorded if model.record else "in the manifest"
+        size = f"{model.bytes / 1e6:.1f}"
+        rows.append((model.name, model.weights, size, (model.sha256 or "?")[:16], archive[:16], recorded))
+    print(table(rows) if cached else f"{cache_folder()} has no models; get some with `rszoo prefetch NAME`")
+    if archives := tree_bytes(archives_folder()):
+        print(f"{archives / 1e6:.1f} MB of kept archives in {archives_folder()}")
+    if garbage := find_garbage():
+        size = f"{sum(map(tree_bytes, garbage)) / 1e6:.1f}"
+        print(f"{len(garbage)} unfinished or outdated, {size} MB: `rszoo cache prune` removes them")
+
+
+@cache_app.command("verify", epilog=examples("rszoo cache verify", "rszoo cache verify resnet-rs-50-i160"))
+def cache_verify(pattern: Pattern = "*", as_json: Json = False) -> None:
+    """Read every model in the cache in full, and make damaged ones anew."""
+    from rszoo.cache_upkeep import verify_cache
+
+    verdicts = verify_cache(pattern)
+    if as_json:
+        print_json([verdict.to_dict() for verdict in verdicts])
+    else:
+        for verdict in verdicts:
+            print(f"{verdict.status:8} {verdict.name}: {verdict.detail}")
+    if damaged := [verdict.name for verdict in verdicts if verdict.status == "damaged"]:
+        raise VerificationError(
+            f"{len(damaged)} of {len(verdicts)} models were damaged and removed: {', '.join(damaged)}"
+        )
+
+
+@cache_app.command("prune", epilog=examples("rszoo cache prune --dry-run"))
+def cache_prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False, as_json: Json = False
+) -> None:
+    """Remove unfinished downloads, what killed processes left, and older copies. Not while downloads are under way."""
+    from rszoo.cache_upkeep import find_garbage, tree_bytes
+    from rszoo.temporary import remove
+
+    garbage = [(path, tree_bytes(path)) for path in find_garbage()]
+    if not dry_run:
+        for path, _ in garbage:
+            remove(path)
+    _report_removed(garbage, as_json, "would remove" if dry_run else "removed")
+
+
+@cache_app.command("clear", epilog=examples("rszoo cache clear '*-i320' --yes"))
+def cache_clear(
+    pattern: Annotated[str | None, typer.Argument(help="Only models that match; all of the cache if left out.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove models from the cache. The recorded hashes stay: a later download must be what was trusted once."""
+    from rszoo.cache_upkeep import clear_cache, list_cached, tree_bytes
+    from rszoo.paths import cache_folder
+
+    sizes = {model.path: tree_bytes(model.path) for model in list_cached(pattern or "*")}
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("this removes models; add --yes to do it without being asked")
+        typer.confirm(f"remove {len(sizes)} models from {cache_folder()}?", abort=True, err=True)
+    _report_removed([(path, sizes.get(path, 0)) for path in clear_cache(pattern)], as_json, "removed")
+
+
+@manifest_app.command("pin", epilog=examples("rszoo manifest pin weights_manifest.json"))
+def manifest_pin(
+    manifest: Annotated[Path, typer.Argument(help="The file to write into.")] = Path("weights_manifest.json"),
+    as_json: Json = False,
+) -> None:
+    """Write the hashes that downloads on this machine found into a manifest, where it has none."""
+    from rszoo.pinning import pin_manifest
+
+    pinned = pin_manifest(manifest)
+    if as_json:
+        print_json(pinned)
+        return
+    for name, facts in pinned.items():
+        print(f"{name}: {', '.join(facts)}")
+    if not pinned:
+        print(f"{manifest} is unchanged: no recorded hash that it lacks")
+
+
+def _matching(pattern: str) -> list[str]:
+    from rszoo.registry import get_entry, list_models
+
+    return list_models(pattern) if set(pattern) & set("*?[") else [get_entry(pattern).name]
+
+
+def _report_removed(removed: list[tuple[Path, int]], as_json: bool, verb: str) -> None:
+    if as_json:
+        print_json([{"path": str(path), "bytes": size} for path, size in removed])
+        return
+    for path, size in removed:
+        print(f"{verb} {path} ({size / 1e6:.1f} MB)")
+    print(f"{verb} {sum(size for _, size in removed) / 1e6:.1f} MB in all")

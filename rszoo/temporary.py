@@ -1,0 +1,82 @@
+"""Temporary names that tell whose they are, so that what a killed process left behind can be told and taken away.
+
+File locks would say so too, but they are absent or lie on some cluster file systems.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+_NAME = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
+# After this long without a change, what a process of another machine left counts as abandoned.
+_ABANDONED_S = 24 * 3600
+
+
+def temporary_path(path: Path) -> Path:
+    """Return a hidden path beside `path`, unique and this process's, for what will be renamed to it."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def intended_path(temporary: Path) -> Path:
+    """Return the path that a temporary one was made for."""
+    match = _NAME.fullmatch(temporary.name)
+    return temporary.with_name(match["name"] if match else temporary.name)
+
+
+def abandoned(folder: Path) -> list[Path]:
+    """Return the temporary files and folders in a folder whose process has ended."""
+    try:
+        return [path for path in sorted(folder.iterdir()) if _is_abandoned(path)]
+    except OSError:
+        return []
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, as far as possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _is_abandoned(path: Path) -> bool:
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        return False
+    if match["host"] == _host():
+        return not _runs(int(match["pid"]))
+    with suppress(OSError):
+        newest = max(item.lstat().st_mtime for item in (path, *(path.rglob("*") if path.is_dir() else ())))
+        return time.time() - newest > _ABANDONED_S
+    return False
+
+
+def _runs(pid: int) -> bool:
+    if os.name == "nt":
+        # Signal 0 would end the process there.
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+@functools.cache
+def _host() -> str:
+    """Return what tells the machine, and the container on it, in which process numbers mean something."""
+    namespace = Path("/proc/self/ns/pid")
+    identity = f"{socket.gethostname()} {namespace.stat().st_ino if namespace.exists() else ''}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:8]

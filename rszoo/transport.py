@@ -1,0 +1,272 @@
+"""HTTP as this package speaks it: a URL and a byte range in, a checked answer out, and one policy for what fails.
+
+Every request goes through here: offline mode, timeouts, redirects, proxies (`HTTPS_PROXY`, by requests), which failures
+are worth another attempt and how long to wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+import requests
+import urllib3
+from urllib3.util.retry import Retry
+
+from rszoo import __version__
+from rszoo.errors import ConfigError, NetworkError
+from rszoo.patience import Patience, TransientError
+
+#: Where the published archives are; `RSZOO_GCS_ENDPOINT` names others that have them under the same path.
+ORIGIN = "https://storage.googleapis.com"
+_OFFLINE_VARIABLES = ("RSZOO_OFFLINE", "HF_HUB_OFFLINE")
+_CONNECT_TIMEOUT_S = 10.0
+_READ_TIMEOUT_S = 30.0
+_MAX_REDIRECTS = 5
+
+
+class RemoteChangedError(NetworkError):
+    """The object behind a URL is no longer the one that was begun."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """What tells one content of a URL from another. `size` in bytes, hashes in base64; None where the server is silent.
+
+    Google's storage sends `x-goog-hash` and `x-goog-generation` of the whole object with every range of it.
+    """
+
+    size: int | None = None
+    etag: str | None = None
+    generation: str | None = None
+    crc32c: str | None = None
+    md5: str | None = None
+
+    def check_same(self, other: Version, url: str) -> None:
+        """Raise RemoteChangedError if `other`, of a later answer, is of another content.
+
+        A fact that one of the answers leaves out is not held against it.
+        """
+        for name, before in vars(self).items():
+            now = getattr(other, name)
+            if None not in (before, now) and before != now:
+                raise RemoteChangedError(f"{public_url(url)} changed while it was read ({name} {before}, then {now})")
+
+
+class Opened:
+    """An answered request: the body begins at byte `start` of the object. A context manager that hangs up."""
+
+    def __init__(self, response: requests.Response, url: str, start: int, version: Version) -> None:
+        self.ranged = response.status_code == requests.codes.partial_content
+        self.start = start
+        self.version = version
+        self._response = response
+        self._url = url
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes as the server stores them; empty at the end.
+
+        Raises:
+            TransientError: the connection broke or stalled.
+        """
+        try:
+            return self._response.raw.read(size, decode_content=False)
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise TransientError(
+                f"the connection to {public_url(self._url)} broke ({type(_cause(error)).__name__})"
+            ) from error
+
+    def close(self) -> None:
+        """Hang up."""
+        self._response.close()
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        target = super().get_redirect_target(resp)
+        if target and urlsplit(urljoin(resp.url, target)).scheme != "https":
+            raise NetworkError(
+                f"{public_url(resp.url)} redirects to {public_url(urljoin(resp.url, target))}, which is not HTTPS and "
+                "is not followed; give the final URL if you trust it"
+            )
+        return target
+
+
+def new_session() -> requests.Session:
+    """Return a session with rszoo's headers and redirect rules; one for each thread."""
+    session = _Session()
+    session.max_redirects = _MAX_REDIRECTS
+    # Identity: a server that compressed the bytes once more would change their length and hash.
+    session.headers.update({"Accept-Encoding": "identity", "User-Agent": f"rszoo/{__version__}"})
+    return session
+
+
+def open_range(session: requests.Session, url: str, start: int, stop: int | None) -> Opened:
+    """Ask once for bytes [start, stop) of an object, or from `start` to its end.
+
+    A server without ranges answers with the whole object: then the result is not `ranged` and its `start` is 0.
+
+    Raises:
+        NetworkError: offline mode is on, or the answer is an error that another attempt would not change.
+        TransientError: it is one that another attempt may change.
+    """
+    check_online(url)
+    last = "" if stop is None else stop - 1
+    try:
+        response = session.get(url, headers={"Range": f"bytes={start}-{last}"}, stream=True, timeout=_timeouts())
+    except requests.RequestException as error:
+        raise _explain(url, error) from error
+    try:
+        _check_status(response, url)
+        version = _read_version(response)
+        if response.status_code == requests.codes.ok:
+            return Opened(response, url, 0, version)
+        _check_range(response, url, start, stop)
+        return Opened(response, url, start, version)
+    except BaseException:
+        response.close()
+        raise
+
+
+def fetch_range(url: str, start: int, stop: int, version: Version | None) -> tuple[bytes, Version]:
+    """Return bytes [start, stop) of an object, fewer only at its end, and what version of it they are from.
+
+    Raises:
+        NetworkError: it cannot be had, or the server has no ranges.
+        RemoteChangedError: it is of another version than the one given.
+    """
+    patience = Patience()
+    with new_session() as session:
+        while True:
+            try:
+                with open_range(session, url, start, stop) as opened:
+                    return _read_all(opened, url, start, stop, version)
+            except TransientError as error:
+                patience.endure(error)
+
+
+def _read_all(opened: Opened, url: str, start: int, stop: int, version: Version | None) -> tuple[bytes, Version]:
+    if version is not None:
+        version.check_same(opened.version, url)
+    if not opened.ranged:
+        raise NetworkError(f"{public_url(url)} can only be had whole: its server has no byte ranges; download the file")
+    size = opened.version.size
+    end = stop if size is None else min(stop, size)
+    data = opened.read(end - start)
+    if len(data) != end - start:
+        raise TransientError(f"{public_url(url)} sent {len(data)} of {end - start} bytes")
+    return data, opened.version
+
+
+def offline_variable() -> str | None:
+    """Return the environment variable that forbids the network, or None if it is allowed."""
+    values = {name: os.environ.get(name, "").strip().lower() for name in _OFFLINE_VARIABLES}
+    return next((name for name, value in values.items() if value in ("1", "true", "yes", "on")), None)
+
+
+def check_online(url: str) -> None:
+    """Raise NetworkError if an environment variable forbids the network."""
+    if variable := offline_variable():
+        raise NetworkError(
+            f"{public_url(url)} is needed, and {variable} forbids the network; get it elsewhere and give the file, or "
+            f"unset {variable}"
+        )
+
+
+def mirrors_of(url: str) -> list[str]:
+    """Return where to look for an object, in order: its URL, or the endpoints of `RSZOO_GCS_ENDPOINT` in its place.
+
+    Raises:
+        ConfigError: the variable names something that is no URL.
+    """
+    endpoints = os.environ.get("RSZOO_GCS_ENDPOINT", "").replace(",", " ").split()
+    if not endpoints or not url.startswith(f"{ORIGIN}/"):
+        return [url]
+    for endpoint in endpoints:
+        if urlsplit(endpoint).scheme not in ("http", "https"):
+            raise ConfigError(f"RSZOO_GCS_ENDPOINT has {endpoint!r}; allowed: http:// and https:// URLs, by commas")
+    return [endpoint.rstrip("/") + url.removeprefix(ORIGIN) for endpoint in endpoints]
+
+
+def public_url(url: str) -> str:
+    """Return a URL without user, password, query and fragment, which are secrets or change from day to day."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _timeouts() -> tuple[float, float]:
+    chosen = os.environ.get("RSZOO_TIMEOUT", "")
+    try:
+        seconds = float(chosen or _READ_TIMEOUT_S)
+    except ValueError:
+        seconds = -1
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"RSZOO_TIMEOUT is {chosen!r}; allowed: seconds of silence to bear, such as 30")
+    return min(seconds, _CONNECT_TIMEOUT_S), seconds
+
+
+def _check_status(response: requests.Response, url: str) -> None:
+    status = response.status_code
+    if status in (requests.codes.ok, requests.codes.partial_content):
+        return
+    answer = f"{public_url(url)} answered {status} {response.reason or ''}".rstrip()
+    if status in (requests.codes.request_timeout, requests.codes.too_many_requests) or status >= 500:
+        raise TransientError(answer, retry_after_s=_retry_after(response))
+    if status == requests.codes.requested_range_not_satisfiable:
+        raise RemoteChangedError(f"{answer}: it is empty, or shorter than it was")
+    raise NetworkError(f"{answer}; check the URL, or get the file by other means and give its path")
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    try:
+        return Retry().parse_retry_after(response.headers["Retry-After"])
+    except (KeyError, urllib3.exceptions.InvalidHeader):
+        return None
+
+
+def _check_range(response: requests.Response, url: str, start: int, stop: int | None) -> None:
+    """Raise TransientError unless the answer's range begins where it was asked to and goes no further."""
+    received = response.headers.get("Content-Range", "")
+    match = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", received.strip())
+    if match and int(match[1]) == start and (stop is None or int(match[2]) < stop):
+        return
+    raise TransientError(f"{public_url(url)} answered with the range {received!r}, asked for bytes {start}-{stop}")
+
+
+def _read_version(response: requests.Response) -> Version:
+    headers = response.headers
+    # Two headers of this name arrive as one, joined by a comma.
+    hashes = dict(part.strip().split("=", 1) for part in headers.get("x-goog-hash", "").split(",") if "=" in part)
+    ranged = response.status_code == requests.codes.partial_content
+    length = headers.get("Content-Range", "").rpartition("/")[2] if ranged else headers.get("Content-Length", "")
+    return Version(
+        size=int(length) if re.fullmatch("[0-9]{1,18}", length) else None,
+        etag=headers.get("ETag"),
+        generation=headers.get("x-goog-generation"),
+        crc32c=hashes.get("crc32c"),
+        md5=hashes.get("md5"),
+    )
+
+
+def _explain(url: str, error: requests.RequestException) -> NetworkError:
+    cause = _cause(error)
+    message = f"cannot download {public_url(url)} ({type(cause).__name__})"
+    if isinstance(error, (requests.TooManyRedirects, requests.exceptions.SSLError, ValueError)):
+        return NetworkError(f"{message}; check the URL, the network and the proxy (HTTPS_PROXY)")
+    never_there = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
+    return TransientError(message, unreachable=isinstance(cause, (*never_there, urllib3.exceptions.ProxyError)))
+
+
+def _cause(error: Exception) -> Exception:
+    """Return the innermost cause: requests and urllib3 wrap each other's errors."""
+    inner = next((arg for arg in error.args if isinstance(arg, Exception)), error)
+    reason = getattr(inner, "reason", None)
+    return reason if isinstance(reason, Exception) else inner

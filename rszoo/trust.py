@@ -1,0 +1,163 @@
+"""Which archive is the right one: hashes from the manifest, or those that the first download found and recorded.
+
+Nobody publishes hashes of the archives. So the first download is trusted if it is what its server says it holds, and
+what it was is written to a lock file in the cache, `lock/NAME.json`; a later download must be the same. One file for
+each archive, since processes that download different ones must not overwrite each other's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rszoo.errors import ConfigError, IntegrityError
+from rszoo.paths import record_path
+from rszoo.registry import PretrainedEntry
+from rszoo.temporary import temporary_path
+from rszoo.transport import Version, public_url
+
+if TYPE_CHECKING:
+    from rszoo.download import Download
+
+_FACTS = {"size": "length", "crc32c": "CRC32C", "md5": "MD5", "sha256": "SHA-256"}
+
+log = logging.getLogger("rszoo")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a first download found: `size` in bytes, `crc32c` and `md5` in base64, `sha256` in hex, the time in UTC.
+
+    `received_from` is the URL that was really asked, a mirror's or the publisher's.
+    """
+
+    name: str
+    received_from: str
+    recorded: str
+    size: int | None
+    sha256: str | None
+    crc32c: str | None
+    md5: str | None
+
+
+def read_record(name: str) -> Record | None:
+    """Return what the first download of an archive found, or None if there was none.
+
+    Raises:
+        ConfigError: the lock file is damaged.
+    """
+    path = record_path(name)
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); delete it to trust the next download anew") from error
+
+
+def check_version(entry: PretrainedEntry, version: Version, url: str) -> None:
+    """Compare what a server says it holds with what is known, before it is downloaded.
+
+    Raises:
+        IntegrityError: it is another archive; or nothing at all vouches for what a mirror holds.
+    """
+    known = _known(entry)
+    _compare(entry, vars(version), public_url(url), known)
+    if url == entry.source.url or any(facts.get(name) for facts in known.values() for name in _FACTS if name != "size"):
+        return
+    if version.crc32c is None and version.md5 is None:
+        raise IntegrityError(
+            f"nothing vouches for {public_url(url)}: it is a mirror, sends no x-goog-hash, and no hash of {entry.name} "
+            "is known; download it from the publisher once, or pin its hashes with `rszoo manifest pin`"
+        )
+    log.warning("%s: no hash is known; trusting what the mirror %s says of itself", entry.name, public_url(url))
+
+
+def check_archive(entry: PretrainedEntry, record: Record) -> None:
+    """Compare a downloaded archive with what is known; if nothing is known here, record it.
+
+    Raises:
+        IntegrityError: it is another archive.
+    """
+    _compare(entry, dataclasses.asdict(record), record.received_from, _known(entry))
+    path = record_path(entry.name)
+    try:
+        written = _write_once(path, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+    except OSError as error:
+        log.warning("cannot record the hashes of %s in %s: %s", entry.name, path, error.strerror)
+        return
+    if not written:
+        # Another process may have been first since.
+        _compare(entry, dataclasses.asdict(record), record.received_from, _known(entry))
+
+
+def check_known(entry: PretrainedEntry, place: str, sha256: str | None) -> None:
+    """Compare the SHA-256 of a local copy of an archive with what is known.
+
+    Raises:
+        IntegrityError: it is another archive.
+    """
+    _compare(entry, {"sha256": sha256}, place, _known(entry))
+
+
+def new_record(entry: PretrainedEntry, download: Download, sha256: str | None) -> Record:
+    """Return a record of an archive that was received just now."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    version = download.version
+    return Record(entry.name, public_url(download.url), now, download.size, sha256, version.crc32c, version.md5)
+
+
+def _known(entry: PretrainedEntry) -> dict[str, Mapping[str, object]]:
+    """Return the facts that are known of an archive, by who says so."""
+    known: dict[str, Mapping[str, object]] = {"the manifest": dataclasses.asdict(entry.source)}
+    if record := read_record(entry.name):
+        where = record_path(entry.name)
+        known[f"the first download, of {record.recorded}, recorded in {where},"] = dataclasses.asdict(record)
+    return known
+
+
+def _compare(
+    entry: PretrainedEntry, found: Mapping[str, object], place: str, known: Mapping[str, Mapping[str, object]]
+) -> None:
+    for who, facts in known.items():
+        for name, title in _FACTS.items():
+            if None not in (found.get(name), facts[name]) and found[name] != facts[name]:
+                remedy = (
+                    "wait for a new rszoo or get the archive elsewhere"
+                    if who == "the manifest"
+                    else "if you trust the new one, delete that file and run the command again"
+                )
+                raise IntegrityError(
+                    f"{place} is not the archive of {entry.name} that is known: its {title} is {found[name]}, "
+                    f"and {who} says {facts[name]}. It was replaced or damaged; {remedy}"
+                )
+
+
+def _write_once(path: Path, text: str) -> bool:
+    """Write a file that appears whole, unless it exists; return whether it was written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path)
+    try:
+        with temporary.open("x", encoding="utf-8") as written:
+            written.write(text)
+            written.flush()
+            os.fsync(written.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            # A file system without links: then the last of several at once wins.
+            if path.exists():
+                return False
+            temporary.rename(path)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
