@@ -25,7 +25,6 @@ from rszoo.errors import (
     ConfigError,
     NetworkError,
     OutputError,
-    RszooError,
     SourceNotFoundError,
 )
 from rszoo.folder import CONFIG, CONVERSION, WEIGHTS, ModelFolder, WeightSet, looks_like_folder, read_folder
@@ -99,13 +98,13 @@ def fill_cache(entry: PretrainedEntry, weights: WeightSet = "ema", *, keep_archi
         with _one_at_a_time(busy_folder() / entry.name, lambda: find_cached(entry, weights) is not None):
             return find_cached(entry, weights) or _convert(entry, weights, keep_archive)
     except OSError as error:
-        if isinstance(error, OutputError):
-            raise OutputError(f"{error} (the cache is {cache_folder()}; RSZOO_CACHE names another)") from error
-        if isinstance(error, RszooError) or error.errno not in FILE_SYSTEM_ERRORS:
+        # NetworkError is one, too.
+        if not isinstance(error, OutputError) and error.errno not in FILE_SYSTEM_ERRORS:
             raise
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         raise OutputError(
-            f"{entry.name} is not in the cache, and {error.filename or cache_folder()} cannot be written: "
-            f"{error.strerror}; set RSZOO_CACHE to a folder of yours, on a disk with room"
+            f"{entry.name} is not in the cache, and {cache_folder()} cannot be written: {cause.strerror or error}; set "
+            "RSZOO_CACHE to a folder of yours, on a disk with room"
         ) from error
 
 

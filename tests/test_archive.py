@@ -26,7 +26,7 @@ from converters import archive
 from converters.archive import read_archive
 from converters.convert import Identity, convert, open_accounted
 from converters.files import CheckpointFiles
-from converters.source import open_source
+from converters.source import locate
 from converters.sstable import MAGIC, write_table
 from converters.tensorbundle import Bundle, write_bundle
 from converters.wire import write_field, write_fixed32
@@ -157,7 +157,7 @@ def test_spools_of_a_refused_archive_are_closed(spool, monkeypatch):
 def test_archive_is_found_by_content_whatever_its_name(tmp_path, spool):
     files = small_files()
     (tmp_path / "weights.bin").write_bytes(archive_of(files))
-    with open_source(str(tmp_path / "weights.bin"), spool) as found:
+    with locate(str(tmp_path / "weights.bin")) as open_files, open_files(spool, None) as found:
         assert found.source == "weights.bin"
         np.testing.assert_array_equal(Bundle(found.index, found.shards).read("a"), np.arange(7))
 
@@ -337,8 +337,9 @@ def test_header_of_a_hundred_megabytes_is_refused_in_bounded_memory(spool, zeros
 )
 def test_what_is_no_archive_is_told_so(tmp_path, spool, content, reason):
     (tmp_path / "given.tar.gz").write_bytes(content)
-    with pytest.raises((ArchiveError, CheckpointError), match=f"given.tar.gz.*{reason}"):
-        open_source(str(tmp_path / "given.tar.gz"), spool)
+    expected = pytest.raises((ArchiveError, CheckpointError), match=f"given.tar.gz.*{reason}")
+    with locate(str(tmp_path / "given.tar.gz")) as open_files, expected:
+        open_files(spool, None)
 
 
 def test_gzip_stream_truncated_anywhere_is_told_so(spool):
@@ -408,8 +409,8 @@ def test_what_is_missing_or_too_much_is_named(tmp_path, spool, files, reason):
     for name, content in files.items():
         (tmp_path / "folder").mkdir(exist_ok=True)
         (tmp_path / "folder" / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=reason):
-        open_source(str(tmp_path / "folder"), spool)
+    with locate(str(tmp_path / "folder")) as open_files, pytest.raises(CheckpointError, match=reason):
+        open_files(spool, None)
 
 
 def test_missing_one_of_two_shards_is_named(spool):
@@ -433,8 +434,9 @@ def test_genuine_v1_checkpoint_is_told_apart_as_archive_file_and_folder(tmp_path
     with pytest.raises(CheckpointError, match=r"'model.ckpt'.*V1 format.*save it again"):
         read(archive_of(files), spool)
     for given_path in (tmp_path / "v1", tmp_path / "v1" / "model.ckpt"):
-        with pytest.raises(CheckpointError, match=r"'model.ckpt'.*V1 format.*save it again"):
-            open_source(str(given_path), spool)
+        expected = pytest.raises(CheckpointError, match=r"'model.ckpt'.*V1 format.*save it again")
+        with locate(str(given_path)) as open_files, expected:
+            open_files(spool, None)
 
 
 @pytest.fixture(scope="module")
@@ -521,11 +523,11 @@ def test_shard_in_another_order_is_converted_in_a_second_pass(tmp_path, spool, d
     (tmp_path / "other.tar.gz").write_bytes(packed)
     passes: list[str | None] = []
 
-    def counted(place: str, folder: Path, keep: str | None = None) -> CheckpointFiles:
+    def counted(stream, place: str, folder: Path, *, keep: str | None, report) -> CheckpointFiles:
         passes.append(keep)
-        return open_source(place, folder, keep)
+        return read_archive(stream, place, folder, keep=keep, report=report)
 
-    monkeypatch.setattr("converters.convert.open_source", counted)
+    monkeypatch.setattr("converters.source.read_archive", counted)
     identity = Identity(model="resnet-rs-demo")
     convert(str(DEMO), tmp_path / "usual", identity=identity)
     assert passes == ["ema"]
@@ -558,7 +560,7 @@ def test_guess_of_the_layout_is_of_the_shard_that_the_index_describes(tmp_path, 
     path = tmp_path / "a.tar.gz"
     path.write_bytes(archive_of(files))
     original = Bundle(demo[INDEX], {0: io.BytesIO(demo[DATA])})
-    with open_accounted(str(path), spool, "ema") as (_, bundle, account):
+    with locate(str(path)) as open_files, open_accounted(open_files, spool, "ema") as (_, bundle, account):
         for variable in [name for _, name in account.mapped] + ["global_step"]:
             np.testing.assert_array_equal(bundle.read(variable), original.read(variable))
 

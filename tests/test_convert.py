@@ -22,7 +22,7 @@ from converters.account import EMA_SUFFIX, infer_arch, take_account
 from converters.convert import Identity, convert
 from converters.files import open_prefix
 from converters.parity import check_source
-from converters.source import find_entry, open_published
+from converters.source import find_entry, open_known
 from converters.tensorbundle import Bundle, write_bundle
 from converters.tf1_export import export_tf1
 from converters.tf1_graph import build_inference
@@ -241,8 +241,8 @@ def test_registered_name_is_not_shadowed_by_a_former_result(tmp_path, monkeypatc
 def test_an_archive_of_another_hash_than_the_manifests_is_refused(tmp_path):
     entry = rszoo.get_entry("resnet-rs-demo")
     wrong = replace(entry, source=replace(entry.source, sha256="0" * 64))
-    with pytest.raises(ArchiveError, match="but the manifest knows resnet-rs-demo as 0000"):
-        open_published(wrong, tmp_path)
+    with pytest.raises(ArchiveError, match=r"SHA-256 is 43820ea1.*the manifest says 0000"):
+        open_known(wrong, entry.source.path, tmp_path, None)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,7 +17,7 @@ import torch
 import rszoo
 from converters import parity, tf1_graph
 from converters.convert import Identity, convert
-from converters.source import open_source
+from converters.source import locate
 from converters.tensorbundle import Bundle
 from rszoo.config import BLOCKS_OF_DEPTH, ArchConfig
 from rszoo.factory import keras_weights
@@ -112,7 +112,8 @@ def test_description_can_say_the_model_garden_network(shared, tmp_path, size, we
             "shortcut_pool": "always",
         }
     )
-    with open_source(str(shared / "garden-50-w0125-c11.tar.gz"), tmp_path) as files:
+    given = str(shared / "garden-50-w0125-c11.tar.gz")
+    with locate(given) as open_files, open_files(tmp_path, None) as files:
         bundle = Bundle(files.index, files.shards)
         suffix = "" if weights == "raw" else "/.OPTIMIZER_SLOT/optimizer/average"
         tensors = {}
