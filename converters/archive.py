@@ -51,16 +51,17 @@ class Readable(Protocol):
 
 
 class _HashingReader(io.RawIOBase):
-    """Reads a stream ahead by one chunk on a thread of its own, which also takes its SHA-256.
+    """Reads a stream ahead by one chunk on a thread of its own, which also takes its SHA-256, and MD5 if wanted.
 
     `report` is told how many bytes were used.
     """
 
-    def __init__(self, stream: Readable, report: Callable[[int], object]) -> None:
+    def __init__(self, stream: Readable, report: Callable[[int], object], with_md5: bool) -> None:
         self.size = 0
         self._stream = stream
         self._report = report
         self._sha256 = hashlib.sha256()
+        self._md5 = hashlib.md5(usedforsecurity=False) if with_md5 else None
         self._pool = ThreadPoolExecutor(1)
         self._rest = memoryview(b"")
         # Two in turn, allocated once: a new one for each chunk would cost more than the copy out of it.
@@ -82,12 +83,14 @@ class _HashingReader(io.RawIOBase):
         self._report(used)
         return used
 
-    def finish(self) -> str:
-        """Return the SHA-256 of the stream, in hex, having read what is left of it."""
+    def finish(self, files: CheckpointFiles) -> None:
+        """Read what is left of the stream, and note its size and hashes in `files`."""
         while self.read(_CHUNK):
             pass
         self.close()
-        return self._sha256.hexdigest()
+        files.archive_size = self.size
+        files.archive_sha256 = self._sha256.hexdigest()
+        files.archive_md5 = self._md5.digest() if self._md5 else None
 
     def close(self) -> None:
         """Stop the thread, once it has read what it is reading."""
@@ -102,6 +105,8 @@ class _HashingReader(io.RawIOBase):
         buffer = next(self._buffers)
         chunk = buffer[: self._stream.readinto(buffer) or 0]
         self._sha256.update(chunk)
+        if self._md5 is not None:
+            self._md5.update(chunk)
         return chunk
 
 
@@ -128,13 +133,14 @@ def read_archive(
     *,
     keep: WeightSet | None,
     report: Callable[[int], object],
+    with_md5: bool = False,
 ) -> CheckpointFiles:
     """Read a whole `.tar.gz` and return the checkpoint in it; the caller closes the result.
 
     `place` names the archive in errors. `spool_folder` must exist and have room for the unpacked data; no named file
     is left in it, even by a crash. `keep`: the one set of weights that will be read, or None for all; the others are
     not spooled if the shard's size tells where they lie, and the result's `kept` says so. `report` is told how many
-    bytes of the archive went by.
+    bytes of the archive went by. `with_md5`: take its MD5, too.
 
     Raises:
         ArchiveError: it is not a gzip or tar archive, is truncated or damaged, or has a hostile member.
@@ -143,7 +149,7 @@ def read_archive(
         NetworkError, OSError: the stream broke.
     """
     kept: dict[str, Ranges | None] = {}
-    source = _HashingReader(stream, report)
+    source = _HashingReader(stream, report, with_md5)
     collector = Collector(place)
     try:
         with igzip_threaded.open(source, "rb", threads=1, block_size=_CHUNK) as unpacked:
@@ -163,7 +169,7 @@ def read_archive(
                 raise
         files = collector.finish()
         files.kept = kept.get(files.prefix + _ONLY_SHARD)
-        files.archive_sha256, files.archive_size = source.finish(), source.size
+        source.finish(files)
         return files
     except BaseException as error:
         collector.close()

@@ -37,6 +37,7 @@ class CheckpointFiles:
     source: str = ""
     archive_sha256: str | None = None
     archive_size: int | None = None
+    archive_md5: bytes | None = None
 
     def holds(self, entry: Entry) -> bool:
         """Whether the bytes of a tensor were kept."""

@@ -128,12 +128,16 @@ def test_several_shards_larger_than_any_buffer(spool):
 
 def test_reading_ahead_does_not_overwrite_what_is_not_used_yet():
     content = np.random.default_rng(4).bytes(5_300_000)
-    reader = archive._HashingReader(io.BytesIO(content), lambda count: None)
+    reader = archive._HashingReader(io.BytesIO(content), lambda count: None, with_md5=True)
     used = bytearray()
     while len(used) < 5_000_000:
         used += reader.read(77_777)
         time.sleep(0.0005)
-    assert reader.finish() == hashlib.sha256(content).hexdigest()
+    found = CheckpointFiles("", b"", {})
+    reader.finish(found)
+    assert found.archive_size == len(content)
+    assert found.archive_sha256 == hashlib.sha256(content).hexdigest()
+    assert found.archive_md5 == hashlib.md5(content, usedforsecurity=False).digest()
     assert used == content[: len(used)]
 
 
