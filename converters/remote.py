@@ -15,7 +15,7 @@ from pathlib import Path
 from converters.archive import read_archive
 from converters.files import CheckpointFiles
 from rszoo.download import DamagedError, Download
-from rszoo.errors import ArchiveError, CheckpointError, IntegrityError, NetworkError, RszooError
+from rszoo.errors import ArchiveError, CheckpointError, IntegrityError, NetworkError, OutputError, RszooError
 from rszoo.folder import WeightSet
 from rszoo.paths import downloads_folder, kept_archive
 from rszoo.registry import PretrainedEntry
@@ -120,13 +120,19 @@ class RemoteArchive:
         except OSError:
             pass
         log.warning("%s cannot be written: an interrupted download will begin anew", folder)
-        return Path(self._scratch.enter_context(tempfile.TemporaryDirectory(dir=spool_folder)))
+        # Beside the spool and not in it, since that may become the result.
+        return Path(self._scratch.enter_context(tempfile.TemporaryDirectory(dir=spool_folder.parent)))
 
 
 def _keep_archive(download: Download, url: str) -> None:
     target = kept_archive(url)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    download.path.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        download.path.replace(target)
+    except OSError as error:
+        # Another process that converted the same may have been first.
+        if not target.is_file():
+            raise OutputError(f"converted, but the archive cannot be kept as {target}: {error.strerror}") from error
     log.info("kept %s", target)
 
 

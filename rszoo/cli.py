@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from rszoo.console import EXIT_CODES, load_frameworks, new_app, print_json, run, table
-from rszoo.errors import SourceNotFoundError, VerificationError
+from rszoo.cache_cli import cache_app, manifest_app, prefetch
+from rszoo.console import Json, examples, load_frameworks, new_app, print_json, run, table
+from rszoo.errors import SourceNotFoundError, UsageError, VerificationError
 
 
 class FrameworkChoice(StrEnum):
@@ -22,15 +23,10 @@ class FrameworkChoice(StrEnum):
 
 app = new_app("ResNet-RS checkpoints, converted and verified, in PyTorch and Keras. See also: rszoo-convert --help")
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Model = Annotated[str, typer.Argument(help="Model folder or registered name.")]
 
 
-def _examples(*lines: str) -> str:
-    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)]) + "\n" + EXIT_CODES
-
-
-@app.command("list", epilog=_examples("rszoo list", 'rszoo list "*-152-*" --json'))
+@app.command("list", epilog=examples("rszoo list", 'rszoo list "*-152-*" --json'))
 def list_command(
     pattern: Annotated[str, typer.Argument(help="Shell pattern, such as '*-i256'.")] = "*", as_json: Json = False
 ) -> None:
@@ -49,12 +45,23 @@ def list_command(
     print(table(rows))
 
 
-@app.command(epilog=_examples("rszoo info resnet-rs-152-i224", "rszoo info my-model --json"))
-def info(model: Model, as_json: Json = False) -> None:
+@app.command(epilog=examples("rszoo info resnet-rs-152-i224", "rszoo info my-model --tensors --json"))
+def info(
+    model: Annotated[str, typer.Argument(help="Model folder or registered name; with --tensors also a URL or file.")],
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="List the weights' tensors; of a URL only the header is fetched.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Show what is known of a registered model or a model folder."""
     from rszoo.folder import looks_like_folder, read_folder
     from rszoo.registry import get_entry
 
+    if tensors:
+        _show_tensors(describe_tensors(model), as_json)
+        return
+    if "://" in model:
+        raise UsageError(f"of a URL only the tensors can be shown: rszoo info --tensors {model}")
     facts = describe_folder(read_folder(model)) if looks_like_folder(model) else describe_entry(get_entry(model))
     if as_json:
         print_json(facts)
@@ -62,7 +69,7 @@ def info(model: Model, as_json: Json = False) -> None:
     print(table([(key, _text(value)) for key, value in _flatten(facts)]))
 
 
-@app.command(epilog=_examples("rszoo verify my-model", "rszoo verify my-model --ckpt resnet-rs-50-i160.tar.gz"))
+@app.command(epilog=examples("rszoo verify my-model", "rszoo verify my-model --ckpt resnet-rs-50-i160.tar.gz"))
 def verify(
     folder: Annotated[str, typer.Argument(help="Model folder.")],
     ckpt: Annotated[str | None, typer.Option(help="The checkpoint it was converted from.")] = None,
@@ -90,7 +97,7 @@ def verify(
         raise VerificationError(f"{folder} failed {len(failed)} of {len(checks)} checks: {', '.join(failed)}")
 
 
-@app.command(epilog=_examples("rszoo predict my-model photo.jpg", "rszoo predict my-model a.jpg b.png --top 3 --json"))
+@app.command(epilog=examples("rszoo predict my-model photo.jpg", "rszoo predict my-model a.jpg b.png --top 3 --json"))
 def predict(
     model: Model,
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
@@ -120,7 +127,7 @@ def predict(
         print_json(results)
 
 
-@app.command(epilog=_examples("rszoo demo", "rszoo demo --output demo-model"))
+@app.command(epilog=examples("rszoo demo", "rszoo demo --output demo-model"))
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the converted model.")] = Path("demo-model"),
 ) -> None:
@@ -129,6 +136,13 @@ def demo(
 
     load_frameworks("torch", "keras")
     run_demo(output)
+
+
+app.command(epilog=examples('rszoo prefetch "*-i256"', "rszoo prefetch resnet-rs-50-i160 --output for-the-cluster"))(
+    prefetch
+)
+app.add_typer(cache_app, name="cache")
+app.add_typer(manifest_app, name="manifest")
 
 
 def describe_entry(entry: Any) -> dict[str, Any]:
@@ -159,6 +173,43 @@ def describe_folder(folder: Any) -> dict[str, Any]:
             "tensors": len(weights),
             "metadata": weights.metadata,
         }
+
+
+def describe_tensors(model: str) -> dict[str, Any]:
+    """Return name, dtype, shape and bytes of each tensor of a model's weights as JSON values, and totals.
+
+    Raises:
+        UsageError: a registered model is not in the cache.
+    """
+    from rszoo.cache import find_cached
+    from rszoo.folder import looks_like_folder
+    from rszoo.registry import get_entry
+    from rszoo.weights import load_weights
+
+    opened: Any = model
+    if not looks_like_folder(model) and not Path(model).is_file():
+        entry = get_entry(model)
+        folder = find_cached(entry)
+        if folder is None:
+            raise UsageError(
+                f"{entry.name} is not in the cache, so its tensors are not known; first run `rszoo prefetch "
+                f"{entry.name}`, or give the URL of its weights"
+            )
+        opened = folder.path
+    with load_weights(opened) as weights:
+        listed = [{"name": name, **weights.facts(name)._asdict()} for name in weights]
+        return {"model": model, "tensors": listed, "count": len(listed), "nbytes": weights.nbytes}
+
+
+def _show_tensors(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(facts)
+        return
+    rows = [("name", "dtype", "shape", "bytes")]
+    for tensor in facts["tensors"]:
+        shape = " x ".join(map(str, tensor["shape"]))
+        rows.append((tensor["name"], tensor["dtype"], shape, f"{tensor['nbytes']:,}"))
+    print(table([*rows, (f"{facts['count']} tensors", "", "", f"{facts['nbytes']:,}")]))
 
 
 def count_parameters(arch: Any) -> int:

@@ -1,18 +1,18 @@
 """`rszoo.create`: a name, a model folder or an architecture in, a ready PyTorch or Keras model out.
 
 With weights nothing is initialized first: PyTorch modules are built on the meta device and take tensors that map the
-file; Keras variables are created from the file's values.
+file; Keras variables are created from the file's values. For another dtype or device each tensor is read, converted and
+let go of before the next.
 """
 
 from __future__ import annotations
 
 import importlib
-import logging
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,21 +20,38 @@ from rszoo.cache import find_folder
 from rszoo.config import ArchConfig
 from rszoo.errors import MissingPackageError, UsageError, nearest
 from rszoo.folder import ModelFolder, looks_like_folder
+from rszoo.models.adapt import adapt_weights
+from rszoo.models.devices import check_device, keras_scope
+from rszoo.models.features import FeatureInfo, choose_features
 from rszoo.names import keras_name, to_tf_layout, torch_name
 from rszoo.preprocessing import Preprocessing
 from rszoo.registry import get_entry
+from rszoo.tensor_file import LocalFile
 from rszoo.tensors import iter_tensors
-from rszoo.weights import Weights, check_header, open_torch
+from rszoo.weights import Weights, check_header
+
+if TYPE_CHECKING:
+    import torch
 
 Framework = Literal["torch", "keras"]
 
 _FRAMEWORKS = ("torch", "keras")
 # All that Keras 3 has; the last two were not tried here.
 _KERAS_BACKENDS = ("tensorflow", "jax", "torch", "numpy", "openvino")
-_HEAD = ("fc.weight", "fc.bias")
-_STEM = "conv1.0.weight"
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
+_KERAS_DTYPES = (*_DTYPES, "mixed_float16", "mixed_bfloat16")
 
-log = logging.getLogger("rszoo")
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be built: architecture and weights as stored, and as wanted. `file` is None for random weights."""
+
+    file: Path | None
+    stored: ArchConfig
+    wanted: ArchConfig
+    features: FeatureInfo | None
+    dtype: str | None
+    device: str | None
 
 
 def create(
@@ -44,6 +61,10 @@ def create(
     framework: Framework = "torch",
     num_classes: int | None = None,
     in_chans: int | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
 ) -> Any:
     """Build a model: a `torch.nn.Module` or a `keras.Model`, in evaluation mode if it has weights.
 
@@ -55,6 +76,14 @@ def create(
         num_classes: another number than the weights' keeps the backbone and starts a new head, with a warning.
         in_chans: another number than the weights' adapts the first convolution: summed over RGB for 1, else RGB's
             kernels repeated in turn and scaled by 3 / in_chans.
+        features_only: return a list of feature maps, described by `feature_info` as in timm. What lies behind the last
+            of them is neither built nor read.
+        out_indices: which maps, in the order in which they are returned: 0 the stem (stride 2), 1 to 4 the stages
+            (strides 4 to 32), negative ones from the end. All five if left out.
+        dtype: "float32", "float16", "bfloat16" or "float64" for all weights and statistics; a `torch.dtype` will do.
+            For Keras the dtype policy of the layers, also "mixed_float16" or "mixed_bfloat16". float32 if left out,
+            for Keras its current policy.
+        device: where the weights go, in the framework's words: "cpu", "cuda:0"; for Keras "gpu:0".
 
     Raises:
         UnknownModelError, SourceNotFoundError: there is no such model or folder.
@@ -65,22 +94,26 @@ def create(
     if framework not in _FRAMEWORKS:
         likely = nearest(str(framework), _FRAMEWORKS) or list(_FRAMEWORKS)
         raise UsageError(f"framework must be torch or keras, received {framework!r}; did you mean {likely[0]!r}?")
-    # First of all: a missing framework should not cost a download.
+    if num_classes is not None and features_only:
+        raise UsageError(f"features_only has no head, received num_classes={num_classes!r} too; leave one of them out")
+    if out_indices is not None and not features_only:
+        raise UsageError(f"out_indices={out_indices!r} chooses feature maps; add features_only=True")
+    indices = choose_features(out_indices) if features_only else None
+    dtype_name = None if dtype is None else _dtype_name(dtype, framework)
+    # Before the model is looked for: a missing framework or device should not cost a download.
     module = import_model_module(framework)
+    if device is not None:
+        check_device(framework, str(device), dtype_name)
     folder, stored, settings = _resolve(model, pretrained)
     wanted = replace(
         stored,
         num_classes=stored.num_classes if num_classes is None else num_classes,
         in_chans=stored.in_chans if in_chans is None else in_chans,
     )
+    features = None if indices is None else FeatureInfo(wanted, indices)
     path = None if folder is None else folder.weights_path
-    if path is not None:
-        check_header(path, stored)
-        if wanted.num_classes != stored.num_classes:
-            classes = wanted.num_classes, stored.num_classes
-            log.warning("new head: %d classes with initial values; the weights have %d", *classes)
-    build = _create_torch if framework == "torch" else _create_keras
-    built = build(module, path, stored, wanted)
+    plan = _Plan(path, stored, wanted, features, dtype_name, None if device is None else str(device))
+    built = _create_torch(module, plan) if framework == "torch" else _create_keras(module, plan)
     if settings is not None:
         built.preprocessing = settings
     return built
@@ -143,54 +176,42 @@ def _resolve(
     return None, entry.arch, entry.preprocessing
 
 
-def _create_torch(module: Any, path: Path | None, stored: ArchConfig, wanted: ArchConfig) -> Any:
-    model = module.empty_model(wanted)
-    if path is None:
-        model.to_empty(device="cpu")
-        model.init_weights()
+def _dtype_name(dtype: str | torch.dtype, framework: Framework) -> str:
+    name = str(dtype).removeprefix("torch.")
+    allowed = _KERAS_DTYPES if framework == "keras" else _DTYPES
+    if name not in allowed:
+        ordered = dict.fromkeys([*nearest(name, allowed), *allowed])
+        raise UsageError(f"dtype for {framework} must be one of {', '.join(ordered)}; received {dtype!r}")
+    return name
+
+
+def _create_torch(module: Any, plan: _Plan) -> Any:
+    import torch
+
+    dtype = None if plan.dtype is None else getattr(torch, plan.dtype)
+    device = None if plan.device is None else torch.device(plan.device)
+    model = module.empty_model(plan.wanted, plan.features)
+    if plan.file is None:
+        module.assign_weights(model, {}, dtype, device)
         return model
-    module.assign_weights(model, _adapt(open_torch(path), stored, wanted))
+    # The file is mapped only if its pages become the weights: others would count as memory beside the converted ones.
+    mapped = dtype in (None, torch.float32) and (device is None or device.type == "cpu")
+    with Weights(LocalFile(plan.file, "all" if mapped else "copies"), "torch") as weights:
+        module.assign_weights(model, _fitted(weights, plan), dtype, device)
     return model.eval()
 
 
-def _create_keras(module: Any, path: Path | None, stored: ArchConfig, wanted: ArchConfig) -> Any:
-    if path is None:
-        return module.build_model(wanted)
-    with Weights(path) as weights:
-        return module.build_model(wanted, keras_weights(_adapt(weights, stored, wanted), wanted))
+def _create_keras(module: Any, plan: _Plan) -> Any:
+    with keras_scope(plan.dtype, plan.device):
+        if plan.file is None:
+            return module.build_model(plan.wanted, None, plan.features)
+        # Not mapped: Keras copies each tensor, and pages of the file would count as memory beside the copies.
+        with Weights(LocalFile(plan.file, "copies")) as weights:
+            tensors = keras_weights(_fitted(weights, plan), plan.wanted)
+            return module.build_model(plan.wanted, tensors, plan.features)
 
 
-def _adapt(tensors: Mapping[str, Any], stored: ArchConfig, wanted: ArchConfig) -> Mapping[str, Any]:
-    """Return the tensors without the head if the classes differ, and with another first kernel if the channels do."""
-    changed: dict[str, Any] = {}
-    if wanted.in_chans != stored.in_chans:
-        changed[_STEM] = _adapt_stem(tensors[_STEM], wanted.in_chans)
-        log.warning("first convolution adapted from %d to %d input channels", stored.in_chans, wanted.in_chans)
-    dropped = _HEAD if wanted.num_classes != stored.num_classes else ()
-    return _Changed(tensors, changed, dropped) if changed or dropped else tensors
-
-
-class _Changed(Mapping[str, Any]):
-    """A mapping with some values replaced and some keys gone, the rest still read when asked for."""
-
-    def __init__(self, base: Mapping[str, Any], changed: Mapping[str, Any], dropped: tuple[str, ...]) -> None:
-        self._base, self._changed, self._dropped = base, changed, dropped
-
-    def __getitem__(self, name: str) -> Any:
-        if name in self._dropped:
-            raise KeyError(name)
-        return self._changed[name] if name in self._changed else self._base[name]
-
-    def __iter__(self) -> Any:
-        return (name for name in self._base if name not in self._dropped)
-
-    def __len__(self) -> int:
-        return len(self._base) - len(self._dropped)
-
-
-def _adapt_stem(kernel_oihw: Any, in_chans: int) -> Any:
-    """Adapt a first kernel, numpy or torch, to another number of channels; timm's rule for RGB weights."""
-    stored = kernel_oihw.shape[1]
-    if in_chans == 1:
-        return kernel_oihw.sum(1)[:, None]
-    return kernel_oihw[:, [channel % stored for channel in range(in_chans)]] * (stored / in_chans)
+def _fitted(weights: Weights, plan: _Plan) -> Mapping[str, Any]:
+    """Check the weights against the architecture, and return them as the wanted model needs them."""
+    check_header(weights, plan.stored)
+    return adapt_weights(weights, plan.stored, plan.wanted)

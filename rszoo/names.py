@@ -6,12 +6,14 @@ creation counters, and this module is the only place where they advance.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
 
-from rszoo.tensors import Kind, TensorSpec
+from rszoo.config import ArchConfig
+from rszoo.tensors import Kind, TensorSpec, iter_tensors
 
 _TF1_LAYER = {"conv": "conv2d", "bn": "batch_normalization", "dense": "dense"}
 
@@ -44,6 +46,7 @@ _TORCH_PARAMETER = {
 # HWIO -> OIHW and (in, out) -> (out, in). Everything else is a vector and stays as it is.
 _TO_TORCH_AXES = {Kind.CONV_KERNEL: (3, 2, 0, 1), Kind.DENSE_KERNEL: (1, 0)}
 _TO_TF_AXES = {Kind.CONV_KERNEL: (2, 3, 1, 0), Kind.DENSE_KERNEL: (1, 0)}
+_BLOCK_KEY = re.compile(r"layer([1-4])\.([0-9]{1,6})\.")
 
 
 def tf1_names(specs: Iterable[TensorSpec]) -> list[str]:
@@ -75,6 +78,23 @@ def keras_name(spec: TensorSpec) -> tuple[str, str]:
     return spec.layer.replace(".", "_"), spec.kind.variable
 
 
+def keras_names(torch_names: Iterable[str]) -> dict[str, tuple[str, Kind]]:
+    """Return each PyTorch key's kind and name in Keras, as `variable.path` has it: `stage2_block0_conv1/kernel`.
+
+    Keys of another network are left out. Names depend on the number of blocks alone, which the keys tell.
+
+    Raises:
+        ConfigError: there are more blocks than any network has.
+    """
+    keys = list(torch_names)
+    found = [match for key in keys if (match := _BLOCK_KEY.match(key))]
+    first, second, third, fourth = (
+        max((int(match[2]) + 1 for match in found if match[1] == stage), default=1) for stage in "1234"
+    )
+    known = {torch_name(spec): spec for spec in iter_tensors(ArchConfig((first, second, third, fourth)))}
+    return {key: ("/".join(keras_name(known[key])), known[key].kind) for key in keys if key in known}
+
+
 def torch_shape(spec: TensorSpec) -> tuple[int, ...]:
     """Return the spec's shape in PyTorch's layout (OIHW; out x in)."""
     axes = _TO_TORCH_AXES.get(spec.kind)
@@ -89,5 +109,13 @@ def to_torch_layout(kind: Kind, values: np.ndarray) -> np.ndarray:
 
 def to_tf_layout(kind: Kind, values: np.ndarray) -> np.ndarray:
     """Return a view of `values` (OIHW; out x in) with TensorFlow's and Keras's axes (HWIO; in x out)."""
-    axes = _TO_TF_AXES.get(kind)
+    axes = tf_axes(kind)
     return values.transpose(axes) if axes else values
+
+
+def tf_axes(kind: Kind) -> tuple[int, ...] | None:
+    """Return which of PyTorch's axes (OIHW; out x in) each of TensorFlow's and Keras's is (HWIO; in x out).
+
+    None for what has the same layout in both.
+    """
+    return _TO_TF_AXES.get(kind)

@@ -1,134 +1,219 @@
-"""Weights opened: `model.safetensors` as a lazy mapping. Opening reads the header; a tensor is read when asked for."""
+"""Weights opened: `model.safetensors` as a lazy mapping. Opening reads the header; a tensor is read when asked for.
+
+In goes a model folder, a registered name, a file or a URL; out come numpy arrays or PyTorch tensors that map the file,
+or numpy arrays under Keras's names and in its layout.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from rszoo.cache import find_folder
 from rszoo.config import ArchConfig
-from rszoo.errors import WeightsError, summarize
-from rszoo.names import torch_name, torch_shape
+from rszoo.errors import UsageError, WeightsError, nearest, summarize
+from rszoo.names import keras_names, tf_axes, torch_name, torch_shape
+from rszoo.tensor_file import LocalFile, TensorFacts, TensorFile
+from rszoo.tensor_slice import TensorSlice
+from rszoo.tensor_values import import_torch, to_numpy, to_torch
 from rszoo.tensors import iter_tensors
 
+Layout = Literal["numpy", "torch", "keras"]
 
-class Weights(Mapping[str, np.ndarray]):
-    """The tensors of a `model.safetensors`, by PyTorch key, read when asked for: float32, OIHW and out x in.
+# The bytes of values that neighbour in the file are read at once, but not more than this beside the result.
+_MAX_RUN_BYTES = 64 << 20
+
+
+class Weights(Mapping[str, Any]):
+    """The tensors of a safetensors file by name, read when asked for.
+
+    "numpy", "torch": PyTorch's keys and layout (OIHW, out x in). "keras": numpy arrays under Keras's names
+    (`layer/variable`, as `variable.path` has them) in Keras's layout (HWIO, in x out). Tensors of a file on this
+    machine are views of it, and writing to them changes memory only; they outlive this object. dtypes are the file's,
+    but numpy has no bfloat16 and gets such values as float32, exactly.
 
     `metadata` has the file's origin. Also a context manager that closes the file.
 
     Raises:
-        WeightsError: the file is missing, damaged, or not a safetensors file.
+        WeightsError: the file is missing, damaged, or not a safetensors file; for "keras", not a ResNet-RS's.
+        NetworkError: a request failed, or the file changed between two of them.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: Any = _open(path, "numpy")
-        self._names: tuple[str, ...] = tuple(self._file.offset_keys())
+    def __init__(self, source: Path | TensorFile, framework: Layout = "numpy") -> None:
+        self._file = LocalFile(source, "some") if isinstance(source, Path) else source
+        self._header = self._file.header
+        self._convert = to_torch if framework == "torch" else to_numpy
+        self._stored: dict[str, str] = {name: name for name in self._header.names}
+        self._axes: dict[str, tuple[int, ...]] = {}
+        if framework == "keras":
+            self._rename()
 
     @property
     def metadata(self) -> dict[str, str]:
         """The file's metadata: source, its SHA-256, which weights, the converter's version."""
-        return dict(sorted((self._file.metadata() or {}).items()))
+        return self._header.metadata
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        return sum(self.facts(name).nbytes for name in self)
+
+    def facts(self, name: str) -> TensorFacts:
+        """Return dtype, shape and stored size of a tensor, without reading it. Raises KeyError for an unknown name."""
+        facts = self._header.facts(self._stored[name])
+        if axes := self._axes.get(name):
+            return facts._replace(shape=tuple(facts.shape[axis] for axis in axes))
+        return facts
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, without reading its values. Raises KeyError for an unknown name."""
-        self._check(name)
-        return tuple(self._file.get_slice(name).get_shape())
+        return self.facts(name).shape
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        self._check(name)
-        return self._file.get_tensor(name)
+    def dtype(self, name: str) -> str:
+        """Return a tensor's dtype as the file names it: "F32". Raises KeyError for an unknown name."""
+        return self.facts(name).dtype
+
+    def load(self, names: Iterable[str]) -> dict[str, Any]:
+        """Read many tensors at once. Behind a URL, those that neighbour in the file come in one request.
+
+        Raises:
+            KeyError: a name is unknown.
+            WeightsError: a tensor's dtype is not one that the framework has.
+            NetworkError: behind a URL, a request failed or the file changed.
+        """
+        spans = {name: self._header.span(self._stored[name]) for name in names}
+        loaded = {}
+        for run in _runs(spans):
+            start, stop = spans[run[0]][0], spans[run[-1]][1]
+            values = self._file.read(start, stop)
+            for name in run:
+                facts = self._header.facts(self._stored[name])
+                loaded[name] = self._tensor(name, values[spans[name][0] - start : spans[name][1] - start], facts)
+        return {name: loaded[name] for name in spans}
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """Return a tensor to be indexed before it is read. Raises KeyError for an unknown name."""
+        axes = self._axes.get(name)
+        return TensorSlice(self.facts(name), axes.index(0) if axes else 0, partial(self._read_rows, name))
+
+    def _read_rows(self, name: str, start: int, stop: int) -> Any:
+        """Read rows [start, stop) of the first axis as stored; the other axes whole, in this object's layout."""
+        begin, end = self._header.span(self._stored[name])
+        facts = self._header.facts(self._stored[name])
+        if not facts.shape:
+            return self[name]
+        row = (end - begin) // max(1, facts.shape[0])
+        part = facts._replace(shape=(stop - start, *facts.shape[1:]))
+        return self._tensor(name, self._file.read(begin + row * start, begin + row * stop), part)
+
+    def _tensor(self, name: str, values: np.ndarray, facts: TensorFacts) -> Any:
+        tensor = self._convert(values, facts.dtype, facts.shape)
+        axes = self._axes.get(name)
+        return tensor.transpose(axes) if axes else tensor
+
+    def _rename(self) -> None:
+        known = keras_names(self._stored)
+        if unknown := [name for name in self._stored if name not in known]:
+            raise WeightsError(
+                f"{self._header.label} has {len(unknown)} tensors that are not a ResNet-RS's ({summarize(unknown)}); "
+                'only load_weights(..., framework="numpy") or "torch" reads such a file'
+            )
+        self._stored = {keras: stored for stored, (keras, _) in known.items()}
+        self._axes = {keras: axes for keras, kind in known.values() if (axes := tf_axes(kind))}
+        for name, axes in self._axes.items():
+            if len(shape := self._header.facts(self._stored[name]).shape) != len(axes):
+                raise WeightsError(f"{self._header.label}: {self._stored[name]} needs {len(axes)} axes, has {shape}")
+
+    def __getitem__(self, name: str) -> Any:
+        return self.load([name])[name]
 
     def __contains__(self, name: object) -> bool:
         # Mapping's own would read the tensor.
-        return name in self._names
+        return name in self._stored
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._stored)
 
     def __enter__(self) -> Weights:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.__exit__(None, None, None)
-
-    def _check(self, name: str) -> None:
-        if name not in self:
-            raise KeyError(name)
+        self._file.close()
 
 
-def load_weights(model: str | os.PathLike[str]) -> Weights:
-    """Open the weights of a model folder, or of a registered model (converted on first use), without reading them.
+def load_weights(model: str | os.PathLike[str], framework: Layout = "numpy") -> Weights:
+    """Open the weights of a model, reading nothing but the header.
+
+    Args:
+        model: a model folder, a registered model (converted on first use), a `.safetensors` file, or the URL of such
+            a file or folder, of which only the ranges are fetched that are asked for.
+        framework: "numpy", "torch" or "keras", whose names, layout and tensors the mapping has. See `Weights`.
 
     Raises:
         UnknownModelError, SourceNotFoundError: there is no such model or folder.
-        WeightsError: the weights are missing or damaged.
+        WeightsError: the weights are missing or damaged; for "keras", not a ResNet-RS's.
+        UsageError: the framework is none of these.
+        MissingPackageError: "torch" is not installed.
+        NetworkError: the URL, or the archive of a registered model, cannot be had.
     """
-    return Weights(find_folder(model).weights_path)
+    if framework not in get_args(Layout):
+        likely = nearest(str(framework), get_args(Layout)) or get_args(Layout)
+        raise UsageError(f"framework must be numpy, torch or keras, received {framework!r}; try {likely[0]!r}")
+    if framework == "torch":
+        import_torch()
+    if is_url(model):
+        from rszoo.remote_weights import RemoteFile
+
+        return Weights(RemoteFile(str(model)), framework)
+    path = Path(model).expanduser()
+    if path.suffix == ".safetensors" and path.is_file():
+        return Weights(path, framework)
+    return Weights(find_folder(model).weights_path, framework)
 
 
-def check_header(path: Path, config: ArchConfig) -> None:
-    """Compare the names, shapes and dtypes in a weights file's header with the architecture.
+def is_url(model: str | os.PathLike[str]) -> bool:
+    """Whether a model is given by its URL."""
+    return isinstance(model, str) and model.startswith(("http://", "https://"))
+
+
+def _runs(spans: Mapping[str, tuple[int, int]]) -> list[list[str]]:
+    """Group tensors whose bytes neighbour, in the order of the file."""
+    runs: list[list[str]] = []
+    for name, (start, stop) in sorted(spans.items(), key=lambda item: item[1]):
+        if runs and spans[runs[-1][-1]][1] == start and stop - spans[runs[-1][0]][0] <= _MAX_RUN_BYTES:
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return runs
+
+
+def check_header(source: Path | Weights, config: ArchConfig) -> None:
+    """Compare the names, shapes and dtypes in a weights file's header (PyTorch's layout) with the architecture.
 
     Raises:
         WeightsError: they differ; all differences are counted.
     """
+    weights = source if isinstance(source, Weights) else Weights(source)
     expected = {torch_name(spec): torch_shape(spec) for spec in iter_tensors(config)}
-    actual = {name: (facts["dtype"], tuple(facts["shape"])) for name, facts in read_header(path).items()}
+    actual = {name: weights.facts(name) for name in weights}
     problems = {
         "missing": [name for name in expected if name not in actual],
         "unexpected": [name for name in actual if name not in expected],
         "misshapen": [
-            f"{name} {dtype} {shape}"
-            for name, (dtype, shape) in actual.items()
-            if name in expected and (dtype, shape) != ("F32", expected[name])
+            f"{name} {facts.dtype} {facts.shape}"
+            for name, facts in actual.items()
+            if name in expected and (facts.dtype, facts.shape) != ("F32", expected[name])
         ],
     }
     found = [f"{len(names)} {what} ({summarize(names)})" for what, names in problems.items() if names]
     if found:
-        raise WeightsError(f"{path} does not hold a {config.label}: {'; '.join(found)}; convert it again")
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """Return dtype, shape and offsets of each tensor of a safetensors file.
-
-    Raises:
-        WeightsError: the file is missing, damaged, or not a safetensors file.
-    """
-    # Opened first for the package's own checks; it has no call for the shapes of thousands of tensors at once.
-    _open(path, "numpy")
-    with path.open("rb") as opened:
-        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    header.pop("__metadata__", None)
-    return header
-
-
-def open_torch(path: Path) -> dict[str, Any]:
-    """Return all tensors of a weights file as torch tensors that map the file; a page is read when it is touched.
-
-    Writing to them changes memory only, never the file.
-
-    Raises:
-        WeightsError: the file is missing, damaged, or not a safetensors file.
-    """
-    opened = _open(path, "pt")
-    return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - safe_open is no mapping
-
-
-def _open(path: Path, framework: str) -> Any:
-    try:
-        return safe_open(path, framework=framework)
-    except FileNotFoundError as error:
-        raise WeightsError(f"there is no {path}; convert again") from error
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is damaged or not a safetensors file ({error}); convert again") from error
+        label = weights._header.label
+        raise WeightsError(f"{label} does not hold a {config.label}: {'; '.join(found)}; convert it again")

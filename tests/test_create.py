@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -27,13 +29,16 @@ from rszoo.models import keras_resnet_rs, torch_resnet_rs
 from rszoo.models.initial import KernelDraws
 from rszoo.names import keras_name, to_tf_layout, torch_name
 from rszoo.tensors import Initial, iter_tensors
+from rszoo.weights import Weights
 from tests.tf1 import TINY
 
 RNG = np.random.default_rng(0)
+ODD_SIZED = np.random.default_rng(1).standard_normal((2, 75, 97, 3)).astype(np.float32)
 
 
 def logits_of(model, images_nhwc: np.ndarray) -> np.ndarray:
-    if isinstance(model, torch.nn.Module):
+    # On the PyTorch backend a Keras model is a torch.nn.Module as well.
+    if not isinstance(model, keras.Model):
         with torch.no_grad():
             return model(torch.from_numpy(images_nhwc).permute(0, 3, 1, 2)).numpy()
     return keras.ops.convert_to_numpy(model(images_nhwc, training=False))
@@ -262,6 +267,165 @@ def test_name_without_pretrained_draws_and_demo_loads():
     np.testing.assert_array_equal(loaded.fc.weight.detach().numpy(), rszoo.load_weights("resnet-rs-demo")["fc.weight"])
 
 
+def maps_of(model, images_nhwc: np.ndarray) -> list[np.ndarray]:
+    """Feature maps of either framework, NHWC."""
+    if not isinstance(model, keras.Model):
+        with torch.no_grad():
+            maps = model(torch.from_numpy(images_nhwc).permute(0, 3, 1, 2))
+        assert isinstance(maps, list)
+        return [x.permute(0, 2, 3, 1).numpy() for x in maps]
+    maps = model(images_nhwc, training=False)
+    return [keras.ops.convert_to_numpy(x) for x in (maps if isinstance(maps, list) else [maps])]
+
+
+@pytest.fixture
+def read_names(monkeypatch):
+    """The names of all tensors that are read from files from now on."""
+    names = []
+    load = Weights.load
+    monkeypatch.setattr(Weights, "load", lambda self, wanted: load(self, [names.append(n) or n for n in wanted]))
+    return names
+
+
+@pytest.mark.parametrize("out_indices", [None, (1, 2, 3, 4), (0,), (-1,), (3, 1), [-5, 2]])
+def test_feature_maps_are_the_classifiers_in_both_frameworks(tiny_folder, out_indices):
+    full = rszoo.create(tiny_folder.path)
+    with torch.no_grad():
+        images = torch.from_numpy(ODD_SIZED).permute(0, 3, 1, 2)
+        stages = full.forward_stages(images)
+        everything = [full.act1(full.bn1(full.conv1(images))), *(stages[f"stage{number}"] for number in range(1, 5))]
+    chosen = [range(5)[index] for index in (range(5) if out_indices is None else out_indices)]
+    expected = [everything[index].permute(0, 2, 3, 1).numpy() for index in chosen]
+    ours, theirs = (
+        rszoo.create(tiny_folder.path, framework=name, features_only=True, out_indices=out_indices)
+        for name in ("torch", "keras")
+    )
+    for actual, wanted in zip(maps_of(ours, ODD_SIZED), expected, strict=True):
+        np.testing.assert_array_equal(actual, wanted)
+    for actual, wanted in zip(maps_of(theirs, ODD_SIZED), expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, atol=1e-5)
+    for model in (ours, theirs):
+        assert model.feature_info.channels() == [x.shape[-1] for x in expected]
+        assert [-(-75 // stride) for stride in model.feature_info.reduction()] == [x.shape[1] for x in expected]
+        assert model.feature_info.out_indices == tuple(chosen)
+        assert model.preprocessing == tiny_folder.preprocessing
+    modules = dict(ours.named_modules())
+    assert all(name in modules for name in ours.feature_info.module_name())
+
+
+@pytest.mark.parametrize(("last", "needed"), [(0, "conv1 bn1"), (2, "conv1 bn1 maxpool layer1 layer2")])
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_what_lies_behind_the_last_map_is_neither_built_nor_read(tiny_folder, read_names, framework, last, needed):
+    specs = [spec for spec in iter_tensors(TINY) if torch_name(spec).split(".")[0] in needed.split()]
+    model = rszoo.create(tiny_folder.path, framework=framework, features_only=True, out_indices=(last,))
+    assert sorted(read_names) == sorted(torch_name(spec) for spec in specs)
+    if framework == "torch":
+        built = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
+        assert built == {torch_name(spec) for spec in specs}
+        random = rszoo.create(TINY, features_only=True, out_indices=(last,))
+        assert random.state_dict().keys() == model.state_dict().keys()
+        random.init_weights()
+    else:
+        assert {variable.path for variable in model.weights} == {"/".join(keras_name(spec)) for spec in specs}
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_features_take_channels_and_seeds_as_the_classifier_does(tiny_folder, framework):
+    for source, settings in ((TINY, {}), (tiny_folder.path, {"in_chans": 1})):
+        models = []
+        for features_only in (True, False):
+            torch.manual_seed(3)
+            keras.utils.set_random_seed(3)
+            models.append(rszoo.create(source, framework=framework, features_only=features_only, **settings))
+        backbone, full = models
+        if framework == "torch":
+            state = full.state_dict()
+            assert all(torch.equal(values, state[name]) for name, values in backbone.state_dict().items())
+        else:
+            values = {variable.path: np.asarray(variable) for variable in full.weights}
+            assert all(np.array_equal(variable, values[variable.path]) for variable in backbone.weights)
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_another_class_count_does_not_read_the_head(tiny_folder, read_names, framework):
+    rszoo.create(tiny_folder.path, framework=framework, num_classes=3)
+    names = [torch_name(spec) for spec in iter_tensors(TINY)]
+    assert sorted(read_names) == sorted(names[:-2])
+    assert names[-2:] == ["fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", torch.bfloat16, "float64"])
+@pytest.mark.parametrize("settings", [{}, {"features_only": True}, {"num_classes": 3, "in_chans": 4}])
+@pytest.mark.parametrize("stored", [True, False])
+def test_torch_dtype_is_that_of_a_converted_model(tiny_folder, dtype, settings, stored):
+    source = tiny_folder.path if stored else TINY
+    torch.manual_seed(5)
+    expected = rszoo.create(source, **settings).to(dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype))
+    torch.manual_seed(5)
+    model = rszoo.create(source, dtype=dtype, device="cpu", **settings)
+    assert model.training == expected.training == (not stored)
+    actual = model.state_dict()
+    assert actual.keys() == expected.state_dict().keys()
+    for name, values in expected.state_dict().items():
+        assert actual[name].dtype == values.dtype
+        assert torch.equal(actual[name], values), name
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_conversion_holds_one_float32_tensor_at_a_time(tiny_folder, framework, monkeypatch):
+    read, alive = Weights.load, []
+
+    def load(self, names):
+        # Pages of a mapped file are memory, too.
+        assert sys.platform != "linux" or str(tiny_folder.path) not in Path("/proc/self/maps").read_text()
+        tensors = read(self, names)
+        references.extend(weakref.ref(tensor) for tensor in tensors.values())
+        alive.append(sum(reference() is not None for reference in references))
+        return tensors
+
+    references: list[weakref.ref[object]] = []
+    monkeypatch.setattr(Weights, "load", load)
+    rszoo.create(tiny_folder.path, framework=framework, dtype="bfloat16")
+    # Keras: a layer's initializers are made together, four for a normalization.
+    assert len(references) == len(list(iter_tensors(TINY)))
+    assert max(alive) <= (2 if framework == "torch" else 10)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "mixed_float16", "mixed_bfloat16"])
+def test_keras_dtype_is_a_policy_while_building(tiny_folder, dtype):
+    if (keras.backend.backend(), dtype) == ("jax", "float64"):
+        with pytest.raises(UsageError, match="JAX_ENABLE_X64"):
+            rszoo.create(tiny_folder.path, framework="keras", dtype=dtype)
+        assert keras.config.dtype_policy().name == "float32"
+        return
+    expected = rszoo.create(tiny_folder.path, framework="keras")
+    model = rszoo.create(tiny_folder.path, framework="keras", dtype=dtype, device="cpu")
+    assert keras.config.dtype_policy().name == "float32"
+    variable_dtype = "float32" if dtype.startswith("mixed") else dtype
+    assert {variable.dtype for variable in model.weights} == {variable_dtype}
+    for before, after in zip(expected.weights, model.weights, strict=True):
+        wanted = keras.ops.cast(before.value, variable_dtype)
+        assert keras.ops.all(keras.ops.equal(after.value, wanted)), after.path
+    logits = model(ODD_SIZED, training=False)
+    assert keras.backend.standardize_dtype(logits.dtype) == dtype.removeprefix("mixed_")
+    reference = logits_of(expected, ODD_SIZED)
+    error = np.abs(keras.ops.convert_to_numpy(keras.ops.cast(logits, "float32")) - reference).max()
+    assert error < 0.1 * np.abs(reference).max()
+
+
+def test_keras_policy_is_restored_when_building_fails(tiny_folder, monkeypatch):
+    def fail(*_):
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+        raise MemoryError
+
+    monkeypatch.setattr(keras_resnet_rs._Builder, "dense", fail)
+    for source in (tiny_folder.path, TINY):
+        with pytest.raises(MemoryError):
+            rszoo.create(source, framework="keras", dtype="mixed_bfloat16")
+        assert keras.config.dtype_policy().name == "float32"
+
+
 def test_weights_are_lazy_and_a_mapping(tiny_folder):
     with rszoo.load_weights(tiny_folder.path) as weights:
         assert list(weights) == [torch_name(spec) for spec in iter_tensors(TINY)]
@@ -283,6 +447,24 @@ def test_weights_are_lazy_and_a_mapping(tiny_folder):
         (lambda folder: rszoo.create("resnet-rs-50-i160.tar.gz"), UnknownModelError, "rszoo-convert --ckpt"),
         (lambda folder: rszoo.create(folder, num_classes=0), ConfigError, "num_classes"),
         (lambda folder: rszoo.create(TINY, pretrained=True), UsageError, "no pretrained weights"),
+        (lambda folder: rszoo.create(folder, features_only=True, num_classes=3), UsageError, "no head.*num_classes=3"),
+        (lambda folder: rszoo.create(folder, out_indices=(1,)), UsageError, "features_only=True"),
+        *(
+            (lambda folder, bad=bad: rszoo.create(folder, features_only=True, out_indices=bad), UsageError, "0 to 4")
+            for bad in ((), (5,), (-6,), (1, 1), (4, -1), (1.0,), (True,), 3, "12")
+        ),
+        (lambda folder: rszoo.create(folder, dtype="bfloat61"), UsageError, "one of bfloat16, .*'bfloat61'"),
+        (lambda folder: rszoo.create(folder, dtype=torch.int8), UsageError, "float32.*torch.int8"),
+        (lambda folder: rszoo.create(folder, dtype="mixed_bfloat16"), UsageError, "for torch must be one of bfloat16"),
+        (lambda folder: rszoo.create(folder, framework="keras", dtype="int8"), UsageError, "mixed_float16.*'int8'"),
+        *(
+            (lambda folder, bad=bad: rszoo.create(folder, device=bad), UsageError, "this machine has cpu")
+            for bad in ("cuda:99", "graphics", "meta", 3.5)
+        ),
+        *(
+            (lambda folder, bad=bad: rszoo.create(folder, framework="keras", device=bad), UsageError, "has cpu:0")
+            for bad in ("gpu:99", "graphics")
+        ),
     ],
 )
 def test_wrong_arguments(tiny_folder, call, error, message):

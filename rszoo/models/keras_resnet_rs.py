@@ -15,7 +15,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from rszoo.config import ArchConfig, Block
+from rszoo.config import ArchConfig, Block, StemConv
+from rszoo.models.features import FeatureInfo
 from rszoo.models.initial import KernelDraws
 from rszoo.names import keras_name
 from rszoo.tensors import Initial, Kind, TensorSpec, iter_tensors
@@ -37,20 +38,27 @@ _INITIALIZER_ARGUMENTS = {
 }
 
 
-def build_model(config: ArchConfig, weights: Mapping[tuple[str, str], np.ndarray] | None = None) -> keras.Model:
-    """Build the classifier; it returns logits (N, num_classes).
+def build_model(
+    config: ArchConfig,
+    weights: Mapping[tuple[str, str], np.ndarray] | None = None,
+    features: FeatureInfo | None = None,
+) -> keras.Model:
+    """Build the classifier, which returns logits (N, num_classes), or a model that returns a list of feature maps.
 
     `weights`: Keras names (`rszoo.names.keras_name`) to values in Keras's layout (HWIO; in x out). They go straight
     into the variables, with no random draw before. Where there are none, the published initial values are drawn.
+    `features`: which maps (N, H, W, C), in the list's order. Keras itself turns a list of one into the map alone.
     """
     # Keras makes tens of thousands of objects, all of which live on: looking for garbage among them takes a second.
     collecting = gc.isenabled()
     gc.disable()
     try:
+        specs = list(iter_tensors(config) if features is None else features.iter_tensors())
         # Python's generator is where Keras's own initializers get their seeds from.
-        specs, seed = (iter_tensors(config), random.getrandbits(64)) if weights is None else ((), 0)
-        with KernelDraws(specs, seed) as draws:
-            return _Builder(config, weights, draws).build()
+        seed = random.getrandbits(64) if weights is None else 0
+        with KernelDraws(specs if weights is None else (), seed) as draws:
+            builder = _Builder(config, weights, draws, specs)
+            return builder.build() if features is None else builder.build_features(features)
     finally:
         if collecting:
             gc.enable()
@@ -71,27 +79,55 @@ class _Builder:
     """Makes layers whose variables start at given weights or at published initial values."""
 
     def __init__(
-        self, config: ArchConfig, weights: Mapping[tuple[str, str], np.ndarray] | None, draws: KernelDraws
+        self,
+        config: ArchConfig,
+        weights: Mapping[tuple[str, str], np.ndarray] | None,
+        draws: KernelDraws,
+        specs: list[TensorSpec],
     ) -> None:
         self.config = config
         self.weights = weights or {}
         self.draws = draws
         self.specs: dict[str, list[TensorSpec]] = {}
-        for spec in iter_tensors(config):
+        for spec in specs:
             self.specs.setdefault(keras_name(spec)[0], []).append(spec)
 
     def build(self) -> keras.Model:
-        config = self.config
-        images = x = keras.Input((None, None, config.in_chans), name="images")
-        for position, conv in enumerate(config.iter_stem(), start=1):
-            x = self.conv(x, f"stem_conv{position}", conv.out_channels, 3, conv.stride)
-            x = self.bn(x, f"stem_bn{position}")
-            x = layers.Activation(config.activation, name=f"stem_act{position}")(x)
-        for block in config.iter_blocks():
-            x = self.block(block)(x)
+        images = self.images()
+        x = self.maps(images, 4)[-1]
         x = layers.GlobalAveragePooling2D(data_format="channels_last", name="head_pool")(x)
-        x = layers.Dropout(config.dropout_rate, name="head_dropout")(x)
+        x = layers.Dropout(self.config.dropout_rate, name="head_dropout")(x)
         return keras.Model(images, self.dense(x), name="resnet_rs")
+
+    def build_features(self, features: FeatureInfo) -> keras.Model:
+        images = self.images()
+        maps = self.maps(images, features.last)
+        model = keras.Model(images, [maps[index] for index in features.out_indices], name="resnet_rs_features")
+        model.feature_info = features
+        return model
+
+    def images(self) -> Any:
+        return keras.Input((None, None, self.config.in_chans), name="images")
+
+    def maps(self, x: Any, last: int) -> list[Any]:
+        """Return the feature maps up to index `last`; what lies behind is not built."""
+        *convs, strided = enumerate(self.config.iter_stem(), start=1)
+        for position, conv in convs:
+            x = self.stem(x, position, conv)
+        maps = [x]
+        if last > 0:
+            x = self.stem(x, *strided)
+        for stage in range(1, last + 1):
+            for block in self.config.iter_blocks():
+                if block.stage == stage:
+                    x = self.block(block)(x)
+            maps.append(x)
+        return maps
+
+    def stem(self, x: Any, position: int, conv: StemConv) -> Any:
+        x = self.conv(x, f"stem_conv{position}", conv.out_channels, 3, conv.stride)
+        x = self.bn(x, f"stem_bn{position}")
+        return layers.Activation(self.config.activation, name=f"stem_act{position}")(x)
 
     def block(self, block: Block) -> keras.Model:
         name = block.name.replace(".", "_")

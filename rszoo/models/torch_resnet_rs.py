@@ -7,74 +7,20 @@ Input: float32 (N, C, H, W), normalized RGB, any size. Facts about the arithmeti
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rszoo.config import Activation, ArchConfig, Block, StemConv
+from rszoo.models.features import FeatureInfo
 from rszoo.models.initial import TRUNCATED_STD
+from rszoo.models.torch_layers import DropConnect, SameConv2d, SamePool2x2, SqueezeExcite
 from rszoo.names import torch_name, torch_shape
 from rszoo.tensors import Initial, TensorSpec, iter_tensors
 
 _DENSE_STD = 0.01
-
-
-class DropConnect(nn.Module):
-    """Drops the residual branch of whole samples in training, and scales the others by 1 / keep."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the same shape."""
-        if not self.training or self.rate == 0:
-            return x
-        return x * F.dropout(x.new_ones(x.shape[0], 1, 1, 1), self.rate, self.training)
-
-    def extra_repr(self) -> str:
-        """Show the rate."""
-        return f"rate={self.rate:g}"
-
-
-class SameConv2d(nn.Conv2d):
-    """A strided convolution padded as TensorFlow's SAME: what is odd goes to the bottom and the right."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C', ceil(H / stride), ceil(W / stride))."""
-        pads = []
-        for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
-            total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
-            pads += [total // 2, total - total // 2]
-        return super().forward(F.pad(x, pads))
-
-
-class SamePool2x2(nn.Module):
-    """2x2 average pool of stride 1 padded as TensorFlow's SAME: padded cells do not count.
-
-    Repeating the last row and column gives the same averages as leaving the padding out of the count.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the same shape."""
-        return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2, 1)
-
-
-class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate computed from the mean of all channels; ReLU inside in both lineages."""
-
-    def __init__(self, channels: int, reduced: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Conv2d(channels, reduced, 1)
-        self.fc2 = nn.Conv2d(reduced, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the same shape."""
-        gate = self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True))))
-        return x * gate.sigmoid()
 
 
 class Bottleneck(nn.Module):
@@ -104,17 +50,21 @@ class Bottleneck(nn.Module):
         return self.act3(self.drop_connect(x) + shortcut)
 
 
-class ResNetRS(nn.Module):
-    """A ResNet-RS classifier. `config` is its `ArchConfig`; attribute names follow timm.
+class Backbone(nn.Module):
+    """Stem and stages of a ResNet-RS; attribute names follow timm. `config` is its `ArchConfig`.
 
-    Freshly built, it has PyTorch's default values; `init_weights` sets the published initial ones.
+    `last`: the deepest feature map that is wanted (0 to 4); what lies behind it is not built.
     """
 
-    def __init__(self, config: ArchConfig) -> None:
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def __init__(self, config: ArchConfig, last: int = 4) -> None:
         super().__init__()
         self.config = config
-        self.num_classes = config.num_classes
-        self.num_features = config.num_features
+        self._last = last
         conv1, conv2, conv3, conv4 = config.iter_stem()
         act = config.activation
         self.conv1 = nn.Sequential(
@@ -124,15 +74,63 @@ class ResNetRS(nn.Module):
         )
         self.bn1 = _bn(conv3.out_channels, config)
         self.act1 = _activation(act)
-        # timm's name: this strided convolution stands where other ResNets have their max pool.
-        self.maxpool = nn.Sequential(_stem_conv(conv4, config), _bn(conv4.out_channels, config), _activation(act))
+        if last > 0:
+            # timm's name: this strided convolution stands where other ResNets have their max pool.
+            self.maxpool = nn.Sequential(_stem_conv(conv4, config), _bn(conv4.out_channels, config), _activation(act))
         blocks = list(config.iter_blocks())
-        self.layer1, self.layer2, self.layer3, self.layer4 = (
-            nn.Sequential(*(Bottleneck(block, config) for block in blocks if block.stage == stage))
-            for stage in (1, 2, 3, 4)
-        )
+        for stage in range(1, last + 1):
+            chosen = (Bottleneck(block, config) for block in blocks if block.stage == stage)
+            self.add_module(f"layer{stage}", nn.Sequential(*chosen))
+
+    def iter_tensors(self) -> Iterator[TensorSpec]:
+        """Yield the walk's tensors that this network has."""
+        return FeatureInfo(self.config, (self._last,)).iter_tensors()
+
+    def init_weights(self) -> None:
+        """Set every tensor to its published initial values; the last normalization of each block starts at 0."""
+        state = self.state_dict()
+        for spec in self.iter_tensors():
+            _init(state[torch_name(spec)], spec)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.num_batches_tracked is not None:
+                module.num_batches_tracked.zero_()
+
+
+class ResNetRSFeatures(Backbone):
+    """A ResNet-RS that returns feature maps; `feature_info` says which. State dict keys are the classifier's."""
+
+    def __init__(self, info: FeatureInfo) -> None:
+        super().__init__(info.config, info.last)
+        self.feature_info = info
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Map images (N, C, H, W) to the feature maps (N, C', H', W') in the order of `feature_info.out_indices`."""
+        wanted = self.feature_info.out_indices
+        x = self.act1(self.bn1(self.conv1(x)))
+        maps = {0: x} if 0 in wanted else {}
+        for index in range(1, self.feature_info.last + 1):
+            x = self.get_submodule(f"layer{index}")(self.maxpool(x) if index == 1 else x)
+            if index in wanted:
+                maps[index] = x
+        return [maps[index] for index in wanted]
+
+
+class ResNetRS(Backbone):
+    """A ResNet-RS classifier. `config` is its `ArchConfig`; attribute names follow timm.
+
+    Freshly built, it has PyTorch's default values; `init_weights` sets the published initial ones.
+    """
+
+    def __init__(self, config: ArchConfig) -> None:
+        super().__init__(config)
+        self.num_classes = config.num_classes
+        self.num_features = config.num_features
         self.dropout = nn.Dropout(config.dropout_rate)
         self.fc = nn.Linear(config.num_features, config.num_classes)
+
+    def iter_tensors(self) -> Iterator[TensorSpec]:
+        """Yield the walk's tensors that this network has: all."""
+        return iter_tensors(self.config)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, C, H, W) to logits (N, num_classes)."""
@@ -177,15 +175,6 @@ class ResNetRS(nn.Module):
             if spec.layer == "head.dense":
                 _init(self.state_dict()[torch_name(spec)], spec)
 
-    def init_weights(self) -> None:
-        """Set every tensor to its published initial values; the last normalization of each block starts at 0."""
-        state = self.state_dict()
-        for spec in iter_tensors(self.config):
-            _init(state[torch_name(spec)], spec)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d) and module.num_batches_tracked is not None:
-                module.num_batches_tracked.zero_()
-
 
 @torch.no_grad()
 def _init(tensor: Tensor, spec: TensorSpec) -> None:
@@ -225,26 +214,35 @@ def _activation(name: Activation) -> nn.Module:
     return nn.ReLU(inplace=True) if name == "relu" else nn.SiLU(inplace=True)
 
 
-def empty_model(config: ArchConfig) -> ResNetRS:
-    """Build the network on the meta device: no memory is taken and no random number drawn."""
+def empty_model(config: ArchConfig, features: FeatureInfo | None = None) -> ResNetRS | ResNetRSFeatures:
+    """Build the classifier, or what yields `features`, on the meta device: no memory is taken, nothing drawn."""
     with torch.device("meta"):
-        return ResNetRS(config)
+        return ResNetRS(config) if features is None else ResNetRSFeatures(features)
 
 
-def assign_weights(model: ResNetRS, tensors: Mapping[str, Tensor]) -> None:
-    """Make `tensors` the model's parameters and buffers, without a copy. A missing one gets its initial values.
+def assign_weights(
+    model: ResNetRS | ResNetRSFeatures,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> None:
+    """Make `tensors` the model's parameters and buffers. A missing one gets its initial values.
 
-    `tensors`: by state dict key, in PyTorch's layout.
+    `tensors`: by state dict key, in PyTorch's layout. Only those that the model has are asked for, each once, and none
+    is copied but for another dtype or device, one after the other.
 
     Raises:
-        RuntimeError: a tensor is unknown or misshapen.
+        RuntimeError: a tensor is misshapen.
     """
-    state = dict(tensors)
-    for spec in iter_tensors(model.config):
-        if torch_name(spec) not in state:
-            state[torch_name(spec)] = torch.empty(torch_shape(spec))
-            _init(state[torch_name(spec)], spec)
+    state = {}
+    for spec in model.iter_tensors():
+        tensor = tensors.get(torch_name(spec))
+        if tensor is None:
+            # Drawn in float32 whatever the dtype, so that a seed means the same values.
+            tensor = torch.empty(torch_shape(spec), dtype=torch.float32)
+            _init(tensor, spec)
+        state[torch_name(spec)] = tensor.to(device=device, dtype=dtype)
     # Not a weight: PyTorch counts batches here, and no checkpoint has it.
     counters = (name for name, _ in model.named_buffers() if name.endswith("num_batches_tracked"))
-    state.update((name, torch.zeros((), dtype=torch.long)) for name in counters)
+    state.update((name, torch.zeros((), dtype=torch.long, device=device)) for name in counters)
     model.load_state_dict(state, strict=True, assign=True)

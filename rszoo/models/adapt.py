@@ -1,0 +1,57 @@
+"""Weights for another number of classes or channels: a mapping in, a mapping out, still read when asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from rszoo.config import ArchConfig
+
+_HEAD = ("fc.weight", "fc.bias")
+_STEM = "conv1.0.weight"
+
+log = logging.getLogger("rszoo")
+
+
+def adapt_weights(tensors: Mapping[str, Any], stored: ArchConfig, wanted: ArchConfig) -> Mapping[str, Any]:
+    """Return the tensors without the head if the classes differ, and with another first kernel if the channels do.
+
+    `tensors`: numpy or PyTorch, by state dict key. A warning says what was changed.
+    """
+    changed: dict[str, Any] = {}
+    dropped: tuple[str, ...] = ()
+    if wanted.num_classes != stored.num_classes:
+        dropped = _HEAD
+        counts = wanted.num_classes, stored.num_classes
+        log.warning("new head: %d classes with initial values; the weights have %d", *counts)
+    if wanted.in_chans != stored.in_chans:
+        changed[_STEM] = _adapt_stem(tensors[_STEM], wanted.in_chans)
+        log.warning("first convolution adapted from %d to %d input channels", stored.in_chans, wanted.in_chans)
+    return _Changed(tensors, changed, dropped) if changed or dropped else tensors
+
+
+class _Changed(Mapping[str, Any]):
+    """A mapping with some values replaced and some keys gone, the rest still read when asked for."""
+
+    def __init__(self, base: Mapping[str, Any], changed: Mapping[str, Any], dropped: tuple[str, ...]) -> None:
+        self._base, self._changed, self._dropped = base, changed, dropped
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._dropped:
+            raise KeyError(name)
+        return self._changed[name] if name in self._changed else self._base[name]
+
+    def __iter__(self) -> Any:
+        return (name for name in self._base if name not in self._dropped)
+
+    def __len__(self) -> int:
+        return len(self._base) - len(self._dropped)
+
+
+def _adapt_stem(kernel_oihw: Any, in_chans: int) -> Any:
+    """Adapt a first kernel, numpy or torch, to another number of channels; timm's rule for RGB weights."""
+    stored = kernel_oihw.shape[1]
+    if in_chans == 1:
+        return kernel_oihw.sum(1)[:, None]
+    return kernel_oihw[:, [channel % stored for channel in range(in_chans)]] * (stored / in_chans)

@@ -1,0 +1,87 @@
+"""Where a model goes and in which dtype: devices checked by name, and Keras's scope for both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from rszoo.errors import UsageError
+
+
+def check_device(framework: str, name: str, dtype: str | None) -> None:
+    """Check that a framework, "torch" or "keras", can put a model on a device, with values of this dtype.
+
+    Raises:
+        UsageError: it cannot; the devices that are there are named.
+    """
+    if framework == "torch":
+        _check_torch(name, dtype)
+    else:
+        _check_keras(name)
+
+
+@contextmanager
+def keras_scope(dtype: str | None, device: str | None) -> Iterator[None]:
+    """Build Keras models under a dtype policy and on a device; both are as before afterwards, whatever happens.
+
+    Raises:
+        UsageError: the backend would quietly use another dtype.
+    """
+    import keras
+
+    before = keras.config.dtype_policy()
+    try:
+        if dtype is not None:
+            keras.config.set_dtype_policy(dtype)
+            _check_keras_dtype(keras.config.dtype_policy().variable_dtype)
+        with keras.device(device) if device is not None else nullcontext():
+            yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _check_torch(name: str, dtype: str | None) -> None:
+    import torch
+
+    try:
+        device = torch.device(name)
+        if device.type != "meta":
+            torch.empty(1, device=device, dtype=getattr(torch, dtype or "float32"))
+            return
+        cause = "it holds no values"
+    # Builds without a device's support raise any of these.
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        cause = str(error).splitlines()[0]
+    raise UsageError(f"device {name!r} cannot be used ({cause}); this machine has {', '.join(_torch_devices())}")
+
+
+def _check_keras(name: str) -> None:
+    import keras
+
+    # By name: TensorFlow would take any and use the CPU.
+    if keras.backend.backend() == "torch":
+        there = [device.replace("cuda", "gpu") for device in _torch_devices()]
+    elif keras.backend.backend() in ("tensorflow", "jax"):
+        there = [*keras.distribution.list_devices(), "cpu:0"]
+    else:
+        there = ["cpu:0"]
+    wanted = name.lower().replace("cuda", "gpu")
+    if wanted not in there and f"{wanted}:0" not in there:
+        raise UsageError(f"Keras has no device {name!r} here; this machine has {', '.join(dict.fromkeys(there))}")
+
+
+def _check_keras_dtype(dtype: str) -> None:
+    import keras
+
+    made = keras.backend.standardize_dtype(keras.ops.zeros((), dtype).dtype)
+    if made != dtype:
+        backend = keras.backend.backend()
+        hint = "set JAX_ENABLE_X64=1, or " if backend == "jax" else ""
+        raise UsageError(f"{backend} makes {made} of {dtype}, received dtype={dtype!r}; {hint}choose {made}")
+
+
+def _torch_devices() -> list[str]:
+    import torch
+
+    accelerators = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cpu:0", *accelerators, *(["mps:0"] if torch.backends.mps.is_available() else [])]

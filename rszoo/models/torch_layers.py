@@ -1,0 +1,61 @@
+"""Layers that PyTorch does not have, or not as the two published networks compute them. All map (N, C, H, W)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class DropConnect(nn.Module):
+    """Drops the residual branch of whole samples in training, and scales the others by 1 / keep."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        if not self.training or self.rate == 0:
+            return x
+        return x * F.dropout(x.new_ones(x.shape[0], 1, 1, 1), self.rate, self.training)
+
+    def extra_repr(self) -> str:
+        """Show the rate."""
+        return f"rate={self.rate:g}"
+
+
+class SameConv2d(nn.Conv2d):
+    """A strided convolution padded as TensorFlow's SAME: what is odd goes to the bottom and the right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', ceil(H / stride), ceil(W / stride))."""
+        pads = []
+        for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
+            pads += [total // 2, total - total // 2]
+        return super().forward(F.pad(x, pads))
+
+
+class SamePool2x2(nn.Module):
+    """2x2 average pool of stride 1 padded as TensorFlow's SAME: padded cells do not count.
+
+    Repeating the last row and column gives the same averages as leaving the padding out of the count.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2, 1)
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by a gate computed from the mean of all channels; ReLU inside in both lineages."""
+
+    def __init__(self, channels: int, reduced: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, reduced, 1)
+        self.fc2 = nn.Conv2d(reduced, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        gate = self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True))))
+        return x * gate.sigmoid()

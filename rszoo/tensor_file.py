@@ -1,0 +1,167 @@
+"""A safetensors file as bytes: in goes a path, out come the header's facts and the tensors' bytes, mapped or copied.
+
+The safetensors package opens every file first and so checks the header (bounds, gaps, sizes, nesting). Where the bytes
+lie follows from what it lists, because it admits neither gaps nor overlaps; the header's JSON is not parsed again.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import mmap
+import os
+import re
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from rszoo.errors import WeightsError
+
+#: Bytes of the header's length, which stands before it.
+LENGTH_BYTES = 8
+#: The safetensors package's own limit.
+MAX_HEADER_BYTES = 100_000_000
+
+#: How a file is read: a map for some of its tensors, a map for all of them, or a copy for each read.
+Access = Literal["some", "all", "copies"]
+
+
+class TensorFacts(NamedTuple):
+    """What a header says of one tensor: dtype in the format's words ("F32", "BF16"), shape, size of its values."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+class Header:
+    """The header of a safetensors file: names in the order of their values, facts and places of each.
+
+    `stat` tells the file that was checked from another that took its place; `label` is its name in error texts.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or not a safetensors file.
+    """
+
+    def __init__(self, path: Path, label: str) -> None:
+        self.label = label
+        try:
+            self.stat, start = _read_header(path)
+            with safe_open(path, framework="numpy") as opened:
+                self.metadata: dict[str, str] = dict(sorted((opened.metadata() or {}).items()))
+                names = opened.offset_keys()
+                slices = [opened.get_slice(name) for name in names]
+        except FileNotFoundError as error:
+            raise WeightsError(f"there is no {label}; convert again") from error
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{label} is damaged or not a safetensors file ({error}); convert again") from error
+        dtypes, shapes = [found.get_dtype() for found in slices], [found.get_shape() for found in slices]
+        sizes = (math.prod(shape) * _bits(dtype) // 8 for shape, dtype in zip(shapes, dtypes, strict=True))
+        bounds = list(accumulate(sizes, initial=start))
+        if bounds[-1] != self.stat.st_size:
+            raise WeightsError(f"{label} changed while it was opened, or has a dtype that is not known; open it again")
+
+        self._entries = dict(zip(names, zip(dtypes, shapes, bounds, bounds[1:], strict=False), strict=True))
+
+    def facts(self, name: str) -> TensorFacts:
+        """Return a tensor's dtype, shape and size. Raises KeyError for an unknown name."""
+        dtype, shape, start, stop = self._entries[name]
+        return TensorFacts(dtype, tuple(shape), stop - start)
+
+    def span(self, name: str) -> tuple[int, int]:
+        """Return where a tensor's values start and stop in the file. Raises KeyError for an unknown name."""
+        return self._entries[name][2:]
+
+    @property
+    def names(self) -> list[str]:
+        """All tensors, in the order of their values."""
+        return list(self._entries)
+
+
+class TensorFile(Protocol):
+    """What weights are read from: a file on this machine, or one behind a URL."""
+
+    header: Header
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return bytes [start, stop) of the file, uint8, writable; writing changes memory only."""
+
+    def close(self) -> None:
+        """Let go of the file. What was read stays."""
+
+
+class LocalFile:
+    """A safetensors file on this machine.
+
+    `access`: with "some" and "all", bytes are views of one copy-on-write map of the file, which they keep alive. "all"
+    lets the kernel read ahead when a page is touched; "some" reads what is asked for and no more. With "copies" each
+    read is a copy, so that memory has no page of the file.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or not a safetensors file.
+    """
+
+    def __init__(self, path: Path, access: Access) -> None:
+        self.header = Header(path, str(path))
+        self._file = path.open("rb", buffering=0)
+        self._map: mmap.mmap | None = None
+        self._advised = access == "some" and hasattr(mmap, "MADV_RANDOM")
+        if not os.path.samestat(os.fstat(self._file.fileno()), self.header.stat):
+            self._file.close()
+            raise self._changed()
+        if access != "copies":
+            with self._file:
+                self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+            if self._advised:
+                self._map.madvise(mmap.MADV_RANDOM)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return bytes [start, stop) of the file, uint8.
+
+        Raises:
+            WeightsError: it became shorter since it was opened.
+            ValueError: it was closed.
+        """
+        if self._map is not None:
+            if self._advised and start < stop:
+                page = start // mmap.PAGESIZE * mmap.PAGESIZE
+                self._map.madvise(mmap.MADV_WILLNEED, page, stop - page)
+            return np.frombuffer(self._map, np.uint8, stop - start, start)
+        values = np.empty(stop - start, np.uint8)
+        self._file.seek(start)
+        left = values.data
+        while left:
+            count = self._file.readinto(left)
+            if not count:
+                raise self._changed()
+            left = left[count:]
+        return values
+
+    def close(self) -> None:
+        """Close the file; a map goes with the last array that needs it."""
+        self._map = None
+        self._file.close()
+
+    def _changed(self) -> WeightsError:
+        return WeightsError(f"{self.header.label} changed while it was opened; open it again")
+
+
+def _read_header(path: Path) -> tuple[os.stat_result, int]:
+    """Return which file it is and where its values start; its header is in the page cache afterwards."""
+    with path.open("rb", buffering=0) as file:
+        # Else the package's first touch of the header makes the kernel read megabytes ahead, into the values.
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        file.read(min(length, MAX_HEADER_BYTES))
+        return os.fstat(file.fileno()), LENGTH_BYTES + length
+
+
+@functools.cache
+def _bits(dtype: str) -> int:
+    """Return how many bits a value has: the first number in its name, except for booleans."""
+    found = re.match(r"[A-Z]+(\d+)", dtype)
+    return int(found[1]) if found else 8
