@@ -7,6 +7,7 @@ network it is, and with it every offset: two thirds need not be spooled. The ind
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 from converters.account import EMA_SUFFIX, GLOBAL_STEP, MOMENTUM_SUFFIX
@@ -33,6 +34,8 @@ def expected_ranges(size: int, weights: WeightSet) -> Ranges | None:
     return None
 
 
+# Once for each network: a hostile archive may have a thousand shards.
+@functools.cache
 def _ranges(arch: ArchConfig, weights: WeightSet) -> tuple[Ranges, int]:
     """Return the wanted ranges of a training checkpoint of this network, and the size of all of it."""
     sizes = {GLOBAL_STEP: _STEP_BYTES}

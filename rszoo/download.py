@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import FileIO
@@ -78,14 +79,14 @@ class Download:
             self.version = first.version
             self.size = first.version.size
             accept(self.version)
-            self._partial = _open_partial(parent, url, self.version)
+            self._partial, files = _open_partial(parent, url, self.version)
         except BaseException:
             first.close()
             raise
         arrived = min(len(self._partial.done) * _BLOCK, self.size or 0)
         self._bar = progress_bar(f"downloading {PurePosixPath(urlsplit(url).path).name}", self.size, "B", arrived)
         self._ranged = first.ranged
-        self._threads = self._start(first)
+        self._threads = self._start(first, files)
 
     @property
     def path(self) -> Path:
@@ -109,8 +110,9 @@ class Download:
     def close(self) -> None:
         """Stop. A thread that waits for the network ends when that answers."""
         self._fail(NetworkError(f"the download of {public_url(self.url)} was stopped"))
+        deadline = time.monotonic() + _JOIN_S
         for thread in self._threads:
-            thread.join(_JOIN_S)
+            thread.join(max(0, deadline - time.monotonic()))
         self._partial.close()
         self._bar.close()
 
@@ -124,7 +126,7 @@ class Download:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self, first: Opened) -> list[threading.Thread]:
+    def _start(self, first: Opened, files: list[FileIO]) -> list[threading.Thread]:
         missing = 1 if self.size is None else -(-self.size // _BLOCK) - len(self._partial.done)
         count = min(_CONNECTIONS, -(-missing // _RUN_BLOCKS)) if self._ranged else 1
         if self._ranged:
@@ -132,14 +134,17 @@ class Download:
         opened = None if self._ranged else first
         self._working = max(count, 1)
         # Daemons: an interrupted program must not wait for a server that is silent.
-        threads = [threading.Thread(target=self._work, args=(opened,), daemon=True) for _ in range(self._working)]
+        used, surplus = files[: self._working], files[self._working :]
+        for file in surplus:
+            file.close()
+        threads = [threading.Thread(target=self._work, args=(opened, file), daemon=True) for file in used]
         for thread in threads:
             thread.start()
         return threads
 
-    def _work(self, opened: Opened | None) -> None:
+    def _work(self, opened: Opened | None, file: FileIO) -> None:
         try:
-            with new_session() as session, self._partial.open() as data:
+            with new_session() as session, file as data:
                 while (run := self._claim()) is not None:
                     self._fetch(session, data, run, opened)
                     opened = None
@@ -187,6 +192,8 @@ class Download:
     def _fetch(self, session: requests.Session, data: FileIO, run: _Run, opened: Opened | None) -> None:
         """Fetch a run, going on where the connection broke, until it is complete or patience is at its end."""
         patience = Patience()
+        # The host has answered before.
+        patience.renew()
         blocks = set(range(run.position // _BLOCK, -(-(run.stop or run.position + 1) // _BLOCK)))
         try:
             while not self._stopped:
@@ -204,6 +211,8 @@ class Download:
     def _receive(self, answer: Opened, data: FileIO, run: _Run, patience: Patience) -> None:
         self.version.check_same(answer.version, self.url)
         self._skip(answer, run.position - answer.start)
+        if run.stop is None and answer.version.size is not None:
+            self._learn_size(answer.version.size, run, data)
         data.seek(run.position)
         renewed_at = run.position
         while run.position != run.stop and not self._stopped:
@@ -211,7 +220,7 @@ class Download:
             end = end if run.stop is None else min(end, run.stop)
             piece = answer.read(min(_PIECE, end - run.position))
             if not piece:
-                self._end(run)
+                self._end(run, data)
                 return
             _write_all(data, piece)
             run.crc.update(piece)
@@ -232,15 +241,20 @@ class Download:
                 raise TransientError(f"{public_url(self.url)} ended before what was received already")
             count -= len(piece)
 
-    def _end(self, run: _Run) -> None:
+    def _end(self, run: _Run, data: FileIO) -> None:
         """The answer is at its end: that of an object of untold length, or too early."""
         if run.stop is not None:
             raise TransientError(f"{public_url(self.url)} ended after {run.position} of {self.size} bytes")
-        with self._changed:
-            self.size = run.stop = run.position
+        self._learn_size(run.position, run, data)
         if run.position % _BLOCK:
             self._commit(run)
+
+    def _learn_size(self, size: int, run: _Run, data: FileIO) -> None:
+        """Take note of a size that the first answer did not tell."""
+        # A former attempt may have been at a longer object.
+        data.truncate(size)
         with self._changed:
+            self.size = run.stop = size
             self._changed.notify_all()
 
     def _commit(self, run: _Run) -> None:
@@ -311,10 +325,15 @@ def _probe(url: str) -> Opened:
             patience.endure(error)
 
 
-def _open_partial(parent: Path, url: str, version: Version) -> PartialFile:
+def _open_partial(parent: Path, url: str, version: Version) -> tuple[PartialFile, list[FileIO]]:
+    """Return what has arrived, and its data opened for each worker.
+
+    Opened here, since another process may finish the same download and clear it away before a worker starts.
+    """
     while True:
         try:
             partial = PartialFile(parent, url, version, _BLOCK)
+            files = [partial.open() for _ in range(_CONNECTIONS)]
         except FileNotFoundError:
             # Another process has just finished the same download and cleared it away.
             continue
@@ -323,7 +342,7 @@ def _open_partial(parent: Path, url: str, version: Version) -> PartialFile:
         if version.size is None:
             # Nothing tells a short last block from a whole one.
             partial.done.clear()
-        return partial
+        return partial, files
 
 
 def _explain_disk(error: OSError, folder: Path) -> Exception:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
@@ -120,9 +121,11 @@ def open_range(session: requests.Session, url: str, start: int, stop: int | None
     """
     check_online(url)
     last = "" if stop is None else stop - 1
+    timeouts = _timeouts()
     try:
-        response = session.get(url, headers={"Range": f"bytes={start}-{last}"}, stream=True, timeout=_timeouts())
-    except requests.RequestException as error:
+        response = session.get(url, headers={"Range": f"bytes={start}-{last}"}, stream=True, timeout=timeouts)
+    except (requests.RequestException, ValueError) as error:
+        # ValueError: a redirect to what is no URL.
         raise _explain(url, error) from error
     try:
         _check_status(response, url)
@@ -191,14 +194,19 @@ def mirrors_of(url: str) -> list[str]:
     if not endpoints or not url.startswith(f"{ORIGIN}/"):
         return [url]
     for endpoint in endpoints:
-        if urlsplit(endpoint).scheme not in ("http", "https"):
-            raise ConfigError(f"RSZOO_GCS_ENDPOINT has {endpoint!r}; allowed: http:// and https:// URLs, by commas")
+        if not re.match("https?://[^/]", public_url(endpoint)):
+            raise ConfigError(
+                f"RSZOO_GCS_ENDPOINT has {public_url(endpoint)!r}; allowed: http:// and https:// URLs, by commas"
+            )
     return [endpoint.rstrip("/") + url.removeprefix(ORIGIN) for endpoint in endpoints]
 
 
 def public_url(url: str) -> str:
     """Return a URL without user, password, query and fragment, which are secrets or change from day to day."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "a malformed URL"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -228,16 +236,19 @@ def _check_status(response: requests.Response, url: str) -> None:
 def _retry_after(response: requests.Response) -> float | None:
     try:
         return Retry().parse_retry_after(response.headers["Retry-After"])
-    except (KeyError, urllib3.exceptions.InvalidHeader):
+    except (KeyError, ValueError, OverflowError, urllib3.exceptions.InvalidHeader):
         return None
 
 
 def _check_range(response: requests.Response, url: str, start: int, stop: int | None) -> None:
-    """Raise TransientError unless the answer's range begins where it was asked to and goes no further."""
+    """Raise TransientError unless the range begins where it was asked to and lies in what was asked for."""
     received = response.headers.get("Content-Range", "")
     match = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", received.strip())
-    if match and int(match[1]) == start and (stop is None or int(match[2]) < stop):
-        return
+    if match:
+        first, last = int(match[1]), int(match[2])
+        in_object = match[3] == "*" or last < int(match[3])
+        if in_object and first == start <= last and (stop is None or last < stop):
+            return
     raise TransientError(f"{public_url(url)} answered with the range {received!r}, asked for bytes {start}-{stop}")
 
 
@@ -256,10 +267,12 @@ def _read_version(response: requests.Response) -> Version:
     )
 
 
-def _explain(url: str, error: requests.RequestException) -> NetworkError:
+def _explain(url: str, error: Exception) -> NetworkError:
     cause = _cause(error)
     message = f"cannot download {public_url(url)} ({type(cause).__name__})"
-    if isinstance(error, (requests.TooManyRedirects, requests.exceptions.SSLError, ValueError)):
+    # A wrong certificate stays wrong; a server that hangs up amid the handshake may only be busy.
+    hung_up = any(isinstance(arg, ssl.SSLEOFError) for arg in cause.args)
+    if isinstance(error, (requests.TooManyRedirects, requests.exceptions.SSLError, ValueError)) and not hung_up:
         return NetworkError(f"{message}; check the URL, the network and the proxy (HTTPS_PROXY)")
     never_there = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
     return TransientError(message, unreachable=isinstance(cause, (*never_there, urllib3.exceptions.ProxyError)))
