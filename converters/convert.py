@@ -26,7 +26,7 @@ from converters.staging import staged_folder, sync_file
 from converters.tensorbundle import Bundle
 from rszoo import __version__
 from rszoo.errors import ConversionError, OutputError, UsageError
-from rszoo.folder import CONFIG, CONVERSION, VERIFICATION, WEIGHTS, ModelConfig, WeightSet
+from rszoo.folder import CONFIG, CONVERSION, VERIFICATION, WEIGHTS, ModelConfig, WeightSet, sha256_of
 from rszoo.names import to_torch_layout, torch_name, torch_shape
 from rszoo.preprocessing import Preprocessing
 from rszoo.progress import progress_bar
@@ -82,18 +82,32 @@ def convert(
         locate(source, keep_archive=keep_archive) as open_files,
         staged_folder(target, overwrite=overwrite, is_ours=is_model_folder) as folder,
     ):
-        with open_accounted(open_files, folder, weights) as (files, bundle, account):
-            config = _describe(account, entry, identity)
-            metadata = _metadata(files, config)
-            _write_weights(folder / WEIGHTS, bundle, account, metadata)
-            with ThreadPoolExecutor(_WORKERS) as pool:
-                written = pool.submit(sync_file, folder / WEIGHTS)
-                sha256 = pool.submit(_sha256, folder / WEIGHTS)
-                _compare_reread(folder / WEIGHTS, bundle, account, metadata)
-            written.result()
-            report = _report(bundle, account, files, config, sha256.result())
-        (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
-        (folder / CONVERSION).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        return convert_into(folder, open_files, entry, weights, identity)
+
+
+def convert_into(
+    folder: Path,
+    open_files: Opener,
+    entry: PretrainedEntry | None,
+    weights: WeightSet,
+    identity: Identity = Identity(),
+) -> dict[str, Any]:
+    """Convert a checkpoint into an empty folder that becomes a model folder, and return the account.
+
+    `entry`: the registered pair that it is known to be. Raises as `convert`.
+    """
+    with open_accounted(open_files, folder, weights) as (files, bundle, account):
+        config = _describe(account, entry, identity)
+        metadata = _metadata(files, config)
+        _write_weights(folder / WEIGHTS, bundle, account, metadata)
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            written = pool.submit(sync_file, folder / WEIGHTS)
+            sha256 = pool.submit(sha256_of, folder / WEIGHTS)
+            _compare_reread(folder / WEIGHTS, bundle, account, metadata)
+        written.result()
+        report = _report(bundle, account, files, config, sha256.result())
+    (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    (folder / CONVERSION).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
 
 
@@ -291,8 +305,3 @@ def _report(
         "mapped": {variable: torch_name(spec) for spec, variable in account.mapped},
         "skipped": {reason: list(names) for reason, names in account.skipped.items()},
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

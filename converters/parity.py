@@ -6,11 +6,9 @@ Keras in float64, both against the original TF1 graph in float32, logits against
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,13 +21,14 @@ import numpy as np
 from converters.convert import open_accounted
 from converters.source import locate
 from converters.tf1_export import export_tf1
-from rszoo.errors import MissingPackageError, OutputError, RszooError, WeightsError
+from rszoo.errors import MissingPackageError, OutputError, RszooError
 from rszoo.factory import create, import_model_module, keras_weights
-from rszoo.folder import CONFIG, CONVERSION, VERIFICATION, ModelFolder
+from rszoo.folder import VERIFICATION, ModelFolder, find_damage, sha256_of
 from rszoo.images import preprocess
 from rszoo.names import to_torch_layout, torch_name
 from rszoo.preprocessing import Preprocessing
 from rszoo.registry import get_entry
+from rszoo.temporary import write_whole
 from rszoo.tensors import Kind, iter_tensors
 from rszoo.weights import Weights, check_header
 
@@ -94,35 +93,25 @@ def save_verification(folder: ModelFolder, checks: list[Check]) -> None:
     """
     record = {
         "format_version": 1,
-        "weights_sha256": _sha256(folder.weights_path),
+        "weights_sha256": sha256_of(folder.weights_path),
         "passed": all(check.status != "failed" for check in checks),
         "checks": [check.to_dict() for check in checks],
         "versions": _versions(),
     }
     target = folder.path / VERIFICATION
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(target)
+        write_whole(target, json.dumps(record, indent=1) + "\n")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 def check_file(folder: ModelFolder) -> Check:
     """Hold names, shapes and SHA-256 of the weights file against the architecture and the account."""
     check_header(folder.weights_path, folder.config.arch)
-    try:
-        account = json.loads((folder.path / CONVERSION).read_text(encoding="utf-8"))
-        recorded, config_recorded = account["result"]["sha256"], account["result"]["config_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{folder.path / CONVERSION} is missing or damaged; convert again") from error
-    if _sha256(folder.path / CONFIG) != config_recorded:
-        return Check("file", "failed", f"{CONFIG} is not the one that the conversion wrote; convert again")
-    actual = _sha256(folder.weights_path)
-    if actual != recorded:
-        return Check("file", "failed", f"SHA-256 is {actual}, but the conversion recorded {recorded}; convert again")
-    return Check("file", "passed", f"a {folder.config.arch.label}, SHA-256 {actual[:16]}... as recorded")
+    if problem := find_damage(folder.path):
+        return Check("file", "failed", f"{problem}; convert again")
+    digits = sha256_of(folder.weights_path)[:16]
+    return Check("file", "passed", f"a {folder.config.arch.label}, SHA-256 {digits}... as recorded")
 
 
 def check_values(folder: ModelFolder) -> Check:
@@ -204,7 +193,7 @@ def check_golden(folder: ModelFolder, image: str | None) -> Check:
         return Check(name, "not run", "the published logits are of the averaged weights")
     if image is None:
         return Check(name, "not run", f"give {photo.name} ({photo.url}) with --golden-image")
-    if _sha256(Path(image)) != photo.sha256:
+    if sha256_of(Path(image)) != photo.sha256:
         return Check(name, "failed", f"{image} is not {photo.name}: its SHA-256 is not {photo.sha256}")
     inputs = preprocess(image, Preprocessing(photo.image_size))
     logits = torch_stages(folder, [inputs], "float32")[0]["logits"][0].astype(np.float64)
@@ -284,14 +273,6 @@ def _keras_dtype(dtype: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from converters.archive import read_archive
 from converters.files import CheckpointFiles
-from rszoo.download import DamagedError, Download
+from rszoo.download import DamagedError, Download, check_hash
 from rszoo.errors import ArchiveError, CheckpointError, IntegrityError, NetworkError, OutputError, RszooError
 from rszoo.folder import WeightSet
 from rszoo.paths import downloads_folder, kept_archive
@@ -88,7 +88,9 @@ class RemoteArchive:
         download = Download(url, self._downloads(spool_folder), lambda version: self._accept(version, url))
         try:
             with download:
-                files = read_archive(download, public_url(url), spool_folder, keep=wanted, report=_ignore)
+                files = read_archive(
+                    download, public_url(url), spool_folder, keep=wanted, report=_ignore, with_md5=True
+                )
             self._check(files, download)
         except (RemoteChangedError, DamagedError, ArchiveError, CheckpointError):
             download.discard()
@@ -101,11 +103,10 @@ class RemoteArchive:
             check_version(self._entry, version, url)
 
     def _check(self, files: CheckpointFiles, download: Download) -> None:
-        if self._entry is None:
-            return
-        found = new_record(self._entry, download, files.archive_sha256)
         try:
-            check_archive(self._entry, found)
+            check_hash(download.url, "MD5", download.version.md5, files.archive_md5)
+            if self._entry is not None:
+                check_archive(self._entry, new_record(self._entry, download, files.archive_sha256))
         except BaseException:
             files.close()
             raise

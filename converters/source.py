@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from converters.archive import read_archive
 from converters.files import CheckpointFiles, open_folder, open_prefix
-from rszoo.errors import SourceNotFoundError, UnknownModelError
+from rszoo.errors import SourceNotFoundError, UnknownModelError, UsageError
 from rszoo.folder import WeightSet
 from rszoo.paths import kept_archive
 from rszoo.progress import progress_bar
@@ -98,7 +98,10 @@ def find_entry(source: str) -> PretrainedEntry | None:
     """
     if entry := _named(source):
         return entry
-    location = urlsplit(source).path if _is_url(source) else source
+    try:
+        location = urlsplit(source).path if _is_url(source) else source
+    except ValueError as error:
+        raise UsageError(f"{source!r} is not a URL: {error}") from error
     base = location.rstrip("/").rpartition("/")[2]
     for suffix in _ARCHIVE_SUFFIXES:
         base = base.removesuffix(suffix)

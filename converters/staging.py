@@ -34,7 +34,7 @@ def staged_folder(output: Path, *, overwrite: bool, is_ours: Callable[[Path], bo
         content.mkdir(parents=True)
         yield content
         _check_free(output, overwrite, is_ours)
-        _to_disk(content)
+        write_through(content)
         _put_in_place(content, output, staging / "old")
         created = []
     except OSError as error:
@@ -72,8 +72,8 @@ def _put_in_place(content: Path, output: Path, old: Path) -> None:
         raise
 
 
-def _to_disk(folder: Path) -> None:
-    """Have the system write a folder's files, so that a power cut after the renaming finds them complete."""
+def write_through(folder: Path) -> None:
+    """Have the system write a folder's files to the disk, so that a power cut after the renaming finds them."""
     for path in folder.iterdir():
         sync_file(path)
     sync_folder(folder)

@@ -11,8 +11,6 @@ has made the folder.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import time
@@ -27,13 +25,14 @@ from rszoo.errors import (
     OutputError,
     SourceNotFoundError,
 )
-from rszoo.folder import CONFIG, CONVERSION, WEIGHTS, ModelFolder, WeightSet, looks_like_folder, read_folder
+from rszoo.folder import ModelFolder, WeightSet, looks_like_folder, read_folder
 from rszoo.paths import busy_folder, cache_folder, downloads_folder, kept_archive, models_folder
 from rszoo.registry import PretrainedEntry, get_entry
 from rszoo.temporary import remove, temporary_path
 from rszoo.transport import offline_variable
 
-_HASH_DIGITS = 16
+#: How much of the weights file's SHA-256 a folder's name has.
+HASH_DIGITS = 16
 _POLL_S = 0.2
 # A process that holds the lock for this long and downloads nothing hangs; the others do without it.
 _HUNG_S = 600
@@ -57,8 +56,8 @@ def find_folder(model: str | os.PathLike[str]) -> ModelFolder:
 def find_cached(entry: PretrainedEntry, weights: WeightSet = "ema") -> ModelFolder | None:
     """Return the model folder in the cache, or None. Of several, the one the manifest names, or else the newest."""
     folders = cached_folders(entry.name, weights)
-    pinned = (entry.converted.sha256 or "")[:_HASH_DIGITS] if weights == "ema" else ""
-    folders.sort(key=lambda folder: (bool(pinned) and folder.name.endswith(pinned), folder.stat().st_mtime))
+    pinned = (entry.converted.sha256 or "")[:HASH_DIGITS] if weights == "ema" else ""
+    folders.sort(key=lambda folder: (bool(pinned) and folder.name.endswith(pinned), _changed_at(folder)))
     for folder in reversed(folders):
         # It may have been taken away, or be of a version of rszoo that is to come.
         with suppress(SourceNotFoundError, ConfigError):
@@ -69,7 +68,7 @@ def find_cached(entry: PretrainedEntry, weights: WeightSet = "ema") -> ModelFold
 def cached_folders(name: str | None = None, weights: WeightSet | None = None) -> list[Path]:
     """Return the model folders in the cache, of one model and set or of all."""
     wanted = ["[a-z0-9-]+" if name is None else re.escape(name), "(ema|raw)" if weights is None else weights]
-    pattern = re.compile(rf"{wanted[0]}-{wanted[1]}-[0-9a-f]{{{_HASH_DIGITS}}}")
+    pattern = re.compile(rf"{wanted[0]}-{wanted[1]}-[0-9a-f]{{{HASH_DIGITS}}}")
     try:
         return sorted(path for path in models_folder().iterdir() if pattern.fullmatch(path.name))
     except (FileNotFoundError, NotADirectoryError):
@@ -109,16 +108,22 @@ def fill_cache(entry: PretrainedEntry, weights: WeightSet = "ema", *, keep_archi
 
 
 def _convert(entry: PretrainedEntry, weights: WeightSet, keep_archive: bool) -> ModelFolder:
-    from converters.convert import convert
-    from converters.staging import sweep, sync_folder
+    from converters.convert import convert_into
+    from converters.source import locate
+    from converters.staging import sweep, sync_folder, write_through
 
     sweep(models_folder())
     scratch = temporary_path(models_folder() / f"{entry.name}-{weights}")
     try:
-        report = convert(entry.name, scratch / "model", weights=weights, keep_archive=keep_archive)
-        target = models_folder() / f"{entry.name}-{weights}-{report['result']['sha256'][:_HASH_DIGITS]}"
+        # A download is kept until the result is safe on the disk, and gone when it has its name: behind a model that is
+        # found, nobody would clear it away.
+        with locate(entry.name, keep_archive=keep_archive) as open_files:
+            scratch.mkdir()
+            report = convert_into(scratch, open_files, entry, weights)
+            write_through(scratch)
+        target = models_folder() / f"{entry.name}-{weights}-{report['result']['sha256'][:HASH_DIGITS]}"
         try:
-            (scratch / "model").rename(target)
+            scratch.rename(target)
         except OSError:
             # Another process was first, with the same result. A folder that is not empty is never replaced.
             if not target.is_dir():
@@ -156,22 +161,15 @@ def _one_at_a_time(path: Path, done: Callable[[], bool]) -> Iterator[None]:
 def _last_progress() -> float:
     """Return when a block of any download last arrived."""
     journals = downloads_folder().glob("*/journal")
-    return max((journal.stat().st_mtime for journal in journals if journal.exists()), default=0)
+    return max(map(_changed_at, journals), default=0)
 
 
-def check_folder(folder: Path) -> str | None:
-    """Read a cached folder in full; return what is wrong with it, or None if it is what was once converted."""
+def _changed_at(path: Path) -> float:
+    """Return when a file or folder was changed; long ago if it is gone."""
     try:
-        account = json.loads((folder / CONVERSION).read_text(encoding="utf-8"))["result"]
-        found = {name: _sha256(folder / name) for name in (WEIGHTS, CONFIG)}
-        read_folder(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"a file is missing or damaged ({error})"
-    if found[CONFIG] != account["config_sha256"]:
-        return f"{CONFIG} is not the one that the conversion wrote"
-    if found[WEIGHTS] != account["sha256"] or not folder.name.endswith(found[WEIGHTS][:_HASH_DIGITS]):
-        return f"{WEIGHTS} has SHA-256 {found[WEIGHTS][:_HASH_DIGITS]}..., not the one that the conversion wrote"
-    return None
+        return path.stat().st_mtime
+    except OSError:
+        return 0
 
 
 def remove_folder(folder: Path) -> None:
@@ -186,8 +184,3 @@ def remove_folder(folder: Path) -> None:
     except OSError as error:
         raise OutputError(f"cannot remove {folder}: {error.strerror}; it may belong to another user") from error
     remove(aside)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

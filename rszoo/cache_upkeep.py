@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rszoo.cache import cached_folders, check_folder, fill_cache, find_cached, parse_folder_name, remove_folder
+from rszoo.cache import HASH_DIGITS, cached_folders, fill_cache, find_cached, parse_folder_name, remove_folder
 from rszoo.errors import RszooError, UnknownModelError, nearest
-from rszoo.folder import CONVERSION, WeightSet
+from rszoo.folder import CONVERSION, WEIGHTS, WeightSet, find_damage, sha256_of
 from rszoo.paths import archives_folder, busy_folder, downloads_folder, lock_folder, models_folder
 from rszoo.registry import get_entry, list_models
 from rszoo.temporary import abandoned, remove
@@ -108,7 +108,9 @@ def tree_bytes(path: Path) -> int:
 
 
 def _verify(cached: CachedModel) -> Verdict:
-    problem = check_folder(cached.path)
+    problem = find_damage(cached.path)
+    if problem is None and not cached.path.name.endswith(sha256_of(cached.path / WEIGHTS)[:HASH_DIGITS]):
+        problem = f"{WEIGHTS} and {CONVERSION} are of another folder"
     if problem is None:
         return Verdict(cached.name, cached.path, "intact", f"SHA-256 {cached.sha256}")
     # Gone before anything else: what is damaged must not be loaded meanwhile.

@@ -8,6 +8,7 @@ once checked, `verification.json`.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -105,6 +106,26 @@ def read_folder(path: str | os.PathLike[str]) -> ModelFolder:
         return ModelFolder(folder, _parse(facts))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{config_path} is damaged or not rszoo's: {error}") from error
+
+
+def find_damage(path: Path) -> str | None:
+    """Read a model folder in full; return what is wrong with it, or None if it is what was once converted."""
+    try:
+        account = json.loads((path / CONVERSION).read_text(encoding="utf-8"))["result"]
+        recorded = {CONFIG: account["config_sha256"], WEIGHTS: account["sha256"]}
+        found = {name: sha256_of(path / name) for name in recorded}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{CONVERSION} or another file is missing or damaged ({error})"
+    for name, sha256 in found.items():
+        if sha256 != recorded[name]:
+            return f"{name} has SHA-256 {sha256}, but the conversion recorded {recorded[name]}"
+    return None
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _parse(facts: dict[str, Any]) -> ModelConfig:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from rszoo.errors import ConfigError, IntegrityError, OutputError, SourceNotFoundError
 from rszoo.registry import parse_manifest
-from rszoo.temporary import temporary_path
+from rszoo.temporary import write_whole
 from rszoo.trust import Record, read_record
 
 _FACTS = ("size", "crc32c", "md5", "sha256")
@@ -42,7 +41,10 @@ def pin_manifest(path: Path) -> dict[str, list[str]]:
             pinned[model["name"]] = facts
     if pinned:
         parse_manifest(manifest)
-        _write(path, _to_text(manifest))
+        try:
+            write_whole(path, _to_text(manifest))
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}") from error
     return pinned
 
 
@@ -67,17 +69,3 @@ def _to_text(manifest: dict[str, Any]) -> str:
     for pattern in (_LIST, _LIST_OF_LISTS):
         text = pattern.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text)
     return text + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = temporary_path(path)
-    try:
-        with temporary.open("x", encoding="utf-8") as written:
-            written.write(text)
-            written.flush()
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

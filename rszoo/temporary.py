@@ -26,6 +26,28 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
+def write_whole(path: Path, text: str, *, replace: bool = True) -> bool:
+    """Write a file that appears complete or not at all; return False if it exists and `replace` is off.
+
+    Raises:
+        OSError: it cannot be written; what was there is still there.
+    """
+    for left in abandoned(path.parent):
+        remove(left)
+    temporary = temporary_path(path)
+    try:
+        with temporary.open("x", encoding="utf-8") as written:
+            written.write(text)
+            written.flush()
+            os.fsync(written.fileno())
+        if replace:
+            temporary.replace(path)
+            return True
+        return _link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def intended_path(temporary: Path) -> Path:
     """Return the path that a temporary one was made for."""
     match = _NAME.fullmatch(temporary.name)
@@ -47,6 +69,20 @@ def remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink()
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """Give a file its final name unless that is taken, and return whether it was free."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        # A file system without links: of several processes at once, the last one wins.
+        if path.exists():
+            return False
+        temporary.replace(path)
+    return True
 
 
 def _is_abandoned(path: Path) -> bool:

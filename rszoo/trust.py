@@ -11,16 +11,14 @@ import dataclasses
 import datetime
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rszoo.errors import ConfigError, IntegrityError
 from rszoo.paths import record_path
 from rszoo.registry import PretrainedEntry
-from rszoo.temporary import temporary_path
+from rszoo.temporary import write_whole
 from rszoo.transport import Version, public_url
 
 if TYPE_CHECKING:
@@ -89,7 +87,8 @@ def check_archive(entry: PretrainedEntry, record: Record) -> None:
     _compare(entry, dataclasses.asdict(record), record.received_from, _known(entry))
     path = record_path(entry.name)
     try:
-        written = _write_once(path, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = write_whole(path, json.dumps(dataclasses.asdict(record), indent=1) + "\n", replace=False)
     except OSError as error:
         log.warning("cannot record the hashes of %s in %s: %s", entry.name, path, error.strerror)
         return
@@ -115,9 +114,9 @@ def new_record(entry: PretrainedEntry, download: Download, sha256: str | None) -
 
 
 def _known(entry: PretrainedEntry) -> dict[str, Mapping[str, object]]:
-    """Return the facts that are known of an archive, by who says so."""
+    """Return the facts that are known of an archive, by who says so. Where the manifest has its hash, that decides."""
     known: dict[str, Mapping[str, object]] = {"the manifest": dataclasses.asdict(entry.source)}
-    if record := read_record(entry.name):
+    if entry.source.sha256 is None and (record := read_record(entry.name)):
         where = record_path(entry.name)
         known[f"the first download, of {record.recorded}, recorded in {where},"] = dataclasses.asdict(record)
     return known
@@ -138,26 +137,3 @@ def _compare(
                     f"{place} is not the archive of {entry.name} that is known: its {title} is {found[name]}, "
                     f"and {who} says {facts[name]}. It was replaced or damaged; {remedy}"
                 )
-
-
-def _write_once(path: Path, text: str) -> bool:
-    """Write a file that appears whole, unless it exists; return whether it was written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
-    try:
-        with temporary.open("x", encoding="utf-8") as written:
-            written.write(text)
-            written.flush()
-            os.fsync(written.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        except OSError:
-            # A file system without links: then the last of several at once wins.
-            if path.exists():
-                return False
-            temporary.rename(path)
-        return True
-    finally:
-        temporary.unlink(missing_ok=True)

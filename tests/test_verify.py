@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 import rszoo
 from converters import parity
 from converters.convert import convert
-from rszoo.folder import ModelFolder, read_folder
+from rszoo.folder import ModelFolder, read_folder, sha256_of
 from rszoo.images import preprocess
 from rszoo.preprocessing import Preprocessing
 from rszoo.registry import Golden, GoldenImage
@@ -37,7 +37,7 @@ def golden(demo, tmp_path, monkeypatch):
     (stages,) = parity.torch_stages(demo, [preprocess(photo, Preprocessing(64))], "float32")
     logits = stages["logits"][0]
     top5 = tuple((int(index), float(logits[index])) for index in np.argsort(-logits)[:5])
-    image = GoldenImage("photo.png", "https://nowhere", photo.stat().st_size, parity._sha256(photo), 64)
+    image = GoldenImage("photo.png", "https://nowhere", photo.stat().st_size, sha256_of(photo), 64)
     values = Golden(top5, float(np.linalg.norm(logits)))
     entry = replace(rszoo.get_entry("resnet-rs-demo"), golden=values, golden_image=image)
     monkeypatch.setattr(parity, "get_entry", lambda _: entry)
