@@ -107,7 +107,7 @@ def _conv_kernels(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]
     """Return the shapes of conv2d/kernel, conv2d_1/kernel, ... as far as they go."""
     numbered = {}
     for name, shape in shapes.items():
-        if match := re.fullmatch(r"conv2d(?:_(\d+))?/kernel", name):
+        if match := re.fullmatch(r"conv2d(?:_([0-9]{1,9}))?/kernel", name):
             numbered[int(match[1] or 0)] = shape
     return [numbered[number] for number in sorted(numbered)]
 
@@ -139,4 +139,7 @@ def _problems(
     mistyped = [f"{name} {entry.dtype}" for _, name, entry in present if entry.dtype != "float32"]
     if mistyped:
         problems.append(f"{len(mistyped)} not float32: {summarize(mistyped)}")
+    step = entries.get(GLOBAL_STEP)
+    if step and (step.shape or step.dtype not in ("int32", "int64")):
+        problems.append(f"{GLOBAL_STEP} is {step.dtype} {step.shape}, not one whole number")
     return problems

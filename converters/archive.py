@@ -7,6 +7,7 @@ their own, so that the whole pass takes little longer than decompression alone.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -31,6 +32,7 @@ _CHUNK = 1 << 20
 _COPY = 64 << 10
 # The largest published shard has 2.3 GB, the largest .meta some 60 MB.
 _MAX_BYTES = {"shard": 16 << 30, "index": MAX_INDEX_BYTES, "other": 1 << 30}
+_MAX_TOTAL = 32 << 30
 _MAX_MEMBERS = 1000
 # tarfile holds extended headers in memory, whatever size they claim; genuine ones are under 1 KiB.
 _TAR_BUFFER = 32 << 10
@@ -191,7 +193,7 @@ def _members(place: str, unpacked: IO[bytes]) -> Iterator[tuple[str, int, IO[byt
     """Yield base name, size and content of each regular member; refuse everything that a checkpoint never has."""
     reader = _BudgetReader(unpacked)
     seen: set[str] = set()
-    count = 0
+    count = total = 0
     try:
         reader.budget = _HEADER_BUDGET
         # mypy's stub asks for more than read(), which is all that tarfile uses of a stream.
@@ -199,9 +201,11 @@ def _members(place: str, unpacked: IO[bytes]) -> Iterator[tuple[str, int, IO[byt
             while (member := tar.next()) is not None:
                 reader.budget = None
                 name = _check_member(place, member)
-                count += 1
+                count, total = count + 1, total + member.size
                 if name in seen or count > _MAX_MEMBERS:
                     raise ArchiveError(f"{place} has {name!r} twice, or over {_MAX_MEMBERS} members; it is refused")
+                if total > _MAX_TOTAL:
+                    raise ArchiveError(f"{place} unpacks to over {_MAX_TOTAL} bytes; it is refused")
                 content = tar.extractfile(member)
                 if content is not None:
                     seen.add(name)
@@ -258,6 +262,8 @@ def _spool(content: IO[bytes], size: int, folder: Path, kept: Ranges | None) -> 
     except BaseException as error:
         if spool is not None:
             spool.close()
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            raise ArchiveError("the archive has more data shards than this process may open files") from error
         # What reading can raise is an OSError too, but has no number of the file system's.
         if isinstance(error, OSError) and error.errno in FILE_SYSTEM_ERRORS:
             raise OutputError(

@@ -16,7 +16,7 @@ from converters.sstable import MAGIC
 from converters.tensorbundle import Entry
 from rszoo.errors import CheckpointError, SourceNotFoundError, summarize
 
-_SHARD = re.compile(r"(?P<prefix>.+)\.data-(?P<number>\d{5})-of-(?P<count>\d{5})")
+_SHARD = re.compile(r"(?P<prefix>.+)\.data-(?P<number>\d{5})-of-(?P<count>\d{5})", re.ASCII)
 _INDEX_SUFFIX = ".index"
 #: Largest index that is read into memory. The 420's is 0.5 MB.
 MAX_INDEX_BYTES = 16 << 20

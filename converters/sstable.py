@@ -19,9 +19,9 @@ _PLAIN, _SNAPPY = 0, 1
 _RESTART_INTERVAL = 16
 _BLOCK_SIZE = 256 * 1024
 # A few bytes can stand for a long key, a megabyte of blocks or a Python object: without bounds, a hostile index could
-# fill the memory. The 420's has 7,200 items of 0.5 MB in all.
-_MAX_ITEMS = 250_000
-_MAX_ITEM_BYTES = 16 << 20
+# fill the memory or take hours. The 420's has 7,200 items of 0.5 MB in all.
+_MAX_ITEMS = 65_536
+_MAX_ITEM_BYTES = 4 << 20
 _MAX_BLOCK_BYTES = 16 << 20
 
 
@@ -37,17 +37,34 @@ def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     footer = table[-_FOOTER_SIZE:]
     _, position = _read_handle(footer, 0)
     index_handle, _ = _read_handle(footer, position)
-    count = size = 0
+    end = 0
     previous: bytes | None = None
-    for _, handle in _read_entries(_read_block(table, index_handle)):
-        for key, value in _read_entries(_read_block(table, _read_handle(handle, 0)[0])):
+    bounds, index_bounds = _Bounds(), _Bounds()
+    for last_key, handle in _read_entries(_read_block(table, index_handle)):
+        index_bounds.count(last_key, handle)
+        (offset, size), _ = _read_handle(handle, 0)
+        if offset < end:
+            raise CheckpointError("the checkpoint's index is damaged: a block is there twice or out of order")
+        end = offset + size + _TRAILER_SIZE
+        for key, value in _read_entries(_read_block(table, (offset, size))):
+            bounds.count(key, value)
             if previous is not None and key <= previous:
                 raise CheckpointError(f"the checkpoint's index is damaged: {key!r} is there twice or out of order")
             previous = key
-            count, size = count + 1, size + len(key) + len(value)
-            if count > _MAX_ITEMS or size > _MAX_ITEM_BYTES:
-                raise CheckpointError("the checkpoint's index is damaged or hostile: it exceeds 16 MiB or 250000 items")
             yield key, value
+
+
+class _Bounds:
+    """Counts items and their bytes, and raises CheckpointError if no genuine index has so many."""
+
+    def __init__(self) -> None:
+        self._items = self._bytes = 0
+
+    def count(self, key: bytes, value: bytes) -> None:
+        self._items += 1
+        self._bytes += len(key) + len(value)
+        if self._items > _MAX_ITEMS or self._bytes > _MAX_ITEM_BYTES:
+            raise CheckpointError("the checkpoint's index is damaged or hostile: it exceeds 4 MiB or 65536 items")
 
 
 def write_table(items: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -47,6 +47,8 @@ _DTYPE_NUMBERS = {name: number for number, (name, _) in _DTYPES.items()}
 # numpy 1's limit; TensorFlow allows 254, and no network has such a tensor.
 _MAX_RANK = 32
 _MAX_VALUES = 1 << 48
+# A tensor is read as a whole. The largest published has 9.4 MB; a classifier of a million classes would have 8 GB.
+_MAX_TENSOR_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Bundle:
         held, wanted = sum(math.prod(stored.shape) for stored in parts), math.prod(entry.shape)
         if held != wanted:
             raise CheckpointError(f"the parts of the partitioned {name!r} hold {held} values, not {wanted}")
+        # Of the same bytes there may be any number of parts.
+        _check_size(name, sum(stored.size for stored in parts))
         values = [self._read_whole(name, stored) for stored in parts]
         whole, filled = np.zeros(entry.shape, values[0].dtype), np.zeros(entry.shape, bool)
         for part, stored, held_values in zip(entry.slices, parts, values, strict=True):
@@ -163,6 +167,7 @@ class Bundle:
         with self._locks[entry.shard]:
             if entry.offset + entry.size > shard.seek(0, 2):
                 raise CheckpointError(f"the checkpoint is truncated: {name!r} lies beyond the end of its data shard")
+            _check_size(name, entry.size)
             shard.seek(entry.offset)
             return shard.read(entry.size)
 
@@ -193,6 +198,11 @@ def write_bundle(tensors: Iterable[tuple[str, np.ndarray]], data: BinaryIO) -> b
         items.append((key, entry))
         offset += len(encoded)
     return write_table(items)
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > _MAX_TENSOR_BYTES:
+        raise CheckpointError(f"{name!r} has {size} bytes; at most {_MAX_TENSOR_BYTES} are accepted")
 
 
 def _storage(name: str, entry: Entry) -> tuple[int, str]:

@@ -29,7 +29,7 @@ from converters.tf1_graph import build_inference
 from rszoo.config import BLOCKS_OF_DEPTH, ArchConfig
 from rszoo.demo import run_demo
 from rszoo.errors import ArchiveError, ConversionError, OutputError, RszooError, UsageError
-from rszoo.folder import read_folder
+from rszoo.folder import read_folder, sha256_of
 from rszoo.names import tf1_names, to_torch_layout, torch_name
 from rszoo.tensors import iter_tensors
 from tests.tf1 import TINY
@@ -101,7 +101,7 @@ def test_two_runs_give_the_same_bytes_and_no_paths(tiny_checkpoint, tmp_path):
         "format": "pt",
         "model": TINY.label,
         "source": "checkpoint.tar.gz",
-        "source_sha256": convert_module._sha256(tiny_checkpoint.archive),
+        "source_sha256": sha256_of(tiny_checkpoint.archive),
         "weights": "ema",
         "converter": f"rszoo {rszoo.__version__}",
     }

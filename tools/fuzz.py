@@ -347,7 +347,7 @@ def main() -> None:
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + _MEMORY,) * 2)
-    atheris.Setup([sys.argv[0], "-timeout=10", "-max_len=65536", *options, str(corpus)], one, custom_mutator=mutator)
+    atheris.Setup([sys.argv[0], "-timeout=10", "-reduce_inputs=0", "-max_len=65536", *options, str(corpus)], one, custom_mutator=mutator)
     atheris.Fuzz()
 
 
