@@ -32,7 +32,7 @@ import requests
 from safetensors import safe_open
 
 from converters.convert import Identity, convert
-from rszoo import download, patience, registry
+from rszoo import fetcher, patience, registry
 from rszoo.cache import fill_cache
 from rszoo.download import DamagedError, Download
 from rszoo.errors import ArchiveError, ConfigError, NetworkError, OutputError, RszooError
@@ -64,7 +64,7 @@ def quicken(set_value: Callable[[object, str, object], object], block: int = B) 
     """Make blocks small, so that small objects have many, and waits short."""
     sizes = {"_BLOCK": block, "_RUN_BLOCKS": 4, "_PIECE": max(block // 4, 1024), "_PROGRESS": 2 * block}
     for name, value in sizes.items():
-        set_value(download, name, value)
+        set_value(fetcher, name, value)
     for name in ("_BACKOFF_S", "_JITTER_S"):
         set_value(patience, name, 0.001)
 
@@ -255,7 +255,7 @@ def test_an_aborted_download_goes_on_with_the_missing_blocks(server, tmp_path, r
     server.ranges, server.bytes_per_second = ranges, 400_000
     with Download(f"{server.endpoint}/o", tmp_path, lambda _: None) as opened:
         drain(opened, 20 * B)
-    done = opened._partial.done
+    done = opened._fetcher.partial.done
     assert 20 <= len(done) < 60
     server.bytes_per_second = None
     # Not counting what the first run's connections still send.
@@ -327,13 +327,13 @@ def test_a_disk_that_never_reads_back_is_an_error(server, tmp_path, monkeypatch)
 
 
 def test_another_process_clears_the_download_away_as_it_begins(server, tmp_path, monkeypatch):
-    genuine = download.progress_bar
+    genuine = fetcher.progress_bar
 
     def clear_away(*args: object) -> object:
         shutil.rmtree(tmp_path)
         return genuine(*args)
 
-    monkeypatch.setattr(download, "progress_bar", clear_away)
+    monkeypatch.setattr(fetcher, "progress_bar", clear_away)
     assert fetch(f"{server.endpoint}/o", tmp_path) == BIG
 
 
@@ -411,7 +411,7 @@ def test_an_answer_that_will_not_change_ends_it_at_once(server, tmp_path, waits,
 
 def test_progress_renews_patience(server, tmp_path, monkeypatch):
     # Far more failures of one request than one is patient with, and bytes between them.
-    monkeypatch.setattr(download, "_RUN_BLOCKS", 400)
+    monkeypatch.setattr(fetcher, "_RUN_BLOCKS", 400)
     server.faults = lambda request: Fault(cut=2 * B + 100) if request.range[1] else None
     content = random.Random(1).randbytes(400 * B)
     server.put("/long", content)
@@ -420,7 +420,7 @@ def test_progress_renews_patience(server, tmp_path, monkeypatch):
 
 
 def test_an_outage_amid_a_download_is_endured_as_one_of_a_host_that_was_there(server, tmp_path, monkeypatch):
-    genuine, failures = download.open_range, iter(range(5))
+    genuine, failures = fetcher.open_range, iter(range(5))
 
     def fail_at_first(session: requests.Session, url: str, start: int, stop: int | None) -> object:
         if stop != 1 and next(failures, None) is not None:
@@ -428,7 +428,7 @@ def test_an_outage_amid_a_download_is_endured_as_one_of_a_host_that_was_there(se
         return genuine(session, url, start, stop)
 
     server.put("/o", BIG[:B])
-    monkeypatch.setattr(download, "open_range", fail_at_first)
+    monkeypatch.setattr(fetcher, "open_range", fail_at_first)
     assert fetch(f"{server.endpoint}/o", tmp_path) == BIG[:B]
 
 
