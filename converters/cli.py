@@ -81,10 +81,12 @@ def _to_tf1(ckpt: str, output: Path | None, as_json: bool) -> None:
 
 def _default_name(ckpt: str) -> str:
     from converters.source import find_entry
+    from rszoo.endpoints import is_url, public_url
 
     entry = find_entry(ckpt)
     if entry is None:
-        raise UsageError(f"{ckpt} names no registered model; give --output FOLDER")
+        shown = public_url(ckpt) if is_url(ckpt) else ckpt
+        raise UsageError(f"{shown} names no registered model; give --output FOLDER")
     return entry.name
 
 

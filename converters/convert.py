@@ -28,6 +28,7 @@ from rszoo import __version__
 from rszoo.errors import ConversionError, OutputError, UsageError
 from rszoo.folder import CONFIG, CONVERSION, VERIFICATION, WEIGHTS, ModelConfig, WeightSet, sha256_of
 from rszoo.names import to_torch_layout, torch_name, torch_shape
+from rszoo.paths import expand_user
 from rszoo.preprocessing import Preprocessing
 from rszoo.progress import progress_bar
 from rszoo.registry import PretrainedEntry, get_entry, list_models
@@ -76,7 +77,7 @@ def convert(
         raise UsageError(f"weights must be ema or raw, received {weights!r}")
     identity = identity or Identity()
     entry = get_entry(identity.model) if identity.model else find_entry(source)
-    target = Path(output).expanduser()
+    target = expand_user(output)
     with (
         # First in, last out: a download is kept until the result is in its place.
         locate(source, keep_archive=keep_archive) as open_files,

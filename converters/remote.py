@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from converters.archive import read_archive
 from converters.files import CheckpointFiles
 from rszoo.download import DamagedError, Download, check_hash
-from rszoo.errors import ArchiveError, CheckpointError, IntegrityError, NetworkError, OutputError, RszooError
+from rszoo.endpoints import RemoteChangedError, Version, check_online, mirrors_of, public_url
+from rszoo.errors import ArchiveError, CheckpointError, IntegrityError, NetworkError, RszooError
 from rszoo.folder import WeightSet
 from rszoo.paths import downloads_folder, kept_archive
 from rszoo.registry import PretrainedEntry
-from rszoo.transport import RemoteChangedError, Version, check_online, mirrors_of, public_url
-from rszoo.trust import check_archive, check_version, new_record
+from rszoo.temporary import temporary_path
+from rszoo.trust import Record, check_archive, check_version, new_record, remember
 
 log = logging.getLogger("rszoo")
 
@@ -42,6 +45,7 @@ class RemoteArchive:
         self._keep = keep
         self._scratch = ExitStack()
         self._done: Download | None = None
+        self._found: Record | None = None
 
     def read(self, spool_folder: Path, wanted: WeightSet | None) -> CheckpointFiles:
         """Download the archive, unless that was done, and return the checkpoint in it, as `read_archive`.
@@ -54,15 +58,12 @@ class RemoteArchive:
         failures: list[RszooError] = []
         for url in mirrors_of(self._url):
             try:
-                files = self._read_from(url, spool_folder, wanted)
-            except (NetworkError, ArchiveError) as error:
+                return self._read_from(url, spool_folder, wanted)
+            except (NetworkError, ArchiveError, CheckpointError) as error:
                 failures.append(error)
-                continue
-            files.source = public_url(self._url)
-            return files
         if len(failures) == 1:
             raise failures[0]
-        reasons = "; ".join(str(error) for error in failures)
+        reasons = "; ".join(map(str, failures))
         raise NetworkError(f"none of the mirrors in RSZOO_GCS_ENDPOINT can be used: {reasons}") from failures[0]
 
     def __enter__(self) -> RemoteArchive:
@@ -71,9 +72,22 @@ class RemoteArchive:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._scratch:
             if kind is None and self._done is not None:
-                if self._keep:
-                    _keep_archive(self._done, self._url)
-                self._done.discard()
+                self._finish(self._done)
+
+    def _finish(self, download: Download) -> None:
+        """Trust the archive, now that it was converted, and put it away."""
+        if self._entry is not None and self._found is not None:
+            remember(self._entry, self._found)
+        if self._keep:
+            target = kept_archive(self._url, None if self._entry is None else self._entry.name)
+            try:
+                _move(download.path, target)
+            except OSError as error:
+                # Not an error: the model is made. Another process may have kept the same archive.
+                log.warning("the archive cannot be kept as %s: %s", target, error.strerror or error)
+            else:
+                log.info("kept %s", target)
+        download.discard()
 
     def _read_from(self, url: str, spool_folder: Path, wanted: WeightSet | None) -> CheckpointFiles:
         try:
@@ -96,6 +110,7 @@ class RemoteArchive:
             download.discard()
             raise
         self._done = download
+        files.source = public_url(self._url)
         return files
 
     def _accept(self, version: Version, url: str) -> None:
@@ -103,10 +118,13 @@ class RemoteArchive:
             check_version(self._entry, version, url)
 
     def _check(self, files: CheckpointFiles, download: Download) -> None:
+        version = download.version
         try:
-            check_hash(download.url, "MD5", download.version.md5, files.archive_md5)
+            check_hash(download.url, "MD5", version.md5, files.archive_md5)
             if self._entry is not None:
-                check_archive(self._entry, new_record(self._entry, download, files.archive_sha256))
+                received = replace(version, size=files.archive_size)
+                self._found = new_record(self._entry, public_url(download.url), received, files.archive_sha256)
+                check_archive(self._entry, self._found)
         except BaseException:
             files.close()
             raise
@@ -125,16 +143,15 @@ class RemoteArchive:
         return Path(self._scratch.enter_context(tempfile.TemporaryDirectory(dir=spool_folder.parent)))
 
 
-def _keep_archive(download: Download, url: str) -> None:
-    target = kept_archive(url)
+def _move(path: Path, target: Path) -> None:
+    """Move a file, to another disk if need be; it appears whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        download.path.replace(target)
-    except OSError as error:
-        # Another process that converted the same may have been first.
-        if not target.is_file():
-            raise OutputError(f"converted, but the archive cannot be kept as {target}: {error.strerror}") from error
-    log.info("kept %s", target)
+        shutil.move(path, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _ignore(_: int) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from converters.archive import read_archive
 from converters.files import CheckpointFiles, open_folder, open_prefix
-from rszoo.errors import SourceNotFoundError, UnknownModelError, UsageError
+from rszoo.endpoints import Version, is_url
+from rszoo.errors import ArchiveError, CheckpointError, SourceNotFoundError, UnknownModelError, UsageError
 from rszoo.folder import WeightSet
-from rszoo.paths import kept_archive
+from rszoo.paths import expand_user, kept_archive
 from rszoo.progress import progress_bar
 from rszoo.registry import PretrainedEntry, get_entry, list_models
-from rszoo.trust import check_known
+from rszoo.trust import check_archive, new_record
 
 if TYPE_CHECKING:
     from converters.remote import RemoteArchive
@@ -39,12 +41,12 @@ def locate(source: str, *, keep_archive: bool = False) -> Iterator[Opener]:
         NetworkError: it must be downloaded, and that is forbidden or fails.
         ArchiveError, CheckpointError, OutputError: as `read_archive` and `open_prefix`.
     """
-    if _is_url(source):
-        with _remote(source, None, keep_archive) as remote:
-            yield remote.read
-    elif entry := _named(source):
+    if entry := _named(source):
         with _locate_published(entry, keep_archive) as opener:
             yield opener
+    elif is_url(source):
+        with _remote(source, None, keep_archive) as remote:
+            yield remote.read
     else:
         yield _find_local(source)
 
@@ -53,15 +55,22 @@ def locate(source: str, *, keep_archive: bool = False) -> Iterator[Opener]:
 def _locate_published(entry: PretrainedEntry, keep_archive: bool) -> Iterator[Opener]:
     """Yield what opens the archive of a registered pair: embedded, kept in the cache, or published."""
     url = str(entry.source.url)
-    local = entry.source.path or kept_archive(url)
-    if local.is_file():
-        yield lambda folder, keep: open_known(entry, local, folder, keep)
-        return
-    with _remote(url, entry, keep_archive) as remote:
-        yield remote.read
+    kept = kept_archive(url, entry.name)
+    if entry.source.path is not None:
+        yield partial(open_known, entry, entry.source.path)
+    elif kept.is_file():
+        try:
+            yield partial(open_known, entry, kept)
+        except (ArchiveError, CheckpointError) as error:
+            raise type(error)(f"{error}. It was kept in the cache: delete {kept} to download it again") from error
+    else:
+        with _remote(url, entry, keep_archive) as remote:
+            yield remote.read
 
 
-def open_known(entry: PretrainedEntry, path: Path, spool_folder: Path, keep: WeightSet | None) -> CheckpointFiles:
+def open_known(
+    entry: PretrainedEntry, path: Path, spool_folder: Path, keep: WeightSet | None = None
+) -> CheckpointFiles:
     """Open a local copy of a registered pair's archive.
 
     Raises:
@@ -69,7 +78,7 @@ def open_known(entry: PretrainedEntry, path: Path, spool_folder: Path, keep: Wei
     """
     files = _open_archive(path, spool_folder, keep)
     try:
-        check_known(entry, str(path), files.archive_sha256)
+        check_archive(entry, new_record(entry, str(path), Version(files.archive_size), files.archive_sha256))
     except BaseException:
         files.close()
         raise
@@ -79,7 +88,7 @@ def open_known(entry: PretrainedEntry, path: Path, spool_folder: Path, keep: Wei
 
 
 def _find_local(source: str) -> Opener:
-    path = Path(source).expanduser()
+    path = expand_user(source)
     if path.is_dir():
         return lambda _folder, _keep: open_folder(path)
     if path.is_file() and _is_archive(path):
@@ -99,7 +108,7 @@ def find_entry(source: str) -> PretrainedEntry | None:
     if entry := _named(source):
         return entry
     try:
-        location = urlsplit(source).path if _is_url(source) else source
+        location = urlsplit(source).path if is_url(source) else source
     except ValueError as error:
         raise UsageError(f"{source!r} is not a URL: {error}") from error
     base = location.rstrip("/").rpartition("/")[2]
@@ -110,14 +119,14 @@ def find_entry(source: str) -> PretrainedEntry | None:
 
 
 def _named(source: str) -> PretrainedEntry | None:
+    """Return the pair of a registered name, or of the URL where its archive is published."""
+    for entry in map(get_entry, list_models()):
+        if entry.source.url == source:
+            return entry
     try:
         return get_entry(source)
     except UnknownModelError:
         return None
-
-
-def _is_url(source: str) -> bool:
-    return source.startswith(("http://", "https://"))
 
 
 def _not_found(source: str) -> str:

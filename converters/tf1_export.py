@@ -16,6 +16,7 @@ from converters.staging import staged_folder
 from converters.tensorbundle import write_bundle
 from rszoo.folder import CONVERSION, ModelFolder
 from rszoo.names import tf1_names, to_tf_layout, torch_name
+from rszoo.paths import expand_user
 from rszoo.tensors import TensorSpec, iter_tensors
 from rszoo.weights import Weights, check_header
 
@@ -30,7 +31,7 @@ def export_tf1(folder: ModelFolder, output: str | Path) -> Path:
         WeightsError: the folder's weights are missing, damaged, or not of its architecture.
         OutputError: `output` exists, or it cannot be written.
     """
-    target = Path(output).expanduser()
+    target = expand_user(output)
     check_header(folder.weights_path, folder.config.arch)
     variables = _variables(folder)
     with (

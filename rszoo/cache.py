@@ -11,25 +11,28 @@ has made the folder.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from rszoo.endpoints import offline_variable
 from rszoo.errors import (
     FILE_SYSTEM_ERRORS,
     ConfigError,
     NetworkError,
     OutputError,
     SourceNotFoundError,
+    WeightsError,
 )
 from rszoo.folder import ModelFolder, WeightSet, looks_like_folder, read_folder
 from rszoo.paths import busy_folder, cache_folder, downloads_folder, kept_archive, models_folder
 from rszoo.registry import PretrainedEntry, get_entry
 from rszoo.temporary import remove, temporary_path
-from rszoo.transport import offline_variable
 
 #: How much of the weights file's SHA-256 a folder's name has.
 HASH_DIGITS = 16
@@ -58,11 +61,16 @@ def find_cached(entry: PretrainedEntry, weights: WeightSet = "ema") -> ModelFold
     folders = cached_folders(entry.name, weights)
     pinned = (entry.converted.sha256 or "")[:HASH_DIGITS] if weights == "ema" else ""
     folders.sort(key=lambda folder: (bool(pinned) and folder.name.endswith(pinned), _changed_at(folder)))
-    for folder in reversed(folders):
-        # It may have been taken away, or be of a version of rszoo that is to come.
-        with suppress(SourceNotFoundError, ConfigError):
-            return read_folder(folder)
-    return None
+    return next(filter(None, map(open_cached, reversed(folders))), None)
+
+
+def open_cached(path: Path) -> ModelFolder | None:
+    """Return a model folder of the cache, or None if it is gone, lacks a file, or is of a version that is to come."""
+    try:
+        folder = read_folder(path)
+        return folder if folder.weights_path else None
+    except (SourceNotFoundError, ConfigError, WeightsError):
+        return None
 
 
 def cached_folders(name: str | None = None, weights: WeightSet | None = None) -> list[Path]:
@@ -71,8 +79,12 @@ def cached_folders(name: str | None = None, weights: WeightSet | None = None) ->
     pattern = re.compile(rf"{wanted[0]}-{wanted[1]}-[0-9a-f]{{{HASH_DIGITS}}}")
     try:
         return sorted(path for path in models_folder().iterdir() if pattern.fullmatch(path.name))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise OutputError(
+            f"{models_folder()} cannot be read ({error.strerror}); set RSZOO_CACHE to a folder of yours"
+        ) from error
 
 
 def parse_folder_name(folder: Path) -> tuple[str, WeightSet]:
@@ -86,7 +98,7 @@ def fill_cache(entry: PretrainedEntry, weights: WeightSet = "ema", *, keep_archi
 
     Raises as `find_folder` does.
     """
-    local = entry.source.path or kept_archive(str(entry.source.url))
+    local = entry.source.path or kept_archive(str(entry.source.url), entry.name)
     if not local.is_file() and (variable := offline_variable()):
         raise NetworkError(
             f"{entry.name} is not in the cache {cache_folder()}, and {variable} forbids the network; on a machine that "
@@ -94,11 +106,11 @@ def fill_cache(entry: PretrainedEntry, weights: WeightSet = "ema", *, keep_archi
         )
     try:
         models_folder().mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(busy_folder() / entry.name, lambda: find_cached(entry, weights) is not None):
+        with _one_at_a_time(entry, lambda: find_cached(entry, weights) is not None):
             return find_cached(entry, weights) or _convert(entry, weights, keep_archive)
     except OSError as error:
         # NetworkError is one, too.
-        if not isinstance(error, OutputError) and error.errno not in FILE_SYSTEM_ERRORS:
+        if not isinstance(error, OutputError) and error.errno not in (*FILE_SYSTEM_ERRORS, errno.ENOENT):
             raise
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         raise OutputError(
@@ -122,32 +134,62 @@ def _convert(entry: PretrainedEntry, weights: WeightSet, keep_archive: bool) -> 
             report = convert_into(scratch, open_files, entry, weights)
             write_through(scratch)
         target = models_folder() / f"{entry.name}-{weights}-{report['result']['sha256'][:HASH_DIGITS]}"
-        try:
-            scratch.rename(target)
-        except OSError:
-            # Another process was first, with the same result. A folder that is not empty is never replaced.
-            if not target.is_dir():
-                raise
+        _put_in_place(scratch, target)
         sync_folder(models_folder())
         return read_folder(target)
     finally:
         remove(scratch)
 
 
+def _put_in_place(scratch: Path, target: Path) -> None:
+    """Rename a folder; one of that name that can be opened is the work of another process, and as good."""
+    if target.is_dir() and open_cached(target) is None:
+        remove_folder(target)
+    try:
+        scratch.rename(target)
+    except OSError:
+        # A folder that is not empty is never replaced.
+        if not target.is_dir():
+            raise
+
+
+def copy_cached(folder: ModelFolder) -> ModelFolder:
+    """Copy a model folder of another cache into this one.
+
+    Raises:
+        OSError: this cache cannot be written.
+    """
+    from converters.staging import write_through
+
+    models_folder().mkdir(parents=True, exist_ok=True)
+    target = models_folder() / folder.path.name
+    scratch = temporary_path(target)
+    try:
+        shutil.copytree(folder.path, scratch)
+        write_through(scratch)
+        _put_in_place(scratch, target)
+    finally:
+        remove(scratch)
+    return read_folder(target)
+
+
 @contextmanager
-def _one_at_a_time(path: Path, done: Callable[[], bool]) -> Iterator[None]:
+def _one_at_a_time(entry: PretrainedEntry, done: Callable[[], bool]) -> Iterator[None]:
     """Hold a lock, or go on without it: where there is none, and as soon as another process has done the work."""
     # Imported here: a model that is cached needs no lock.
     from filelock import FileLock, Timeout
 
+    path = busy_folder() / entry.name
     lock = FileLock(path, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        waiting_since = time.time()
-        while not done() and time.time() - max(waiting_since, _last_progress()) < _HUNG_S:
+        seen, seen_at = _progress_of(entry), time.monotonic()
+        while not done() and time.monotonic() - seen_at < _HUNG_S:
             with suppress(Timeout):
                 lock.acquire(timeout=_POLL_S)
                 break
+            if (now := _progress_of(entry)) != seen:
+                seen, seen_at = now, time.monotonic()
     except (OSError, NotImplementedError):
         # No locks on this file system, or the lock of another user.
         pass
@@ -158,10 +200,10 @@ def _one_at_a_time(path: Path, done: Callable[[], bool]) -> Iterator[None]:
             lock.release()
 
 
-def _last_progress() -> float:
-    """Return when a block of any download last arrived."""
-    journals = downloads_folder().glob("*/journal")
-    return max(map(_changed_at, journals), default=0)
+def _progress_of(entry: PretrainedEntry) -> float:
+    """Return when a block of a model's download last arrived, by the clock of whoever wrote it."""
+    archive = PurePosixPath(entry.source.url or "").name
+    return max(map(_changed_at, downloads_folder().glob(f"{archive}-*/journal")), default=0)
 
 
 def _changed_at(path: Path) -> float:
@@ -181,6 +223,8 @@ def remove_folder(folder: Path) -> None:
     aside = temporary_path(folder)
     try:
         folder.rename(aside)
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise OutputError(f"cannot remove {folder}: {error.strerror}; it may belong to another user") from error
     remove(aside)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rszoo.console import Json, WeightsChoice, examples, new_app, print_json, table
 from rszoo.errors import RszooError, SourceNotFoundError, UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from rszoo.folder import ModelFolder
+    from rszoo.trust import Record
 
 cache_app = new_app("Converted models on this machine. RSZOO_CACHE names the folder.")
 manifest_app = new_app("The list of published models and their hashes.")
@@ -28,31 +34,57 @@ def prefetch(
     as_json: Json = False,
 ) -> None:
     """Download and convert models, for later use without a network."""
-    from rszoo.cache import fill_cache, find_cached
+    from rszoo.cache import find_cached
     from rszoo.registry import get_entry
+    from rszoo.trust import read_record, remember
 
     names = list(dict.fromkeys(name for pattern in patterns for name in _matching(pattern)))
+    here = {name: (find_cached(get_entry(name), weights.value), read_record(name)) for name in names}
     if output is not None:
+        if not output.name:
+            raise UsageError(f"--output is {str(output)!r}; give a folder to fill")
         # For the whole program, as if the user had set it.
         os.environ["RSZOO_CACHE"] = str(output)
-    failures: list[tuple[str, RszooError]] = []
+    failures: list[RszooError] = []
     results = []
-    for name in names:
-        entry = get_entry(name)
+    for name, (folder, record) in here.items():
         try:
-            folder = find_cached(entry, weights.value) or fill_cache(entry, weights.value, keep_archive=keep_archive)
+            if record is not None:
+                # What is known here binds there.
+                remember(get_entry(name), record)
+            folder = _fetch(name, folder, weights, keep_archive)
         except RszooError as error:
-            failures.append((name, error))
-            print(f"{name}: {error}", file=sys.stderr)
+            failures.append(error)
+            if len(names) > 1:
+                print(f"{name}: {error}", file=sys.stderr)
             continue
         results.append({"name": name, "path": str(folder.path)})
         if not as_json:
             print(f"{name}  {folder.path}", flush=True)
     if as_json:
-        print_json({"models": results, "failed": [{"name": name, "error": str(error)} for name, error in failures]})
+        done = {result["name"] for result in results}
+        failed = zip([name for name in names if name not in done], map(str, failures), strict=True)
+        print_json({"models": results, "failed": [{"name": name, "error": error} for name, error in failed]})
     if failures:
-        name, first = failures[0]
-        raise type(first)(f"{len(failures)} of {len(names)} models could not be fetched, first {name}: {first}")
+        first = failures[0]
+        raise (
+            first if len(names) == 1 else type(first)(f"{len(failures)} of {len(names)} models are missing, see above")
+        )
+
+
+def _fetch(name: str, known: ModelFolder | None, weights: WeightsChoice, keep_archive: bool) -> ModelFolder:
+    """Return the model folder in the cache: found, copied from `known` of another cache, or made."""
+    from rszoo.cache import copy_cached, fill_cache, find_cached
+    from rszoo.paths import kept_archive
+    from rszoo.registry import get_entry
+
+    entry = get_entry(name)
+    found = find_cached(entry, weights.value) or (copy_cached(known) if known else None)
+    if found is None:
+        return fill_cache(entry, weights.value, keep_archive=keep_archive)
+    if keep_archive and entry.source.url and not kept_archive(entry.source.url, name).is_file():
+        print(f"{name} was there already: no archive to keep; `rszoo cache clear {name}` first", file=sys.stderr)
+    return found
 
 
 @cache_app.command("path", epilog=examples("rszoo cache path", "rszoo cache path resnet-rs-50-i160"))
@@ -75,20 +107,21 @@ def cache_path(model: Annotated[str | None, typer.Argument(help="Registered name
 @cache_app.command("list", epilog=examples("rszoo cache list", "rszoo cache list '*-i256' --json"))
 def cache_list(pattern: Pattern = "*", as_json: Json = False) -> None:
     """List the models in the cache, what they were made from, and the hashes that were trusted on first use."""
-    from rszoo.cache_upkeep import find_garbage, list_cached, tree_bytes
+    from rszoo.cache_upkeep import find_garbage, list_cached, list_records, tree_bytes
     from rszoo.paths import archives_folder, cache_folder
 
-    cached = list_cached(pattern)
+    cached, records = list_cached(pattern), list_records()
     if as_json:
-        print_json([model.to_dict() for model in cached])
+        facts = {name: dataclasses.asdict(record) for name, record in records.items()}
+        print_json({"models": [model.to_dict() for model in cached], "records": facts})
         return
-    rows = [("model", "weights", "MB", "SHA-256", "archive SHA-256", "recorded")]
+    rows = [("model", "weights", "MB", "SHA-256", "archive SHA-256", "archive known since")]
     for model in cached:
-        archive = (model.source or {}).get("archive_sha256") or ""
-        recorded = model.record.recorded if model.record else "in the manifest"
-        size = f"{model.bytes / 1e6:.1f}"
-        rows.append((model.name, model.weights, size, (model.sha256 or "?")[:16], archive[:16], recorded))
-    print(table(rows) if cached else f"{cache_folder()} has no models; get some with `rszoo prefetch NAME`")
+        size, archive = f"{model.bytes / 1e6:.1f}", (model.archive_sha256 or "?")[:16]
+        rows.append((model.name, model.weights, size, (model.sha256 or "?")[:16], archive, _since(model.name, records)))
+    for name in sorted(records.keys() - {model.name for model in cached}):
+        rows.append((name, "not here", "", "", (records[name].sha256 or "?")[:16], _since(name, records)))
+    print(table(rows) if len(rows) > 1 else f"{cache_folder()} has no models; get some with `rszoo prefetch NAME`")
     if archives := tree_bytes(archives_folder()):
         print(f"{archives / 1e6:.1f} MB of kept archives in {archives_folder()}")
     if garbage := find_garbage():
@@ -118,13 +151,11 @@ def cache_prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False, as_json: Json = False
 ) -> None:
     """Remove unfinished downloads, what killed processes left, and older copies. Not while downloads are under way."""
-    from rszoo.cache_upkeep import find_garbage, tree_bytes
-    from rszoo.temporary import remove
+    from rszoo.cache_upkeep import find_garbage, remove_all, tree_bytes
 
     garbage = [(path, tree_bytes(path)) for path in find_garbage()]
     if not dry_run:
-        for path, _ in garbage:
-            remove(path)
+        remove_all([path for path, _ in garbage])
     _report_removed(garbage, as_json, "would remove" if dry_run else "removed")
 
 
@@ -168,6 +199,15 @@ def _matching(pattern: str) -> list[str]:
     from rszoo.registry import get_entry, list_models
 
     return list_models(pattern) if set(pattern) & set("*?[") else [get_entry(pattern).name]
+
+
+def _since(name: str, records: Mapping[str, Record]) -> str:
+    """Return since when, or by whom, it is known which archive a model has."""
+    from rszoo.registry import get_entry, list_models
+
+    if name in list_models() and get_entry(name).source.sha256:
+        return "pinned in the manifest"
+    return records[name].recorded if name in records else "not recorded"
 
 
 def _report_removed(removed: list[tuple[Path, int]], as_json: bool, verb: str) -> None:

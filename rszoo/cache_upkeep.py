@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
+import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rszoo.cache import HASH_DIGITS, cached_folders, fill_cache, find_cached, parse_folder_name, remove_folder
-from rszoo.errors import RszooError, UnknownModelError, nearest
-from rszoo.folder import CONVERSION, WEIGHTS, WeightSet, find_damage, sha256_of
+from rszoo.errors import ConfigError, OutputError, RszooError, UnknownModelError, nearest, summarize
+from rszoo.folder import CONVERSION, WEIGHTS, WeightSet, find_damage
 from rszoo.paths import archives_folder, busy_folder, downloads_folder, lock_folder, models_folder
 from rszoo.registry import get_entry, list_models
 from rszoo.temporary import abandoned, remove
 from rszoo.trust import Record, read_record
+
+log = logging.getLogger("rszoo")
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class CachedModel:
     path: Path
     bytes: int
     sha256: str | None
-    source: dict[str, Any] | None
+    archive_sha256: str | None
     record: Record | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,23 +100,38 @@ def clear_cache(pattern: str | None = None) -> list[Path]:
     for folder in models:
         remove_folder(folder)
     others = [] if pattern else [*find_garbage(), *_children(archives_folder()), *_children(busy_folder())]
-    for path in others:
-        remove(path)
+    remove_all(others)
     return [*models, *others]
+
+
+def remove_all(paths: list[Path]) -> None:
+    """Remove files and folders.
+
+    Raises:
+        OutputError: some cannot be removed; the others are gone.
+    """
+    if left := [path for path in paths if not remove(path)]:
+        raise OutputError(f"cannot remove {summarize(map(str, left))}; they may belong to another user")
 
 
 def tree_bytes(path: Path) -> int:
     """Return the bytes of a file, or of all files in a folder."""
-    files = [path, *path.rglob("*")]
-    return sum(file.lstat().st_size for file in files if file.is_file())
+    total = 0
+    for file in (path, *path.rglob("*")):
+        # It may be taken away meanwhile.
+        with suppress(OSError):
+            total += file.lstat().st_size if file.is_file() else 0
+    return total
 
 
 def _verify(cached: CachedModel) -> Verdict:
     problem = find_damage(cached.path)
-    if problem is None and not cached.path.name.endswith(sha256_of(cached.path / WEIGHTS)[:HASH_DIGITS]):
+    if problem is None and (cached.sha256 is None or not cached.path.name.endswith(cached.sha256[:HASH_DIGITS])):
         problem = f"{WEIGHTS} and {CONVERSION} are of another folder"
     if problem is None:
         return Verdict(cached.name, cached.path, "intact", f"SHA-256 {cached.sha256}")
+    if not cached.path.exists():
+        return Verdict(cached.name, cached.path, "intact", "taken away meanwhile")
     # Gone before anything else: what is damaged must not be loaded meanwhile.
     remove_folder(cached.path)
     try:
@@ -123,19 +142,34 @@ def _verify(cached: CachedModel) -> Verdict:
 
 
 def _describe(folder: Path, name: str, weights: WeightSet) -> CachedModel:
-    try:
+    hashes = {"result.sha256": None, "source.archive_sha256": None}
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         account = json.loads((folder / CONVERSION).read_text(encoding="utf-8"))
-        sha256, source = account["result"]["sha256"], account["source"]
-    except (OSError, ValueError, KeyError, TypeError):
-        sha256 = source = None
-    record = read_record(name)
-    return CachedModel(name, weights, folder, tree_bytes(folder), sha256, source, record)
+        for path in hashes:
+            part, key = path.split(".")
+            hashes[path] = account[part][key] if isinstance(account[part][key], str) else None
+    sha256, archive_sha256 = hashes.values()
+    return CachedModel(name, weights, folder, tree_bytes(folder), sha256, archive_sha256, list_records().get(name))
+
+
+def list_records() -> dict[str, Record]:
+    """Return what first downloads found, by model; damaged records are left out, with a warning."""
+    records = {}
+    for path in sorted(lock_folder().glob("*.json")):
+        try:
+            record = read_record(path.stem)
+        except ConfigError as error:
+            log.warning("%s", error)
+        else:
+            records.update({path.stem: record} if record else {})
+    return records
 
 
 def _is_outdated(folder: Path) -> bool:
     name, weights = parse_folder_name(folder)
     current = find_cached(get_entry(name), weights) if name in list_models() else None
-    return current is not None and current.path != folder
+    # An older copy is worth keeping as long as the newer one is not known to be sound.
+    return current is not None and current.path != folder and find_damage(current.path) is None
 
 
 def _children(folder: Path) -> list[Path]:

@@ -182,6 +182,7 @@ def describe_tensors(model: str) -> dict[str, Any]:
         UsageError: a registered model is not in the cache.
     """
     from rszoo.cache import find_cached
+    from rszoo.endpoints import is_url, public_url
     from rszoo.folder import looks_like_folder
     from rszoo.registry import get_entry
     from rszoo.weights import load_weights
@@ -198,7 +199,8 @@ def describe_tensors(model: str) -> dict[str, Any]:
         opened = folder.path
     with load_weights(opened) as weights:
         listed = [{"name": name, **weights.facts(name)._asdict()} for name in weights]
-        return {"model": model, "tensors": listed, "count": len(listed), "nbytes": weights.nbytes}
+        shown = public_url(model) if is_url(model) else model
+        return {"model": shown, "tensors": listed, "count": len(listed), "nbytes": weights.nbytes}
 
 
 def _show_tensors(facts: dict[str, Any], as_json: bool) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 
 import google_crc32c
 
+from rszoo.endpoints import Version, public_url
 from rszoo.errors import NetworkError, OutputError
 from rszoo.fetcher import Fetcher
 from rszoo.patience import Patience, TransientError
-from rszoo.transport import Opened, Version, new_session, open_range, public_url
+from rszoo.transport import Opened, new_session, open_range
 
 _MAX_REREADS = 3
 

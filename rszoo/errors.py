@@ -25,6 +25,8 @@ FILE_SYSTEM_ERRORS = (
     errno.EISDIR,
     errno.EBUSY,
     errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EXDEV,
 )
 
 

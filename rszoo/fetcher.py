@@ -5,6 +5,7 @@ In: an object's URL, its first answer, and a folder. Out: blocks that are on dis
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from dataclasses import dataclass, field
@@ -15,11 +16,12 @@ from urllib.parse import urlsplit
 import google_crc32c
 import requests
 
+from rszoo.endpoints import Version, public_url
 from rszoo.errors import FILE_SYSTEM_ERRORS, NetworkError, OutputError
 from rszoo.partial import PartialFile
 from rszoo.patience import OutOfPatienceError, Patience, TransientError
 from rszoo.progress import progress_bar
-from rszoo.transport import Opened, Version, new_session, open_range, public_url
+from rszoo.transport import Opened, new_session, open_range
 
 _CONNECTIONS = 4
 _BLOCK = 1 << 20
@@ -28,6 +30,7 @@ _RUN_BLOCKS = 32
 _PIECE = 256 << 10
 # After this much has arrived, failures are counted anew.
 _PROGRESS = 256 << 10
+_MAX_OPENINGS = 10
 _JOIN_S = 0.5
 
 
@@ -244,28 +247,29 @@ class Fetcher:
             self._changed.notify_all()
 
 
-def _open_partial(parent: Path, url: str, version: Version) -> tuple[PartialFile, list[FileIO]]:
+def _open_partial(
+    parent: Path, url: str, version: Version, attempts: int = _MAX_OPENINGS
+) -> tuple[PartialFile, list[FileIO]]:
     """Return what has arrived, and its data opened for each worker.
 
     Opened here, since another process may finish the same download and clear it away before a worker starts.
     """
-    while True:
-        try:
-            partial = PartialFile(parent, url, version, _BLOCK)
-            files = [partial.open() for _ in range(_CONNECTIONS)]
-        except FileNotFoundError:
-            # Another process has just finished the same download and cleared it away.
-            continue
-        except OSError as error:
-            raise _explain_disk(error, parent) from error
-        if version.size is None:
-            # Nothing tells a short last block from a whole one.
-            partial.done.clear()
-        return partial, files
+    try:
+        partial = PartialFile(parent, url, version, _BLOCK)
+        files = [partial.open() for _ in range(_CONNECTIONS)]
+    except OSError as error:
+        # Cleared away by another process just now.
+        if isinstance(error, FileNotFoundError) and attempts > 1:
+            return _open_partial(parent, url, version, attempts - 1)
+        raise _explain_disk(error, parent) from error
+    if version.size is None:
+        # Nothing tells a short last block from a whole one.
+        partial.done.clear()
+    return partial, files
 
 
 def _explain_disk(error: OSError, folder: Path) -> Exception:
-    if error.errno not in FILE_SYSTEM_ERRORS:
+    if error.errno not in (*FILE_SYSTEM_ERRORS, errno.ENOENT):
         return error
     return OutputError(
         f"cannot store the download in {folder}: {error.strerror}; free some space or set RSZOO_CACHE to a folder that "

@@ -17,7 +17,9 @@ from types import NoneType
 from typing import Any, Literal, get_args
 
 from rszoo.config import ArchConfig
+from rszoo.endpoints import is_url, public_url
 from rszoo.errors import ConfigError, SourceNotFoundError, WeightsError
+from rszoo.paths import expand_user
 from rszoo.preprocessing import Preprocessing
 
 CONFIG = "config.json"
@@ -86,7 +88,7 @@ class ModelFolder:
 
 def looks_like_folder(name: str) -> bool:
     """Whether a name that a user typed means a folder rather than a registry name."""
-    return Path(name).is_dir() or "/" in name or "\\" in name or name.startswith((".", "~"))
+    return "/" in name or "\\" in name or name.startswith((".", "~")) or os.path.isdir(name)
 
 
 def read_folder(path: str | os.PathLike[str]) -> ModelFolder:
@@ -96,9 +98,14 @@ def read_folder(path: str | os.PathLike[str]) -> ModelFolder:
         SourceNotFoundError: there is no such folder, or it is not a model folder.
         ConfigError: its `config.json` is damaged or of another version.
     """
-    folder = Path(path).expanduser()
+    if is_url(path):
+        raise SourceNotFoundError(
+            f"{public_url(str(path))} is a URL, not a folder; its tensors can be read by `rszoo.load_weights` and "
+            "`rszoo info --tensors`, an archive's by `rszoo-convert --ckpt`"
+        )
+    folder = expand_user(path)
     config_path = folder / CONFIG
-    if not config_path.is_file():
+    if not os.path.isfile(config_path):
         what = "is not a model folder (it has no config.json)" if folder.exists() else "does not exist"
         raise SourceNotFoundError(f"{folder} {what}; make one with `rszoo-convert --ckpt SOURCE --output {folder}`")
     try:
@@ -114,7 +121,7 @@ def find_damage(path: Path) -> str | None:
         account = json.loads((path / CONVERSION).read_text(encoding="utf-8"))["result"]
         recorded = {CONFIG: account["config_sha256"], WEIGHTS: account["sha256"]}
         found = {name: sha256_of(path / name) for name in recorded}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{CONVERSION} or another file is missing or damaged ({error})"
     for name, sha256 in found.items():
         if sha256 != recorded[name]:

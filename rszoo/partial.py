@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import google_crc32c
 
-from rszoo.transport import Version, public_url
+from rszoo.endpoints import Version, public_url
 
 _LINE = re.compile(r"(?P<facts>(?P<block>[0-9]{1,9}) (?P<crc>[0-9a-f]{8})) (?P<check>[0-9a-f]{8})")
 _HASH_DIGITS = 16

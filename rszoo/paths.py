@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from rszoo.errors import UsageError
+
 
 def cache_folder() -> Path:
-    """Return where downloads and converted models are: `RSZOO_CACHE`, or `rszoo` in the platform's cache folder."""
+    """Return where downloads and converted models are: `RSZOO_CACHE`, or `rszoo` in the platform's cache folder.
+
+    Raises:
+        UsageError: nothing tells the home folder that it lies in.
+    """
     if chosen := os.environ.get("RSZOO_CACHE"):
-        return Path(chosen).expanduser()
+        return expand_user(chosen)
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "rszoo"
+        return expand_user("~/Library/Caches/rszoo")
     if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
         return Path(local) / "rszoo" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rszoo"
+    return expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "rszoo"
+
+
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """Return a path with `~` and `~user` replaced.
+
+    Raises:
+        UsageError: there is no such user, or nothing tells the home of this one.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"the home folder in {os.fspath(path)} is not known; give the path, or set RSZOO_CACHE"
+        ) from error
 
 
 def models_folder() -> Path:
@@ -34,9 +55,13 @@ def archives_folder() -> Path:
     return cache_folder() / "archives"
 
 
-def kept_archive(url: str) -> Path:
-    """Return where `--keep-archive` puts the archive of a URL."""
-    return archives_folder() / PurePosixPath(urlsplit(url).path).name
+def kept_archive(url: str, pair: str | None) -> Path:
+    """Return where `--keep-archive` puts the archive of a registered pair, or of any other URL if `pair` is None."""
+    if pair is not None:
+        return archives_folder() / f"{pair}.tar.gz"
+    # No URL of a user's may take the place of a pair's.
+    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return archives_folder() / "from-urls" / f"{digest}-{PurePosixPath(urlsplit(url).path).name}"
 
 
 def lock_folder() -> Path:

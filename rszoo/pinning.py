@@ -32,7 +32,7 @@ def pin_manifest(path: Path) -> dict[str, list[str]]:
         parse_manifest(manifest)
     except FileNotFoundError as error:
         raise SourceNotFoundError(f"no manifest at {path}; give the path of a weights_manifest.json") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a weights manifest: {error}") from error
     pinned = {}
     for model in manifest["models"]:

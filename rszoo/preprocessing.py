@@ -5,7 +5,6 @@ Apart from the doing, so that the registry needs no numpy.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from rszoo.errors import ConfigError
@@ -17,6 +16,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 LEGACY_BICUBIC = "legacy-bicubic"
 
 _MAX_SIZE = 8192
+_MAX_NUMBER = 1e6
+_MIN_CROP = 0.01
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class Preprocessing:
         size, numbers = self.image_size, (self.crop, *self.mean, *self.std)
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _MAX_SIZE:
             raise ConfigError(f"image_size must be a whole number from 1 to {_MAX_SIZE}, received {size!r}")
-        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers):
-            raise ConfigError(f"crop, mean and std must be finite numbers, received {numbers}")
-        if not 0 < self.crop <= 1:
-            raise ConfigError(f"crop must be above 0 and at most 1, received {self.crop!r}")
+        if not all(isinstance(value, (int, float)) and abs(value) < _MAX_NUMBER for value in numbers):
+            raise ConfigError(f"crop, mean and std must be numbers below {_MAX_NUMBER:g}, received {numbers}")
+        if not _MIN_CROP <= self.crop <= 1:
+            raise ConfigError(f"crop must be {_MIN_CROP} to 1, received {self.crop!r}")
         if self.interpolation != LEGACY_BICUBIC:
             raise ConfigError(f"interpolation must be {LEGACY_BICUBIC!r}, received {self.interpolation!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:

@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from rszoo.endpoints import public_url
 from rszoo.errors import NetworkError, WeightsError
 from rszoo.folder import WEIGHTS
 from rszoo.tensor_file import LENGTH_BYTES, MAX_HEADER_BYTES, Header
-from rszoo.transport import fetch_range, public_url
+from rszoo.transport import fetch_range, new_session
 
 
 class RemoteFile:
@@ -28,7 +29,8 @@ class RemoteFile:
 
     def __init__(self, url: str) -> None:
         self.url = file_url(url)
-        prefix, self._version = fetch_range(self.url, 0, LENGTH_BYTES, None)
+        self._session = new_session()
+        prefix, self._version = fetch_range(self._session, self.url, 0, LENGTH_BYTES, None)
         size = self._version.size
         if size is None:
             raise NetworkError(f"{self._label} can only be read by ranges, and its server does not say how long it is")
@@ -47,13 +49,14 @@ class RemoteFile:
         """
         if start == stop:
             return np.empty(0, np.uint8)
-        data, _ = fetch_range(self.url, start, stop, self._version)
+        data, _ = fetch_range(self._session, self.url, start, stop, self._version)
         if len(data) != stop - start:
             raise NetworkError(f"{self._label} sent {len(data)} of {stop - start} bytes; open it again")
         return np.frombuffer(bytearray(data), np.uint8)
 
     def close(self) -> None:
-        """There is nothing to let go of: each request has its own connection."""
+        """Let go of the connection. What was read stays."""
+        self._session.close()
 
     @property
     def _label(self) -> str:

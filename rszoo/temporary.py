@@ -62,13 +62,14 @@ def abandoned(folder: Path) -> list[Path]:
         return []
 
 
-def remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it, as far as possible."""
+def remove(path: Path) -> bool:
+    """Remove a file or a folder with all that is in it, as far as possible; return whether it is gone."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):
             path.unlink()
+    return not os.path.lexists(path)
 
 
 def _link(temporary: Path, path: Path) -> bool:

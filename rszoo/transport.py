@@ -9,51 +9,20 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from dataclasses import dataclass
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
 from urllib3.util.retry import Retry
 
 from rszoo import __version__
+from rszoo.endpoints import RemoteChangedError, Version, check_online, public_url
 from rszoo.errors import ConfigError, NetworkError
 from rszoo.patience import Patience, TransientError
 
-#: Where the published archives are; `RSZOO_GCS_ENDPOINT` names others that have them under the same path.
-ORIGIN = "https://storage.googleapis.com"
-_OFFLINE_VARIABLES = ("RSZOO_OFFLINE", "HF_HUB_OFFLINE")
 _CONNECT_TIMEOUT_S = 10.0
 _READ_TIMEOUT_S = 30.0
 _MAX_REDIRECTS = 5
-
-
-class RemoteChangedError(NetworkError):
-    """The object behind a URL is no longer the one that was begun."""
-
-
-@dataclass(frozen=True)
-class Version:
-    """What tells one content of a URL from another. `size` in bytes, hashes in base64; None where the server is silent.
-
-    Google's storage sends `x-goog-hash` and `x-goog-generation` of the whole object with every range of it.
-    """
-
-    size: int | None = None
-    etag: str | None = None
-    generation: str | None = None
-    crc32c: str | None = None
-    md5: str | None = None
-
-    def check_same(self, other: Version, url: str) -> None:
-        """Raise RemoteChangedError if `other`, of a later answer, is of another content.
-
-        A fact that one of the answers leaves out is not held against it.
-        """
-        for name, before in vars(self).items():
-            now = getattr(other, name)
-            if None not in (before, now) and before != now:
-                raise RemoteChangedError(f"{public_url(url)} changed while it was read ({name} {before}, then {now})")
 
 
 class Opened:
@@ -139,7 +108,9 @@ def open_range(session: requests.Session, url: str, start: int, stop: int | None
         raise
 
 
-def fetch_range(url: str, start: int, stop: int, version: Version | None) -> tuple[bytes, Version]:
+def fetch_range(
+    session: requests.Session, url: str, start: int, stop: int, version: Version | None
+) -> tuple[bytes, Version]:
     """Return bytes [start, stop) of an object, fewer only at its end, and what version of it they are from.
 
     Raises:
@@ -147,13 +118,12 @@ def fetch_range(url: str, start: int, stop: int, version: Version | None) -> tup
         RemoteChangedError: it is of another version than the one given.
     """
     patience = Patience()
-    with new_session() as session:
-        while True:
-            try:
-                with open_range(session, url, start, stop) as opened:
-                    return _read_all(opened, url, start, stop, version)
-            except TransientError as error:
-                patience.endure(error)
+    while True:
+        try:
+            with open_range(session, url, start, stop) as opened:
+                return _read_all(opened, url, start, stop, version)
+        except TransientError as error:
+            patience.endure(error)
 
 
 def _read_all(opened: Opened, url: str, start: int, stop: int, version: Version | None) -> tuple[bytes, Version]:
@@ -167,47 +137,6 @@ def _read_all(opened: Opened, url: str, start: int, stop: int, version: Version 
     if len(data) != end - start:
         raise TransientError(f"{public_url(url)} sent {len(data)} of {end - start} bytes")
     return data, opened.version
-
-
-def offline_variable() -> str | None:
-    """Return the environment variable that forbids the network, or None if it is allowed."""
-    values = {name: os.environ.get(name, "").strip().lower() for name in _OFFLINE_VARIABLES}
-    return next((name for name, value in values.items() if value in ("1", "true", "yes", "on")), None)
-
-
-def check_online(url: str) -> None:
-    """Raise NetworkError if an environment variable forbids the network."""
-    if variable := offline_variable():
-        raise NetworkError(
-            f"{public_url(url)} is needed, and {variable} forbids the network; get it elsewhere and give the file, or "
-            f"unset {variable}"
-        )
-
-
-def mirrors_of(url: str) -> list[str]:
-    """Return where to look for an object, in order: its URL, or the endpoints of `RSZOO_GCS_ENDPOINT` in its place.
-
-    Raises:
-        ConfigError: the variable names something that is no URL.
-    """
-    endpoints = os.environ.get("RSZOO_GCS_ENDPOINT", "").replace(",", " ").split()
-    if not endpoints or not url.startswith(f"{ORIGIN}/"):
-        return [url]
-    for endpoint in endpoints:
-        if not re.match("https?://[^/]", public_url(endpoint)):
-            raise ConfigError(
-                f"RSZOO_GCS_ENDPOINT has {public_url(endpoint)!r}; allowed: http:// and https:// URLs, by commas"
-            )
-    return [endpoint.rstrip("/") + url.removeprefix(ORIGIN) for endpoint in endpoints]
-
-
-def public_url(url: str) -> str:
-    """Return a URL without user, password, query and fragment, which are secrets or change from day to day."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "a malformed URL"
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _timeouts() -> tuple[float, float]:

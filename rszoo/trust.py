@@ -13,18 +13,16 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import NoneType
 
+from rszoo.endpoints import Version, is_url, public_url
 from rszoo.errors import ConfigError, IntegrityError
 from rszoo.paths import record_path
 from rszoo.registry import PretrainedEntry
 from rszoo.temporary import write_whole
-from rszoo.transport import Version, public_url
-
-if TYPE_CHECKING:
-    from rszoo.download import Download
 
 _FACTS = {"size": "length", "crc32c": "CRC32C", "md5": "MD5", "sha256": "SHA-256"}
+_MANIFEST = "the manifest"
 
 log = logging.getLogger("rszoo")
 
@@ -44,6 +42,15 @@ class Record:
     crc32c: str | None
     md5: str | None
 
+    def __post_init__(self) -> None:
+        texts = {name: value for name, value in vars(self).items() if name != "size"}
+        optional = ("sha256", "crc32c", "md5")
+        for name, value in texts.items():
+            if not isinstance(value, str) and not (value is None and name in optional):
+                raise TypeError(f"{name} is {value!r}")
+        if type(self.size) not in (int, NoneType):
+            raise TypeError(f"size is {self.size!r}")
+
 
 def read_record(name: str) -> Record | None:
     """Return what the first download of an archive found, or None if there was none.
@@ -56,7 +63,7 @@ def read_record(name: str) -> Record | None:
         return Record(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({error}); delete it to trust the next download anew") from error
 
 
@@ -78,44 +85,41 @@ def check_version(entry: PretrainedEntry, version: Version, url: str) -> None:
     log.warning("%s: no hash is known; trusting what the mirror %s says of itself", entry.name, public_url(url))
 
 
-def check_archive(entry: PretrainedEntry, record: Record) -> None:
-    """Compare a downloaded archive with what is known; if nothing is known here, record it.
+def check_archive(entry: PretrainedEntry, found: Record) -> None:
+    """Compare an archive that was received or kept with what is known.
 
     Raises:
         IntegrityError: it is another archive.
     """
-    _compare(entry, dataclasses.asdict(record), record.received_from, _known(entry))
+    _compare(entry, dataclasses.asdict(found), found.received_from, _known(entry))
+
+
+def remember(entry: PretrainedEntry, found: Record) -> None:
+    """Record a first download; what is recorded already stays, and must be the same.
+
+    Raises:
+        IntegrityError: another process has recorded another archive meanwhile.
+    """
     path = record_path(entry.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = write_whole(path, json.dumps(dataclasses.asdict(record), indent=1) + "\n", replace=False)
+        written = write_whole(path, json.dumps(dataclasses.asdict(found), indent=1) + "\n", replace=False)
     except OSError as error:
         log.warning("cannot record the hashes of %s in %s: %s", entry.name, path, error.strerror)
         return
     if not written:
-        # Another process may have been first since.
-        _compare(entry, dataclasses.asdict(record), record.received_from, _known(entry))
+        check_archive(entry, found)
 
 
-def check_known(entry: PretrainedEntry, place: str, sha256: str | None) -> None:
-    """Compare the SHA-256 of a local copy of an archive with what is known.
-
-    Raises:
-        IntegrityError: it is another archive.
-    """
-    _compare(entry, {"sha256": sha256}, place, _known(entry))
-
-
-def new_record(entry: PretrainedEntry, download: Download, sha256: str | None) -> Record:
-    """Return a record of an archive that was received just now."""
+def new_record(entry: PretrainedEntry, place: str, version: Version, sha256: str | None) -> Record:
+    """Return what was found of an archive just now; `place`: the URL it came from, or where it lies."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    version = download.version
-    return Record(entry.name, public_url(download.url), now, download.size, sha256, version.crc32c, version.md5)
+    return Record(entry.name, place, now, version.size, sha256, version.crc32c, version.md5)
 
 
 def _known(entry: PretrainedEntry) -> dict[str, Mapping[str, object]]:
     """Return the facts that are known of an archive, by who says so. Where the manifest has its hash, that decides."""
-    known: dict[str, Mapping[str, object]] = {"the manifest": dataclasses.asdict(entry.source)}
+    known: dict[str, Mapping[str, object]] = {_MANIFEST: dataclasses.asdict(entry.source)}
     if entry.source.sha256 is None and (record := read_record(entry.name)):
         where = record_path(entry.name)
         known[f"the first download, of {record.recorded}, recorded in {where},"] = dataclasses.asdict(record)
@@ -128,12 +132,15 @@ def _compare(
     for who, facts in known.items():
         for name, title in _FACTS.items():
             if None not in (found.get(name), facts[name]) and found[name] != facts[name]:
-                remedy = (
-                    "wait for a new rszoo or get the archive elsewhere"
-                    if who == "the manifest"
-                    else "if you trust the new one, delete that file and run the command again"
-                )
                 raise IntegrityError(
                     f"{place} is not the archive of {entry.name} that is known: its {title} is {found[name]}, "
-                    f"and {who} says {facts[name]}. It was replaced or damaged; {remedy}"
+                    f"and {who} says {facts[name]}. It was replaced or damaged; {_remedy(place, who)}"
                 )
+
+
+def _remedy(place: str, who: str) -> str:
+    if not is_url(place):
+        return "delete it, or give another copy"
+    if who == _MANIFEST:
+        return "wait for a new rszoo, or get the archive elsewhere"
+    return "if you trust the new one, delete that file and run the command again"

@@ -16,8 +16,10 @@ import numpy as np
 
 from rszoo.cache import find_folder
 from rszoo.config import ArchConfig
-from rszoo.errors import UsageError, WeightsError, nearest, summarize
+from rszoo.endpoints import is_url
+from rszoo.errors import SourceNotFoundError, UsageError, WeightsError, nearest, summarize
 from rszoo.names import keras_names, tf_axes, torch_name, torch_shape
+from rszoo.paths import expand_user
 from rszoo.tensor_file import LocalFile, TensorFacts, TensorFile
 from rszoo.tensor_slice import TensorSlice
 from rszoo.tensor_values import import_torch, to_numpy, to_torch
@@ -146,7 +148,18 @@ class Weights(Mapping[str, Any]):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Tensors that were read stay."""
         self._file.close()
+
+    # Mapping's own would read and compare every tensor.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"Weights({self._header.label}, {len(self)} tensors, {self.nbytes} bytes)"
 
 
 def load_weights(model: str | os.PathLike[str], framework: Layout = "numpy") -> Weights:
@@ -173,15 +186,12 @@ def load_weights(model: str | os.PathLike[str], framework: Layout = "numpy") -> 
         from rszoo.remote_weights import RemoteFile
 
         return Weights(RemoteFile(str(model)), framework)
-    path = Path(model).expanduser()
-    if path.suffix == ".safetensors" and path.is_file():
+    path = expand_user(model)
+    if path.suffix == ".safetensors" and not path.is_dir():
+        if not path.is_file():
+            raise SourceNotFoundError(f"there is no file {path}; give a model folder, a name, a file or a URL")
         return Weights(path, framework)
     return Weights(find_folder(model).weights_path, framework)
-
-
-def is_url(model: str | os.PathLike[str]) -> bool:
-    """Whether a model is given by its URL."""
-    return isinstance(model, str) and model.startswith(("http://", "https://"))
 
 
 def _runs(spans: Mapping[str, tuple[int, int]]) -> list[list[str]]:

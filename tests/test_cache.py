@@ -68,6 +68,14 @@ def test_of_several_folders_the_pinned_one_is_taken_or_else_the_newest(cache):
     assert find_cached(pinned).path == first
     assert find_garbage() == [first]
     assert find_cached(DEMO, "raw") is None
+    # The newer one is damaged: it neither hides the older one nor has it pruned.
+    (second / "model.safetensors").unlink()
+    os.utime(second, (2, 2))
+    assert find_cached(DEMO).path == first
+    (second / "model.safetensors").write_bytes(b"")
+    os.utime(second, (2, 2))
+    assert find_cached(DEMO).path == second
+    assert find_garbage() == []
     (second / "config.json").write_text("{}")
     assert find_cached(DEMO).path == first
 
@@ -176,10 +184,10 @@ def test_clear_and_prune_take_what_they_say(cache):
 
 def test_list_tells_models_sizes_and_origin(cache):
     folder = fill_cache(DEMO).path
-    (listed,) = json.loads(CliRunner().invoke(app, ["cache", "list", "--json"]).stdout)
+    ((listed,), _) = json.loads(CliRunner().invoke(app, ["cache", "list", "--json"]).stdout).values()
     assert listed["path"] == str(folder)
     assert listed["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
-    assert listed["source"]["archive_sha256"] == DEMO.source.sha256
+    assert listed["archive_sha256"] == DEMO.source.sha256
     assert listed["record"] is None
     assert DEMO.source.sha256[:16] in CliRunner().invoke(app, ["cache", "list"]).stdout
 
@@ -204,7 +212,7 @@ def test_temporary_folder_of_the_system_is_not_used(cache, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RSZOO_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(OutputError, match=r"resnet-rs-demo is not in the cache.*RSZOO_CACHE"):
+    with pytest.raises(OutputError, match=r"cannot be read \(Not a directory\); set RSZOO_CACHE"):
         find_folder("resnet-rs-demo")
 
 

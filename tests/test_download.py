@@ -35,10 +35,10 @@ from converters.convert import Identity, convert
 from rszoo import fetcher, patience, registry
 from rszoo.cache import fill_cache
 from rszoo.download import DamagedError, Download
+from rszoo.endpoints import ORIGIN, RemoteChangedError
 from rszoo.errors import ArchiveError, ConfigError, NetworkError, OutputError, RszooError
 from rszoo.patience import OutOfPatienceError, TransientError
 from rszoo.registry import PretrainedEntry, get_entry
-from rszoo.transport import ORIGIN, RemoteChangedError
 from tests.servers import BUCKET, Fault, FaultServer, Request, fake_gcs, random_schedule
 
 NAME = "resnet-rs-demo"

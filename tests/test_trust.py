@@ -26,7 +26,7 @@ from rszoo.folder import ModelFolder
 from rszoo.paths import record_path
 from rszoo.pinning import pin_manifest
 from rszoo.registry import get_entry
-from rszoo.trust import Record, check_archive, read_record
+from rszoo.trust import Record, read_record, remember
 from tests.servers import Fault, FaultServer
 from tests.test_download import (
     ARCHIVE,
@@ -285,7 +285,7 @@ def record(name: str = "resnet-rs-50-i160", **facts: object) -> Record:
     """Record a download on this machine."""
     values = {"size": 400_000_000, "crc32c": "AAAAAA==", "md5": md5(b""), "sha256": "0" * 64, **facts}
     made = Record(name=name, received_from="https://mirror/x", recorded="2026-01-01T00:00:00+00:00", **values)
-    check_archive(get_entry(name), made)
+    remember(get_entry(name), made)
     return made
 
 

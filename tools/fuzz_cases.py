@@ -1,0 +1,126 @@
+"""The cases of `tools/fuzz.py`: genuine seeds, and what seals them.
+
+A case is one byte, its kind, and the content. Sealing sets checksums and lengths right, so that what stands behind them
+is reached.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import struct
+import tarfile
+
+import cramjam
+import numpy as np
+
+from converters.account import EMA_SUFFIX
+from converters.sstable import MAGIC, read_table, write_table
+from converters.tensorbundle import _slice_key, write_bundle
+from converters.wire import masked_crc32c, varint, write_field
+from rszoo.config import ArchConfig
+from rszoo.folder import ModelConfig
+from rszoo.names import tf1_names
+from rszoo.preprocessing import Preprocessing
+from rszoo.tensors import iter_tensors
+from rszoo.trust import Record
+
+MODEL = "resnet-rs-50-i160"
+RECORD = Record(MODEL, "https://host/name", "2026-01-01", 1, "0" * 64, None, None)
+_ARCH = ArchConfig((1, 1, 1, 1), num_classes=2, in_chans=1, width_multiplier=1 / 64)
+
+
+def block(items: list[tuple[bytes, bytes]]) -> bytes:
+    """Return a block of a table, without prefix compression."""
+    body = b"".join(varint(0) + varint(len(key)) + varint(len(value)) + key + value for key, value in items)
+    return body + struct.pack("<2I", 0, 1)
+
+
+def table(blocks: list[bytes], index: bytes, compression: int = 0) -> bytes:
+    """Return a table of these data blocks and this index block, every checksum right."""
+    data, sealed = b"".join(_sealed(content, compression) for content in blocks), _sealed(index)
+    handle = varint(len(data)) + varint(len(sealed) - 5)
+    return data + sealed + (b"\0\0" + handle).ljust(40, b"\0") + MAGIC
+
+
+def _sealed(content: bytes, compression: int = 0) -> bytes:
+    stored = bytes(cramjam.snappy.compress_raw(content)) if compression else content
+    stored += bytes([compression])
+    return stored + masked_crc32c(stored).to_bytes(4, "little")
+
+
+def _handle(content: bytes) -> bytes:
+    """Return the index block of a table of one data block."""
+    return block([(b"\xff", varint(0) + varint(len(content)))])
+
+
+def sealed_index(kind: int, content: bytes) -> bytes:
+    """Return an index: `content` itself, or around it as its data block, its Snappy block, or its index block."""
+    if kind == 0:
+        return content
+    if kind == 3:
+        return table([block(ITEMS)], content)
+    return table([content], _handle(_sealed(content, kind - 1)[:-5]), kind - 1)
+
+
+def resealed_header(header: bytes) -> bytes:
+    """Return a header of a tar with its right checksum."""
+    blank = header[:148] + b" " * 8 + header[156:]
+    return blank[:148] + b"%06o\0 " % sum(blank) + blank[156:]
+
+
+def _checkpoint() -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """Return the shard and the items of the smallest ResNet-RS there is, with a partitioned and a string variable."""
+    specs = list(iter_tensors(_ARCH))
+    named = zip(tf1_names(specs), specs, strict=True)
+    tensors = {name + EMA_SUFFIX: np.ones(spec.shape, np.float32) for name, spec in named}
+    data = io.BytesIO()
+    items = dict(read_table(write_bundle(sorted({**tensors, "global_step": np.array(7)}.items()), data)))
+    part = items[b"dense/bias" + EMA_SUFFIX.encode()]
+    bounds = [((0, 2),), ((2, 2),)]
+    slices = b"".join(write_field(7, write_field(1, write_field(1, at) + write_field(2, n))) for ((at, n),) in bounds)
+    whole = write_field(1, 1) + write_field(2, write_field(2, write_field(1, 4))) + slices
+    extra = {b"part": whole, b"string": write_field(1, 7), **{_slice_key("part", bound): part for bound in bounds}}
+    return data.getvalue(), sorted({**items, **extra}.items())
+
+
+def seeds(target: str) -> list[bytes]:
+    """Return genuine cases, each of which is read without an error up to the account."""
+    if target == "checkpoint":
+        others = (b"\0", b"p", b"s")
+        usual = [item for item in ITEMS if not item[0].startswith(others) or item[0] == b""]
+        few = [item for item in ITEMS if item[0].startswith((*others, b"g")) or item[0] == b""]
+        kinds = (write_table(few), block(usual), block(few), _handle(block(ITEMS)))
+        return [b"%c" % kind + content for kind, content in enumerate(kinds)] + [b"\1" + block(few)]
+    if target == "tar":
+        files = {"m.data-00000-of-00001": SHARD[:700], "m.index": write_table(ITEMS[:3]), "m.meta": b"x"}
+        deep = {"folder/" * 30 + name: content for name, content in files.items()}
+        formats = [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]
+        tars = [tar_of(each, fmt, mtime="1.5") for fmt in formats for each in (files, deep)]
+        return [b"\0" + gzip.compress(tars[0]), *(kind + tar for tar in tars for kind in (b"\1", b"\2"))]
+    if target == "safetensors":
+        text = (
+            b'{"__metadata__": {"format": "pt"}, "conv1.0.weight": {"dtype": "F32", "shape": [2, 1, 3, 3], '
+            b'"data_offsets": [0, 72]}, "fc.bias": {"dtype": "BF16", "shape": [2], "data_offsets": [72, 76]}}'
+        )
+        whole = len(text).to_bytes(8, "little") + text + bytes(76)
+        return [b"\0" + whole, b"\1" + text + bytes(77), b"\2" + len(whole).to_bytes(8, "little") + text]
+    line = b"7 12345678 12345678\n\n8 00000000 0\n"
+    config = ModelConfig("title", None, _ARCH, Preprocessing(64), ("a", "b"), "ema").to_json()
+    return [b"\0" + line, b"\1" + line, b"\2" + json.dumps(vars(RECORD)).encode(), b"\3" + config.encode()]
+
+
+def tar_of(files: dict[str, bytes], fmt: int = tarfile.PAX_FORMAT, **headers: str) -> bytes:
+    """Return a tar of these files; the headers are of each."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=fmt, pax_headers=headers) as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = len(content), headers
+            tar.addfile(member, io.BytesIO(content))
+    # It fills up to a multiple of 10240 bytes; two blocks of zeros are the end.
+    return out.getvalue().rstrip(b"\0") + bytes(2048)
+
+
+SHARD, ITEMS = _checkpoint()
