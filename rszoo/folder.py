@@ -106,7 +106,7 @@ def read_folder(path: str | os.PathLike[str]) -> ModelFolder:
     folder = expand_user(path)
     config_path = folder / CONFIG
     if not os.path.isfile(config_path):
-        what = "is not a model folder (it has no config.json)" if folder.exists() else "does not exist"
+        what = "is not a model folder (it has no config.json)" if os.path.exists(folder) else "does not exist"
         raise SourceNotFoundError(f"{folder} {what}; make one with `rszoo-convert --ckpt SOURCE --output {folder}`")
     try:
         facts = json.loads(config_path.read_text(encoding="utf-8"))["rszoo"]
