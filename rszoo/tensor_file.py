@@ -1,19 +1,18 @@
 """A safetensors file as bytes: in goes a path, out come the header's facts and the tensors' bytes, mapped or copied.
 
-The safetensors package opens every file first and so checks the header (bounds, gaps, sizes, nesting). Where the bytes
-lie follows from what it lists, because it admits neither gaps nor overlaps; the header's JSON is not parsed again.
+The safetensors package opens every file first and so checks the header (bounds, gaps, sizes, nesting).
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import math
 import mmap
 import os
 import re
-from itertools import accumulate
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -27,6 +26,9 @@ MAX_HEADER_BYTES = 16 << 20
 # numpy 1 has no more axes; and an array that is empty may not have overflowing sizes beside its 0 either.
 _MAX_RANK = 32
 _MAX_VALUES = 1 << 48
+
+# Names that JSON writes as they are; not that of the metadata.
+_PLAIN = re.compile(r"(?!__metadata__)[\w.]+", re.ASCII)
 
 #: How a file is read: a map for some of its tensors, a map for all of them, or a copy for each read.
 Access = Literal["some", "all", "copies"]
@@ -43,6 +45,7 @@ class TensorFacts(NamedTuple):
 class Header:
     """The header of a safetensors file: names in the order of their values, facts and places of each.
 
+    Parsed when something is asked of all tensors; the entry of one is found by its name in the text.
     `stat` tells the file that was checked from another that took its place; `label` is its name in error texts.
 
     Raises:
@@ -52,37 +55,58 @@ class Header:
     def __init__(self, path: Path, label: str) -> None:
         self.label = label
         try:
-            self.stat, start = _read_header(path)
+            self.stat, self._text = _read_header(path)
             with safe_open(path, framework="numpy") as opened:
                 self.metadata: dict[str, str] = dict(sorted((opened.metadata() or {}).items()))
-                names = opened.offset_keys()
-                slices = [opened.get_slice(name) for name in names]
         except FileNotFoundError as error:
             raise WeightsError(f"there is no {label}; convert again") from error
         except (SafetensorError, OSError, MemoryError) as error:
             # MemoryError: more than the system can map.
             raise WeightsError(f"{label} is damaged or not a safetensors file ({error}); convert again") from error
-        dtypes, shapes = [found.get_dtype() for found in slices], [found.get_shape() for found in slices]
-        sizes = (_count(shape, label) * _bits(dtype) // 8 for shape, dtype in zip(shapes, dtypes, strict=True))
-        bounds = list(accumulate(sizes, initial=start))
-        if bounds[-1] != self.stat.st_size:
-            raise WeightsError(f"{label} changed while it was opened, or has a dtype that is not known; open it again")
-
-        self._entries = dict(zip(names, zip(dtypes, shapes, bounds, bounds[1:], strict=False), strict=True))
+        self._start = LENGTH_BYTES + len(self._text)
 
     def facts(self, name: str) -> TensorFacts:
-        """Return a tensor's dtype, shape and size. Raises KeyError for an unknown name."""
-        dtype, shape, start, stop = self._entries[name]
-        return TensorFacts(dtype, tuple(shape), stop - start)
+        """Return a tensor's dtype, shape and size.
+
+        Raises:
+            KeyError: the name is unknown. WeightsError: its shape is one that no array can have.
+        """
+        entry = self._entry(name)
+        shape = tuple(entry["shape"])
+        if len(shape) > _MAX_RANK or math.prod(filter(None, shape)) > _MAX_VALUES:
+            raise WeightsError(f"{self.label} is damaged: {name!r} has shape {shape[:_MAX_RANK]}; convert again")
+        start, stop = entry["data_offsets"]
+        return TensorFacts(entry["dtype"], shape, stop - start)
 
     def span(self, name: str) -> tuple[int, int]:
         """Return where a tensor's values start and stop in the file. Raises KeyError for an unknown name."""
-        return self._entries[name][2:]
+        start, stop = self._entry(name)["data_offsets"]
+        return self._start + start, self._start + stop
 
-    @property
+    @functools.cached_property
     def names(self) -> list[str]:
         """All tensors, in the order of their values."""
-        return list(self._entries)
+        return sorted(self._entries, key=lambda name: self._entries[name]["data_offsets"])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    @functools.cached_property
+    def _entries(self) -> dict[str, Any]:
+        entries = json.loads(self._text)
+        entries.pop("__metadata__", None)
+        return entries
+
+    def _entry(self, name: str) -> Any:
+        if "_entries" not in vars(self) and _PLAIN.fullmatch(name):
+            # Of names that occur twice, the package and json take the last. In JSON that was found valid, only an entry
+            # of the top level begins like this, unless its first quote is one inside a longer name.
+            start = b'"%s":{' % name.encode()
+            place = self._text.rfind(start)
+            if place > 0 and self._text[place - 1 : place] != b"\\":
+                begin = place + len(start) - 1
+                return json.loads(self._text[begin : self._text.index(b"}", begin) + 1])
+        return self._entries[name]
 
 
 class TensorFile(Protocol):
@@ -153,8 +177,8 @@ class LocalFile:
         return WeightsError(f"{self.header.label} changed while it was opened; open it again")
 
 
-def _read_header(path: Path) -> tuple[os.stat_result, int]:
-    """Return which file it is and where its values start; its header is in the page cache afterwards."""
+def _read_header(path: Path) -> tuple[os.stat_result, bytes]:
+    """Return which file it is and the text of its header, which is in the page cache afterwards."""
     with path.open("rb", buffering=0) as file:
         # Else the package's first touch of the header makes the kernel read megabytes ahead, into the values.
         if hasattr(os, "posix_fadvise"):
@@ -162,20 +186,4 @@ def _read_header(path: Path) -> tuple[os.stat_result, int]:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         if length > MAX_HEADER_BYTES:
             raise OSError(f"its header claims {length} bytes, at most {MAX_HEADER_BYTES} are read")
-        file.read(length)
-        return os.fstat(file.fileno()), LENGTH_BYTES + length
-
-
-def _count(shape: list[int], label: str) -> int:
-    """Return how many values a shape has. The package has checked those that have any against the file's size."""
-    count = math.prod(shape)
-    if len(shape) > _MAX_RANK or (not count and math.prod(filter(None, shape)) > _MAX_VALUES):
-        raise WeightsError(f"{label} is damaged: it has a tensor of shape {shape[:_MAX_RANK]}; convert again")
-    return count
-
-
-@functools.cache
-def _bits(dtype: str) -> int:
-    """Return how many bits a value has: the first number in its name, except for booleans."""
-    found = re.match(r"[A-Z]+(\d+)", dtype)
-    return int(found[1]) if found else 8
+        return os.fstat(file.fileno()), file.read(length)

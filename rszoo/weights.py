@@ -50,7 +50,8 @@ class Weights(Mapping[str, Any]):
         self._file = LocalFile(source, "some") if isinstance(source, Path) else source
         self._header = self._file.header
         self._convert = to_torch if framework == "torch" else to_numpy
-        self._stored: dict[str, str] = {name: name for name in self._header.names}
+        # Keras's names to the file's; None where names are the file's.
+        self._renamed: dict[str, str] | None = None
         self._axes: dict[str, tuple[int, ...]] = {}
         if framework == "keras":
             self._rename()
@@ -67,7 +68,7 @@ class Weights(Mapping[str, Any]):
 
     def facts(self, name: str) -> TensorFacts:
         """Return dtype, shape and stored size of a tensor, without reading it. Raises KeyError for an unknown name."""
-        facts = self._header.facts(self._stored[name])
+        facts = self._header.facts(self._stored(name))
         if axes := self._axes.get(name):
             return facts._replace(shape=tuple(facts.shape[axis] for axis in axes))
         return facts
@@ -88,13 +89,13 @@ class Weights(Mapping[str, Any]):
             WeightsError: a tensor's dtype is not one that the framework has.
             NetworkError: behind a URL, a request failed or the file changed.
         """
-        spans = {name: self._header.span(self._stored[name]) for name in names}
+        spans = {name: self._header.span(self._stored(name)) for name in names}
         loaded = {}
         for run in _runs(spans):
             start, stop = spans[run[0]][0], spans[run[-1]][1]
             values = self._file.read(start, stop)
             for name in run:
-                facts = self._header.facts(self._stored[name])
+                facts = self._header.facts(self._stored(name))
                 loaded[name] = self._tensor(name, values[spans[name][0] - start : spans[name][1] - start], facts)
         return {name: loaded[name] for name in spans}
 
@@ -105,8 +106,8 @@ class Weights(Mapping[str, Any]):
 
     def _read_rows(self, name: str, start: int, stop: int) -> Any:
         """Read rows [start, stop) of the first axis as stored; the other axes whole, in this object's layout."""
-        begin, end = self._header.span(self._stored[name])
-        facts = self._header.facts(self._stored[name])
+        begin, end = self._header.span(self._stored(name))
+        facts = self._header.facts(self._stored(name))
         if not facts.shape:
             return self[name]
         row = (end - begin) // max(1, facts.shape[0])
@@ -118,31 +119,34 @@ class Weights(Mapping[str, Any]):
         axes = self._axes.get(name)
         return tensor.transpose(axes) if axes else tensor
 
+    def _stored(self, name: str) -> str:
+        return name if self._renamed is None else self._renamed[name]
+
     def _rename(self) -> None:
-        known = keras_names(self._stored)
-        if unknown := [name for name in self._stored if name not in known]:
+        known = keras_names(self._header.names)
+        if unknown := [name for name in self._header.names if name not in known]:
             raise WeightsError(
                 f"{self._header.label} has {len(unknown)} tensors that are not a ResNet-RS's ({summarize(unknown)}); "
                 'only load_weights(..., framework="numpy") or "torch" reads such a file'
             )
-        self._stored = {keras: stored for stored, (keras, _) in known.items()}
+        self._renamed = {keras: stored for stored, (keras, _) in known.items()}
         self._axes = {keras: axes for keras, kind in known.values() if (axes := tf_axes(kind))}
         for name, axes in self._axes.items():
-            if len(shape := self._header.facts(self._stored[name]).shape) != len(axes):
-                raise WeightsError(f"{self._header.label}: {self._stored[name]} needs {len(axes)} axes, has {shape}")
+            if len(shape := self._header.facts(self._stored(name)).shape) != len(axes):
+                raise WeightsError(f"{self._header.label}: {self._stored(name)} needs {len(axes)} axes, has {shape}")
 
     def __getitem__(self, name: str) -> Any:
         return self.load([name])[name]
 
     def __contains__(self, name: object) -> bool:
         # Mapping's own would read the tensor.
-        return name in self._stored
+        return name in (self._header if self._renamed is None else self._renamed)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
+        return iter(self._header.names if self._renamed is None else self._renamed)
 
     def __len__(self) -> int:
-        return len(self._stored)
+        return len(self._header.names)
 
     def __enter__(self) -> Weights:
         return self

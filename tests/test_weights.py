@@ -305,3 +305,16 @@ def test_info_lists_tensors_of_cached_models_and_fetches_none():
     assert " ".join(lines[1].split()) == "conv1.0.weight F32 4 x 3 x 3 x 3 432"
     url = run_info("https://example.com/model")
     assert (url.returncode, "--tensors https://example.com/model" in url.stderr) == (2, True)
+
+
+def test_one_tensor_is_found_in_the_header_as_the_whole_header_has_it(tmp_path):
+    names = ["a", 'b"a', "c\\", "d{}", "é", "", '"', "a.b", "b"]
+    tensors = {name: np.full(position + 1, position, np.float32) for position, name in enumerate(names)}
+    safetensors.numpy.save_file(
+        tensors, tmp_path / "f.safetensors", metadata={"b": '"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'}
+    )
+    for name, expected in tensors.items():
+        np.testing.assert_array_equal(rszoo.load_weights(tmp_path / "f.safetensors")[name], expected)
+    for name in ("__metadata__", "dtype", "shape", "x", '"b', 'b":{"dtype'):
+        with pytest.raises(KeyError):
+            rszoo.load_weights(tmp_path / "f.safetensors")[name]

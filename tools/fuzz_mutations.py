@@ -6,11 +6,11 @@ import contextlib
 import json
 import math
 import random
+import re
 from typing import Any
 
 from converters.sstable import _read_entries
 from converters.wire import masked_crc32c, read_message, varint, write_field
-from rszoo.tensor_file import _bits
 from tools.fuzz_cases import SHARD, block
 
 _NUMBERS = [*range(5), *(2**power + step for power in (5, 7, 8, 16, 31, 32, 48, 60, 62, 63) for step in (-1, 0, 1))]
@@ -108,3 +108,9 @@ def _mutate_header(header: dict[str, Any], rng: random.Random) -> bytes:
             start, end = end, end + math.prod(tensor["shape"]) * _bits(tensor["dtype"]) // 8
             tensor["data_offsets"] = [start, end]
     return json.dumps(header).encode()
+
+
+def _bits(dtype: str) -> int:
+    """Return how many bits a value has: the first number in its name, except for booleans."""
+    found = re.match(r"[A-Z]+(\d+)", dtype)
+    return int(found[1]) if found else 8
