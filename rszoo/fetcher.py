@@ -24,10 +24,13 @@ from rszoo.progress import progress_bar
 from rszoo.transport import Opened, new_session, open_range
 
 _CONNECTIONS = 4
+# From one connection to the next: what a fast server sends in this time needs no second one, which would cost more.
+_STAGGER_S = 0.3
 _BLOCK = 1 << 20
 # One request: long enough to hide the time between two, short enough that the reader seldom waits for the first.
 _RUN_BLOCKS = 32
-_PIECE = 256 << 10
+# What is read at once grows up to a block, so that a connection that breaks soon does not cost much.
+_FIRST_PIECE = 64 << 10
 # After this much has arrived, failures are counted anew.
 _PROGRESS = 256 << 10
 _MAX_OPENINGS = 10
@@ -109,13 +112,17 @@ class Fetcher:
         used, surplus = files[: self._working], files[self._working :]
         for file in surplus:
             file.close()
-        threads = [threading.Thread(target=self._work, args=(opened, file), daemon=True) for file in used]
+        waits = (number * _STAGGER_S for number in range(len(used)))
+        workers = zip(used, waits, strict=True)
+        threads = [threading.Thread(target=self._work, args=(opened, *given), daemon=True) for given in workers]
         for thread in threads:
             thread.start()
         return threads
 
-    def _work(self, opened: Opened | None, file: FileIO) -> None:
+    def _work(self, opened: Opened | None, file: FileIO, wait_s: float) -> None:
         try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped, wait_s)
             with new_session() as session, file as data:
                 while (run := self._claim()) is not None:
                     self._fetch(session, data, run, opened)
@@ -187,16 +194,18 @@ class Fetcher:
             self._learn_size(answer.version.size, run, data)
         data.seek(run.position)
         renewed_at = run.position
+        size = min(_FIRST_PIECE, _BLOCK)
         while run.position != run.stop and not self._stopped:
             end = (run.position // _BLOCK + 1) * _BLOCK
             end = end if run.stop is None else min(end, run.stop)
-            piece = answer.read(min(_PIECE, end - run.position))
+            piece = answer.read(min(size, end - run.position))
             if not piece:
                 self._end(run, data)
                 return
             _write_all(data, piece)
             run.crc.update(piece)
             run.position += len(piece)
+            size = min(2 * size, _BLOCK)
             if run.position == end:
                 self._commit(run)
             if run.position - renewed_at >= _PROGRESS:
@@ -208,7 +217,7 @@ class Fetcher:
         if count and self._ranged:
             raise TransientError(f"{public_url(self.url)} answered with the whole file, asked for a range")
         while count and not self._stopped:
-            piece = answer.read(min(_PIECE, count))
+            piece = answer.read(min(_BLOCK, count))
             if not piece:
                 raise TransientError(f"{public_url(self.url)} ended before what was received already")
             count -= len(piece)

@@ -62,7 +62,13 @@ def published_entries(**facts: object) -> dict[str, PretrainedEntry]:
 
 def quicken(set_value: Callable[[object, str, object], object], block: int = B) -> None:
     """Make blocks small, so that small objects have many, and waits short."""
-    sizes = {"_BLOCK": block, "_RUN_BLOCKS": 4, "_PIECE": max(block // 4, 1024), "_PROGRESS": 2 * block}
+    sizes = {
+        "_BLOCK": block,
+        "_RUN_BLOCKS": 4,
+        "_FIRST_PIECE": max(block // 4, 1024),
+        "_STAGGER_S": 0,
+        "_PROGRESS": 2 * block,
+    }
     for name, value in sizes.items():
         set_value(fetcher, name, value)
     for name in ("_BACKOFF_S", "_JITTER_S"):
