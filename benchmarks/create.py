@@ -1,4 +1,4 @@
-"""Create PyTorch models with weights from a local file: rszoo against timm and against plain construction.
+"""Create PyTorch models by name with cached weights: rszoo against timm with the same file, and plain construction.
 
 python benchmarks/create.py --timm-python timm-env/bin/python
 python benchmarks/create.py --touch      # the time also has every value read once, as a first forward pass does
@@ -32,7 +32,7 @@ _PAIRS = {
 _RSZOO = """
 import torch, rszoo
 def make(folder, name):
-    return rszoo.create(folder)
+    return rszoo.create(folder.rpartition("/")[2].rpartition("-ema-")[0], pretrained=True)
 """
 
 _TIMM = """
@@ -81,7 +81,7 @@ def main() -> None:
     cases: list[Case] = []
     for pair, timm_name in _PAIRS.items():
         if pair in arguments.pairs:
-            folder = timing.make_model_folder(pair, arguments.folder)
+            folder = timing.make_cached_model(pair, arguments.folder)
             given = [str(folder), timm_name, touch]
             cases += _cases(pair, given, arguments.timm_python)
     timing.measure(cases, 1)
@@ -94,11 +94,19 @@ def main() -> None:
 def _cases(pair: str, given: list[str], timm_python: str | None) -> list[Case]:
     rszoo, timm, plain = f"{pair} rszoo", f"{pair} timm", f"{pair} plain"
     command = [sys.executable, "-c", _RSZOO + _MEASURE, *given]
+    environment = {"RSZOO_CACHE": str(Path(given[0]).parent.parent), "RSZOO_OFFLINE": "1"}
     if timm_python is None:
-        cases = [Case(rszoo, command, baseline=plain, reports_seconds=True)]
+        cases = [Case(rszoo, command, baseline=plain, environment=environment, reports_seconds=True)]
     else:
         cases = [
-            Case(rszoo, command, baseline=timm, targets=[Target("ratio", 0.4)], reports_seconds=True),
+            Case(
+                rszoo,
+                command,
+                baseline=timm,
+                targets=[Target("ratio", 0.4)],
+                environment=environment,
+                reports_seconds=True,
+            ),
             Case(timm, [timm_python, "-c", _TIMM + _MEASURE, *given], reports_seconds=True),
         ]
     return [*cases, Case(plain, [sys.executable, "-c", _PLAIN + _MEASURE, *given], reports_seconds=True)]

@@ -237,6 +237,19 @@ def make_model_folder(name: str, folder: Path) -> Path:
     return target
 
 
+def make_cached_model(name: str, folder: Path) -> Path:
+    """Return the folder of a registered pair with random weights in a cache, made in other processes unless there."""
+    cache = folder / "cache"
+    kept = cache / "archives" / f"{name}.tar.gz"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.symlink_to(make_archive(name, folder).absolute())
+    command = [tool("rszoo"), "prefetch", name]
+    environment = {**os.environ, "RSZOO_CACHE": str(cache)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+    return Path(done.stdout.decode().split()[-1])
+
+
 def tool(name: str) -> str:
     """Return the path of a command of the running Python's environment."""
     return str(Path(sys.executable).with_name(name))
