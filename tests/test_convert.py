@@ -310,8 +310,9 @@ def test_failure_takes_new_parent_folders_away(tmp_path):
 def test_a_stopped_conversion_leaves_nothing(tmp_path, signal_name):
     # Stopped where the archive has been read and the weights would be written.
     code = (
-        "import os, signal, sys; from converters import convert as module; from converters.cli import main;"
-        f"module._write_weights = lambda *_: os.kill(os.getpid(), signal.{signal_name});"
+        "import os, signal, sys, time; from converters import convert as module; from converters.cli import main;"
+        # Another thread may be the one that gets the signal: the main one hears of it a little later.
+        f"module._write_weights = lambda *_: (os.kill(os.getpid(), signal.{signal_name}), time.sleep(10));"
         f"sys.argv = ['rszoo-convert', '--ckpt', 'resnet-rs-demo', '--output', {str(tmp_path / 'm')!r}]; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

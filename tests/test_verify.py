@@ -105,7 +105,7 @@ def test_judgement_names_the_first_stage_over_the_bound():
         ("pair", 5, "pair"),
         ("labels", ["a"], "10 names"),
         ("labels", "abcdefghij", "10 names"),
-        ("preprocessing", {"image_size": 64, "mean": ["a", 0, 0]}, "finite numbers"),
+        ("preprocessing", {"image_size": 64, "mean": ["a", 0, 0]}, "must be numbers below"),
         ("preprocessing", {"image_size": 64, "mean": 0.5}, "not iterable"),
         ("preprocessing", {"image_size": 10**7}, "from 1 to 8192"),
         ("arch", {"blocks": [10**9, 1, 1, 1]}, "blocks"),
