@@ -308,9 +308,11 @@ def test_failure_takes_new_parent_folders_away(tmp_path):
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
 def test_a_stopped_conversion_leaves_nothing(tmp_path, signal_name):
-    # Stopped where the archive has been read and the weights would be written.
+    # Stopped where the archive has been read and the weights would be written. A shell starts what it runs in the
+    # background with SIGINT ignored, and Python then leaves it so: the test brings Python's own handler back.
     code = (
         "import os, signal, sys, time; from converters import convert as module; from converters.cli import main;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
         # Another thread may be the one that gets the signal: the main one hears of it a little later.
         f"module._write_weights = lambda *_: (os.kill(os.getpid(), signal.{signal_name}), time.sleep(10));"
         f"sys.argv = ['rszoo-convert', '--ckpt', 'resnet-rs-demo', '--output', {str(tmp_path / 'm')!r}]; main()"
