@@ -26,7 +26,17 @@ from converters.staging import staged_folder, sync_file
 from converters.tensorbundle import Bundle
 from rszoo import __version__
 from rszoo.errors import ConversionError, OutputError, UsageError
-from rszoo.folder import CONFIG, CONVERSION, VERIFICATION, WEIGHTS, ModelConfig, WeightSet, sha256_of
+from rszoo.folder import (
+    CONFIG,
+    CONVERSION,
+    EVALUATION,
+    VERIFICATION,
+    WEIGHTS,
+    ModelConfig,
+    WeightSet,
+    config_sha256,
+    sha256_of,
+)
 from rszoo.names import to_torch_layout, torch_name, torch_shape
 from rszoo.paths import expand_user
 from rszoo.preprocessing import Preprocessing
@@ -134,7 +144,7 @@ def open_accounted(
 def is_model_folder(path: Path) -> bool:
     """Whether a folder is a former result and nothing else, which `--overwrite` may replace."""
     names = {child.name for child in path.iterdir()}
-    return {CONFIG, CONVERSION} <= names <= {CONFIG, CONVERSION, WEIGHTS, VERIFICATION}
+    return {CONFIG, CONVERSION} <= names <= {CONFIG, CONVERSION, WEIGHTS, VERIFICATION, EVALUATION}
 
 
 def _describe(account: Account, entry: PretrainedEntry | None, identity: Identity) -> ModelConfig:
@@ -295,7 +305,7 @@ def _report(
         "result": {
             "file": WEIGHTS,
             "sha256": sha256,
-            "config_sha256": hashlib.sha256(config.to_json().encode("utf-8")).hexdigest(),
+            "config_sha256": config_sha256(config.to_json()),
             "tensors": len(account.mapped),
         },
         "checks": [

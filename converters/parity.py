@@ -129,6 +129,9 @@ def check_values(folder: ModelFolder) -> Check:
 
 def check_source(folder: ModelFolder, source: str | None) -> Check:
     """Read the original checkpoint again and compare every tensor bit by bit."""
+    weights_kind = folder.config.weights
+    if weights_kind == "trained":
+        return Check("source", "not run", "the weights were trained; no published checkpoint has them")
     entry = get_entry(folder.config.pair) if folder.config.pair else None
     if source is None and entry is not None and entry.source.path is not None:
         source = str(entry.source.path)
@@ -137,7 +140,7 @@ def check_source(folder: ModelFolder, source: str | None) -> Check:
     with (
         tempfile.TemporaryDirectory(prefix="rszoo-") as spool,
         locate(source) as open_files,
-        open_accounted(open_files, Path(spool), folder.config.weights) as (files, bundle, account),
+        open_accounted(open_files, Path(spool), weights_kind) as (files, bundle, account),
         Weights(folder.weights_path) as weights,
     ):
         for spec, variable in account.mapped:

@@ -21,6 +21,8 @@ _MODULE_OF = {
     "list_models": "rszoo.registry",
     "load_weights": "rszoo.weights",
     "preprocess": "rszoo.images",
+    "push_to_hub": "rszoo.hub.push",
+    "save": "rszoo.saving",
 }
 
 __all__ = [
@@ -34,15 +36,19 @@ __all__ = [
     "list_models",
     "load_weights",
     "preprocess",
+    "push_to_hub",
+    "save",
 ]
 
 if TYPE_CHECKING:
     from rszoo.config import ArchConfig
     from rszoo.errors import RszooError
     from rszoo.factory import create
+    from rszoo.hub.push import push_to_hub
     from rszoo.images import preprocess
     from rszoo.preprocessing import Preprocessing
     from rszoo.registry import PretrainedEntry, get_entry, list_models
+    from rszoo.saving import save
     from rszoo.weights import load_weights
 
 

@@ -30,6 +30,7 @@ from rszoo.errors import (
     WeightsError,
 )
 from rszoo.folder import ModelFolder, WeightSet, looks_like_folder, read_folder
+from rszoo.hub.address import is_hub_name, parse_address
 from rszoo.paths import busy_folder, cache_folder, downloads_folder, kept_archive, models_folder
 from rszoo.registry import PretrainedEntry, get_entry
 from rszoo.temporary import remove, temporary_path
@@ -42,18 +43,32 @@ _HUNG_S = 600
 
 
 def find_folder(model: str | os.PathLike[str]) -> ModelFolder:
-    """Return the model folder of a path, or of a registered name: the cached one, made now if need be.
+    """Return the model folder of a path or of a name: a registered one's or one's on the Hub, fetched now if need be.
+
+    Of a registered name: the cached one, that of the repository the manifest pins, or the published archive converted.
 
     Raises:
         UnknownModelError, SourceNotFoundError: there is no such model or folder.
         NetworkError: its archive must be downloaded and cannot be.
+        HubError: the Hub does not have it, or does not give it.
         IntegrityError: what was downloaded is not the archive that is known.
         OutputError: the cache cannot be written.
     """
-    if not isinstance(model, str) or looks_like_folder(model):
+    if not isinstance(model, str):
+        return read_folder(model)
+    if is_hub_name(model):
+        from rszoo.hub.pull import find_model
+
+        return find_model(parse_address(model)).fetch_weights()
+    if looks_like_folder(model):
         return read_folder(model)
     entry = get_entry(model)
-    return find_cached(entry) or fill_cache(entry)
+    if (found := find_cached(entry)) or entry.converted.hub is None:
+        return found or fill_cache(entry)
+    from rszoo.hub.pull import find_pinned
+
+    pinned = find_pinned(entry)
+    return fill_cache(entry) if pinned is None else pinned.fetch_weights(entry.converted.sha256)
 
 
 def find_cached(entry: PretrainedEntry, weights: WeightSet = "ema") -> ModelFolder | None:
@@ -159,13 +174,33 @@ def copy_cached(folder: ModelFolder) -> ModelFolder:
     Raises:
         OSError: this cache cannot be written.
     """
+    return _copy(folder.path.name, lambda scratch: shutil.copytree(folder.path, scratch, dirs_exist_ok=True))
+
+
+def copy_pinned(entry: PretrainedEntry) -> ModelFolder | None:
+    """Put a model of the repository and commit that the manifest pins into this cache; None if it cannot be had.
+
+    Raises:
+        OSError: this cache cannot be written.
+    """
+    if entry.converted.hub is None or entry.converted.sha256 is None:
+        return None
+    from rszoo.hub.pull import copy_model, find_pinned
+
+    model, sha256 = find_pinned(entry), entry.converted.sha256
+    if model is None:
+        return None
+    return _copy(f"{entry.name}-ema-{sha256[:HASH_DIGITS]}", lambda scratch: copy_model(model, scratch, sha256))
+
+
+def _copy(name: str, fill: Callable[[Path], object]) -> ModelFolder:
     from converters.staging import write_through
 
-    models_folder().mkdir(parents=True, exist_ok=True)
-    target = models_folder() / folder.path.name
+    target = models_folder() / name
     scratch = temporary_path(target)
+    scratch.mkdir(parents=True)
     try:
-        shutil.copytree(folder.path, scratch)
+        fill(scratch)
         write_through(scratch)
         _put_in_place(scratch, target)
     finally:

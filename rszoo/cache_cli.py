@@ -35,10 +35,10 @@ def prefetch(
 ) -> None:
     """Download and convert models, for later use without a network."""
     from rszoo.cache import find_cached
-    from rszoo.registry import get_entry
+    from rszoo.registry import get_entry, names_of
     from rszoo.trust import read_record, remember
 
-    names = list(dict.fromkeys(name for pattern in patterns for name in _matching(pattern)))
+    names = list(dict.fromkeys(name for pattern in patterns for name in names_of(pattern)))
     here = {name: (find_cached(get_entry(name), weights.value), read_record(name)) for name in names}
     if output is not None:
         if not output.name:
@@ -74,12 +74,14 @@ def prefetch(
 
 def _fetch(name: str, known: ModelFolder | None, weights: WeightsChoice, keep_archive: bool) -> ModelFolder:
     """Return the model folder in the cache: found, copied from `known` of another cache, or made."""
-    from rszoo.cache import copy_cached, fill_cache, find_cached
+    from rszoo.cache import copy_cached, copy_pinned, fill_cache, find_cached
     from rszoo.paths import kept_archive
     from rszoo.registry import get_entry
 
     entry = get_entry(name)
     found = find_cached(entry, weights.value) or (copy_cached(known) if known else None)
+    if found is None and weights is WeightsChoice.ema and not keep_archive:
+        found = copy_pinned(entry)
     if found is None:
         return fill_cache(entry, weights.value, keep_archive=keep_archive)
     if keep_archive and entry.source.url and not kept_archive(entry.source.url, name).is_file():
@@ -193,12 +195,6 @@ def manifest_pin(
         print(f"{name}: {', '.join(facts)}")
     if not pinned:
         print(f"{manifest} is unchanged: no recorded hash that it lacks")
-
-
-def _matching(pattern: str) -> list[str]:
-    from rszoo.registry import get_entry, list_models
-
-    return list_models(pattern) if set(pattern) & set("*?[") else [get_entry(pattern).name]
 
 
 def _since(name: str, records: Mapping[str, Record]) -> str:

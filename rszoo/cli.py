@@ -12,6 +12,7 @@ import typer
 from rszoo.cache_cli import cache_app, manifest_app, prefetch
 from rszoo.console import Json, examples, load_frameworks, new_app, print_json, run, table
 from rszoo.errors import SourceNotFoundError, UsageError, VerificationError
+from rszoo.hub.cli import publish, pull, push
 
 
 class FrameworkChoice(StrEnum):
@@ -45,24 +46,40 @@ def list_command(
     print(table(rows))
 
 
-@app.command(epilog=examples("rszoo info resnet-rs-152-i224", "rszoo info my-model --tensors --json"))
+@app.command(
+    epilog=examples(
+        "rszoo info resnet-rs-152-i224", "rszoo info hf-hub:me/mine --json", "rszoo info my-model --tensors"
+    )
+)
 def info(
-    model: Annotated[str, typer.Argument(help="Model folder or registered name; with --tensors also a URL or file.")],
+    model: Annotated[
+        str, typer.Argument(help="Model folder, registered name or hf-hub:OWNER/NAME; with --tensors a URL or file.")
+    ],
     tensors: Annotated[
         bool, typer.Option("--tensors", help="List the weights' tensors; of a URL only the header is fetched.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what is known of a registered model or a model folder."""
+    """Show what is known of a registered model, a model folder, or a model on the Hub."""
     from rszoo.folder import looks_like_folder, read_folder
+    from rszoo.hub.address import is_hub_name, parse_address
+    from rszoo.hub.describe import describe_hub_model
     from rszoo.registry import get_entry
 
     if tensors:
         _show_tensors(describe_tensors(model), as_json)
         return
+    if is_hub_name(model):
+        _show_facts(describe_hub_model(parse_address(model)), as_json)
+        return
     if "://" in model:
         raise UsageError(f"of a URL only the tensors can be shown: rszoo info --tensors {model}")
-    facts = describe_folder(read_folder(model)) if looks_like_folder(model) else describe_entry(get_entry(model))
+    _show_facts(
+        describe_folder(read_folder(model)) if looks_like_folder(model) else describe_entry(get_entry(model)), as_json
+    )
+
+
+def _show_facts(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
@@ -141,6 +158,13 @@ def demo(
 app.command(epilog=examples('rszoo prefetch "*-i256"', "rszoo prefetch resnet-rs-50-i160 --output for-the-cluster"))(
     prefetch
 )
+app.command(
+    epilog=examples("rszoo push my-model me/resnet-rs-152-i256 --dry-run", "rszoo push my-model me/mine --private")
+)(push)
+app.command(epilog=examples('rszoo publish "resnet-rs-*" --to my-org', "rszoo publish resnet-rs-demo --to me --raw"))(
+    publish
+)
+app.command(epilog=examples("rszoo pull hf-hub:me/mine", "rszoo pull me/mine@main --output my-model"))(pull)
 app.add_typer(cache_app, name="cache")
 app.add_typer(manifest_app, name="manifest")
 
@@ -184,11 +208,12 @@ def describe_tensors(model: str) -> dict[str, Any]:
     from rszoo.cache import find_cached
     from rszoo.endpoints import is_url, public_url
     from rszoo.folder import looks_like_folder
+    from rszoo.hub.address import is_hub_name
     from rszoo.registry import get_entry
     from rszoo.weights import load_weights
 
     opened: Any = model
-    if not looks_like_folder(model) and not Path(model).is_file():
+    if not is_hub_name(model) and not looks_like_folder(model) and not Path(model).is_file():
         entry = get_entry(model)
         folder = find_cached(entry)
         if folder is None:

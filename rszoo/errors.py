@@ -86,6 +86,10 @@ class NetworkError(RszooError, ConnectionError):
     exit_code = 4
 
 
+class HubError(NetworkError):
+    """The Hugging Face Hub does not know, does not allow, or could not do what was asked of it."""
+
+
 class OutputError(RszooError, OSError):
     """A result that cannot be written: it exists already, or the disk is full or read-only."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +19,9 @@ import numpy as np
 from rszoo.cache import find_folder
 from rszoo.config import ArchConfig
 from rszoo.errors import MissingPackageError, UsageError, nearest
-from rszoo.folder import ModelFolder, looks_like_folder
-from rszoo.models.adapt import adapt_weights
+from rszoo.folder import ModelConfig, looks_like_folder
+from rszoo.hub.address import is_hub_name, parse_address
+from rszoo.models.adapt import adapt_weights, needed_tensors
 from rszoo.models.devices import check_device, keras_scope
 from rszoo.models.features import FeatureInfo, choose_features
 from rszoo.names import keras_name, to_tf_layout, torch_name
@@ -33,6 +34,8 @@ from rszoo.weights import Weights, check_header
 if TYPE_CHECKING:
     import torch
 
+    from rszoo.remote_weights import RemoteFile
+
 Framework = Literal["torch", "keras"]
 
 _FRAMEWORKS = ("torch", "keras")
@@ -44,14 +47,31 @@ _KERAS_DTYPES = (*_DTYPES, "mixed_float16", "mixed_bfloat16")
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be built: architecture and weights as stored, and as wanted. `file` is None for random weights."""
+    """What is to be built: architecture and weights as stored, and as wanted. `file` is None for random weights.
 
-    file: Path | None
+    It is remote if only a part of it is needed, `needed` of it by state dict key.
+    """
+
+    file: Path | RemoteFile | None
     stored: ArchConfig
     wanted: ArchConfig
     features: FeatureInfo | None
+    needed: list[str]
     dtype: str | None
     device: str | None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a name stands for. `open`: the tensors that are needed in, the file that has them out, None for no weights.
+
+    `origin` is what the weights' folder says of them.
+    """
+
+    arch: ArchConfig
+    preprocessing: Preprocessing | None
+    origin: ModelConfig | None
+    open: Callable[[Collection[str]], Path | RemoteFile | None]
 
 
 def create(
@@ -68,10 +88,14 @@ def create(
 ) -> Any:
     """Build a model: a `torch.nn.Module` or a `keras.Model`, in evaluation mode if it has weights.
 
+    Its `config` is the `ArchConfig`, `preprocessing` what images go through, and `origin` the `ModelConfig` of the
+    folder that it came from, or None.
+
     Args:
-        model: a registered name (`resnet-rs-152` means its largest resolution), a model folder, whose weights are
-            always loaded, or an `ArchConfig`.
-        pretrained: for a registered name, load its EMA weights; converted into the cache on first use.
+        model: a registered name (`resnet-rs-152` means its largest resolution), a model on the Hugging Face Hub
+            (`hf-hub:OWNER/NAME[@REVISION]`), a model folder, whose weights are always loaded, or an `ArchConfig`.
+        pretrained: load the weights: of a registered name the averaged ones, converted into the cache on first use; of
+            a repository those in `model.safetensors`, or in the file named behind it (`hf-hub:OWNER/NAME/FILE`).
         framework: "torch" (input NCHW) or "keras" (input NHWC, whatever backend Keras is set to).
         num_classes: another number than the weights' keeps the backbone and starts a new head, with a warning.
         in_chans: another number than the weights' adapts the first convolution: summed over RGB for 1, else RGB's
@@ -87,6 +111,7 @@ def create(
 
     Raises:
         UnknownModelError, SourceNotFoundError: there is no such model or folder.
+        HubError: the Hub does not have it, or does not give it.
         WeightsError: the folder's weights are missing, damaged, or of another architecture.
         UsageError, ConfigError: an argument is not allowed.
         MissingPackageError: the framework is not installed.
@@ -104,18 +129,25 @@ def create(
     module = import_model_module(framework)
     if device is not None:
         check_device(framework, str(device), dtype_name)
-    folder, stored, settings = _resolve(model, pretrained)
+    found = _resolve(model, pretrained)
+    stored = found.arch
     wanted = replace(
         stored,
         num_classes=stored.num_classes if num_classes is None else num_classes,
         in_chans=stored.in_chans if in_chans is None else in_chans,
     )
     features = None if indices is None else FeatureInfo(wanted, indices)
-    path = None if folder is None else folder.weights_path
-    plan = _Plan(path, stored, wanted, features, dtype_name, None if device is None else str(device))
+    needed = needed_tensors(stored, wanted, features)
+    plan = _Plan(
+        found.open(needed), stored, wanted, features, needed, dtype_name, None if device is None else str(device)
+    )
     built = _create_torch(module, plan) if framework == "torch" else _create_keras(module, plan)
-    if settings is not None:
-        built.preprocessing = settings
+    # What saving the model will need. PyTorch's has its config already.
+    if framework == "keras":
+        built.config = wanted
+    built.origin = found.origin
+    if found.preprocessing is not None:
+        built.preprocessing = found.preprocessing
     return built
 
 
@@ -162,18 +194,24 @@ class _KerasView(Mapping[tuple[str, str], np.ndarray]):
         return len(self._specs)
 
 
-def _resolve(
-    model: str | os.PathLike[str] | ArchConfig, pretrained: bool
-) -> tuple[ModelFolder | None, ArchConfig, Preprocessing | None]:
+def _resolve(model: str | os.PathLike[str] | ArchConfig, pretrained: bool) -> _Found:
     if isinstance(model, ArchConfig):
         if pretrained:
             raise UsageError("an ArchConfig has no pretrained weights; give a registered name or a model folder")
-        return None, model, None
+        return _Found(model, None, None, lambda _: None)
+    if isinstance(model, str) and is_hub_name(model):
+        from rszoo.hub.pull import find_model
+
+        hub = find_model(parse_address(model))
+        origin = hub.config if pretrained else None
+        return _Found(
+            hub.config.arch, hub.config.preprocessing, origin, hub.open_weights if pretrained else lambda _: None
+        )
     if pretrained or not isinstance(model, str) or looks_like_folder(model):
         folder = find_folder(model)
-        return folder, folder.config.arch, folder.preprocessing
+        return _Found(folder.config.arch, folder.preprocessing, folder.config, lambda _: folder.weights_path)
     entry = get_entry(model)
-    return None, entry.arch, entry.preprocessing
+    return _Found(entry.arch, entry.preprocessing, None, lambda _: None)
 
 
 def _dtype_name(dtype: str | torch.dtype, framework: Framework) -> str:
@@ -196,7 +234,8 @@ def _create_torch(module: Any, plan: _Plan) -> Any:
         return model
     # The file is mapped only if its pages become the weights: others would count as memory beside the converted ones.
     mapped = dtype in (None, torch.float32) and (device is None or device.type == "cpu")
-    with Weights(LocalFile(plan.file, "all" if mapped else "copies"), "torch") as weights:
+    file = LocalFile(plan.file, "all" if mapped else "copies") if isinstance(plan.file, Path) else plan.file
+    with Weights(file, "torch") as weights:
         module.assign_weights(model, _fitted(weights, plan), dtype, device)
     return model.eval()
 
@@ -206,7 +245,7 @@ def _create_keras(module: Any, plan: _Plan) -> Any:
         if plan.file is None:
             return module.build_model(plan.wanted, None, plan.features)
         # Not mapped: Keras copies each tensor, and pages of the file would count as memory beside the copies.
-        with Weights(LocalFile(plan.file, "copies")) as weights:
+        with Weights(LocalFile(plan.file, "copies") if isinstance(plan.file, Path) else plan.file) as weights:
             tensors = keras_weights(_fitted(weights, plan), plan.wanted)
             return module.build_model(plan.wanted, tensors, plan.features)
 
@@ -214,4 +253,6 @@ def _create_keras(module: Any, plan: _Plan) -> Any:
 def _fitted(weights: Weights, plan: _Plan) -> Mapping[str, Any]:
     """Check the weights against the architecture, and return them as the wanted model needs them."""
     check_header(weights, plan.stored)
-    return adapt_weights(weights, plan.stored, plan.wanted)
+    # Of a remote file all at once: what neighbours there comes in one request.
+    tensors = weights if isinstance(plan.file, Path) else weights.load(plan.needed)
+    return adapt_weights(tensors, plan.stored, plan.wanted)

@@ -1,8 +1,8 @@
 """The model folder: architecture, weights and preprocessing as one unit on disk.
 
-`config.json` (everything of rszoo's under the one top-level key `rszoo`, so that timm's and Keras's keys can stand
-beside it), `model.safetensors` (float32, timm's keys, OIHW), `conversion.json` (the account of the conversion) and,
-once checked, `verification.json`.
+`config.json` (everything of rszoo's under the top-level key `rszoo`; beside it timm's keys, and on the Hub Keras's),
+`model.safetensors` (float32, timm's keys, OIHW), `conversion.json` (the account of the conversion) and, once checked,
+`verification.json`. A repository on the Hub is such a folder too, with a few files more.
 """
 
 from __future__ import annotations
@@ -21,14 +21,28 @@ from rszoo.endpoints import is_url, public_url
 from rszoo.errors import ConfigError, SourceNotFoundError, WeightsError
 from rszoo.paths import expand_user
 from rszoo.preprocessing import Preprocessing
+from rszoo.timm_config import parse_timm_config, timm_keys
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CONVERSION = "conversion.json"
 VERIFICATION = "verification.json"
+EVALUATION = "evaluation.json"
+#: What only a folder on the Hub has: plain weights beside the averaged ones, with their account and outcome of checks;
+#: Keras's weights; the card and its picture.
+RAW_WEIGHTS = "model.raw.safetensors"
+RAW_CONVERSION = "conversion.raw.json"
+RAW_VERIFICATION = "verification.raw.json"
+KERAS_WEIGHTS = "model.weights.h5"
+CARD = "README.md"
+PLOT = "family.png"
+#: The top-level keys of `config.json` that are Keras's.
+KERAS_KEYS = ("module", "class_name", "config", "registered_name", "build_config", "compile_config")
 
 #: Which of a checkpoint's sets: averaged, as published, or plain.
 WeightSet = Literal["ema", "raw"]
+#: The same, or weights that somebody trained with rszoo's model.
+WeightKind = Literal["ema", "raw", "trained"]
 
 _FORMAT_VERSION = 1
 
@@ -37,7 +51,7 @@ _FORMAT_VERSION = 1
 class ModelConfig:
     """What `config.json` says: the pair's name or the architecture's label, and all that is needed to run it.
 
-    `weights` is "ema" or "raw". `pair` is the registry's name, or None for a network of the user's own.
+    `pair` is the registry's name, or None for a network of the user's own.
     """
 
     title: str
@@ -45,7 +59,7 @@ class ModelConfig:
     arch: ArchConfig
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None
-    weights: WeightSet
+    weights: WeightKind
 
     def to_json(self) -> str:
         """Return the text of `config.json`."""
@@ -58,7 +72,9 @@ class ModelConfig:
             "preprocessing": dataclasses.asdict(self.preprocessing),
             "labels": self.labels,
         }
-        return json.dumps({"rszoo": facts}, indent=1) + "\n"
+        keys = timm_keys(self.arch, self.preprocessing, self.labels)
+        # rszoo's come first, so that the head of a long file is enough to read them.
+        return json.dumps({"rszoo": facts, **keys}, indent=1) + "\n"
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,7 @@ class ModelFolder:
 
     path: Path
     config: ModelConfig
+    weights_file: str = WEIGHTS
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -75,14 +92,16 @@ class ModelFolder:
 
     @property
     def weights_path(self) -> Path:
-        """Path of `model.safetensors`.
+        """Path of the weights file.
 
         Raises:
             WeightsError: the file is missing.
         """
-        path = self.path / WEIGHTS
+        path = self.path / self.weights_file
         if not path.is_file():
-            raise WeightsError(f"{self.path} has no {WEIGHTS}; convert again with `rszoo-convert --overwrite`")
+            raise WeightsError(
+                f"{self.path} has no {self.weights_file}; convert again with `rszoo-convert --overwrite`"
+            )
         return path
 
 
@@ -108,11 +127,31 @@ def read_folder(path: str | os.PathLike[str]) -> ModelFolder:
     if not os.path.isfile(config_path):
         what = "is not a model folder (it has no config.json)" if os.path.exists(folder) else "does not exist"
         raise SourceNotFoundError(f"{folder} {what}; make one with `rszoo-convert --ckpt SOURCE --output {folder}`")
+    return ModelFolder(folder, parse_config(config_path.read_text(encoding="utf-8"), str(config_path)))
+
+
+def parse_config(text: str, label: str) -> ModelConfig:
+    """Return what the text of a `config.json` says: rszoo's keys, or timm's where there are none of rszoo's.
+
+    `label` names the file in error texts, and the model if timm's keys are all that is there.
+
+    Raises:
+        ConfigError: it is damaged, of another version, or of a network that is not a ResNet-RS.
+    """
     try:
-        facts = json.loads(config_path.read_text(encoding="utf-8"))["rszoo"]
-        return ModelFolder(folder, _parse(facts))
+        keys = json.loads(text)
+        if "rszoo" not in keys and "architecture" in keys:
+            arch, preprocessing, labels = parse_timm_config(keys)
+            return ModelConfig(label, None, arch, preprocessing, labels, "ema")
+        return _parse(keys["rszoo"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{config_path} is damaged or not rszoo's: {error}") from error
+        raise ConfigError(f"{label} is damaged or not a ResNet-RS's: {error}") from error
+
+
+def config_sha256(text: str) -> str:
+    """Return the SHA-256, in hex, of what a `config.json` says, but for Keras's keys, which only the Hub's has."""
+    keys = {key: value for key, value in json.loads(text).items() if key not in KERAS_KEYS}
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
 
 
 def find_damage(path: Path) -> str | None:
@@ -120,8 +159,9 @@ def find_damage(path: Path) -> str | None:
     try:
         account = json.loads((path / CONVERSION).read_text(encoding="utf-8"))["result"]
         recorded = {CONFIG: account["config_sha256"], WEIGHTS: account["sha256"]}
-        found = {name: sha256_of(path / name) for name in recorded}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        config = (path / CONFIG).read_text(encoding="utf-8")
+        found = {CONFIG: config_sha256(config), WEIGHTS: sha256_of(path / WEIGHTS)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{CONVERSION} or another file is missing or damaged ({error})"
     for name, sha256 in found.items():
         if sha256 != recorded[name]:
@@ -139,8 +179,8 @@ def _parse(facts: dict[str, Any]) -> ModelConfig:
     if facts["format_version"] != _FORMAT_VERSION:
         raise ConfigError(f"format_version {facts['format_version']!r}, this rszoo reads {_FORMAT_VERSION}")
     labels, arch = facts["labels"], ArchConfig.from_dict(facts["arch"])
-    if facts["weights"] not in get_args(WeightSet):
-        raise ConfigError(f"weights must be ema or raw, received {facts['weights']!r}")
+    if facts["weights"] not in get_args(WeightKind):
+        raise ConfigError(f"weights must be {', '.join(get_args(WeightKind))}; received {facts['weights']!r}")
     if not isinstance(facts["title"], str) or not isinstance(facts["pair"], (str, NoneType)):
         raise ConfigError("title must be a text, and pair a registered name or null")
     if labels is not None and (not isinstance(labels, list) or len(labels) != arch.num_classes):

@@ -95,6 +95,11 @@ def keras_names(torch_names: Iterable[str]) -> dict[str, tuple[str, Kind]]:
     return {key: ("/".join(keras_name(known[key])), known[key].kind) for key in keys if key in known}
 
 
+def is_counter(torch_key: str) -> bool:
+    """Whether a PyTorch key is a batch normalization's count of batches: not a weight, and no checkpoint has it."""
+    return torch_key.endswith(".num_batches_tracked")
+
+
 def torch_shape(spec: TensorSpec) -> tuple[int, ...]:
     """Return the spec's shape in PyTorch's layout (OIHW; out x in)."""
     axes = _TO_TORCH_AXES.get(spec.kind)

@@ -77,3 +77,8 @@ def record_path(name: str) -> Path:
 def busy_folder() -> Path:
     """Return where the files are that a process locks while it makes a model."""
     return cache_folder() / "busy"
+
+
+def checked_folder() -> Path:
+    """Return where it is noted of files in the Hub's cache that their hash was found right."""
+    return cache_folder() / "checked"

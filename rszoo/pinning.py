@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rszoo.errors import ConfigError, IntegrityError, OutputError, SourceNotFoundError
-from rszoo.registry import parse_manifest
+from rszoo.registry import Converted, parse_manifest
 from rszoo.temporary import write_whole
 from rszoo.trust import Record, read_record
 
@@ -27,25 +29,51 @@ def pin_manifest(path: Path) -> dict[str, list[str]]:
         IntegrityError: the manifest has other hashes than were recorded; nothing is written.
         OutputError: it cannot be written.
     """
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        parse_manifest(manifest)
-    except FileNotFoundError as error:
-        raise SourceNotFoundError(f"no manifest at {path}; give the path of a weights_manifest.json") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not a weights manifest: {error}") from error
+    manifest = read_manifest(path)
     pinned = {}
     for model in manifest["models"]:
         record = read_record(model["name"])
         if record is not None and (facts := _pin(model, record, path)):
             pinned[model["name"]] = facts
     if pinned:
-        parse_manifest(manifest)
-        try:
-            write_whole(path, _to_text(manifest))
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        _write(manifest, path)
     return pinned
+
+
+def pin_converted(path: Path, converted: Mapping[str, Converted]) -> None:
+    """Write into a manifest, by model, where its converted weights were published; what was there is replaced.
+
+    Raises as `pin_manifest`.
+    """
+    manifest = read_manifest(path)
+    for model in manifest["models"]:
+        if found := converted.get(model["name"]):
+            model["converted"] = dataclasses.asdict(found)
+    _write(manifest, path)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the JSON of a weights manifest that was found valid.
+
+    Raises:
+        SourceNotFoundError, ConfigError: there is none, or it is damaged.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        parse_manifest(manifest)
+    except FileNotFoundError as error:
+        raise SourceNotFoundError(f"no manifest at {path}; give the path of a weights_manifest.json") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not a weights manifest: {error}") from error
+    return manifest
+
+
+def _write(manifest: dict[str, Any], path: Path) -> None:
+    parse_manifest(manifest)
+    try:
+        write_whole(path, _to_text(manifest))
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _pin(model: dict[str, Any], record: Record, path: Path) -> list[str]:

@@ -50,11 +50,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Published:
-    """Figures of the publisher, not measured here: top-1 in percent, time of one training step on V100 and TPUv3."""
+    """Figures of others, not measured here: the publisher's top-1 in percent and times of one training step.
+
+    `timm_top1`: of the same weights at the same size with timm's transform, in percent, from timm's
+    results-imagenet.csv; None where timm has no such result.
+    """
 
     top1: float
     v100_latency_s: float | None = None
     tpuv3_latency_ms: float | None = None
+    timm_top1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,27 @@ class GoldenImage:
 
 
 @dataclass(frozen=True)
+class HubPin:
+    """A repository on the Hugging Face Hub and the commit of it, 40 hex digits, that holds a model."""
+
+    repo: str
+    commit: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo) or not re.fullmatch("[0-9a-f]{40}", self.commit):
+            raise ConfigError(f"hub needs repo OWNER/NAME and a commit of 40 hex digits, received {self}")
+
+
+@dataclass(frozen=True)
 class Converted:
-    """Converted weights: SHA-256 of `model.safetensors`, and its place on the Hub; None until somebody publishes."""
+    """Converted weights: SHA-256 of `model.safetensors`, and their place on the Hub; None until somebody publishes."""
 
     sha256: str | None = None
-    hub: str | None = None
+    hub: HubPin | None = None
+
+    def __post_init__(self) -> None:
+        if self.hub is not None and self.sha256 is None:
+            raise ConfigError("hub needs sha256 beside it: what is there could not be checked")
 
 
 @dataclass(frozen=True)
@@ -122,6 +143,15 @@ def list_models(pattern: str = "*") -> list[str]:
         likely = nearest(pattern, _entries()) or list(_entries())[:3]
         raise UnknownModelError(f"no model matches {pattern!r}; there are: {', '.join(likely)}. Run `rszoo list`.")
     return names
+
+
+def names_of(pattern: str) -> list[str]:
+    """Return the registered names that a user means by a shell pattern, or by one name or alias.
+
+    Raises:
+        UnknownModelError: there is none.
+    """
+    return list_models(pattern) if set(pattern) & set("*?[") else [get_entry(pattern).name]
 
 
 def get_entry(name: str) -> PretrainedEntry:
@@ -209,13 +239,18 @@ def _parse_entry(record: Mapping[str, Any], family: Mapping[str, Any]) -> Pretra
         published=_build(Published, record["published"]),
         golden=golden,
         golden_image=_build(GoldenImage, family["golden_image"]),
-        converted=_build(Converted, record["converted"]),
+        converted=_build_converted(record["converted"]),
         license=family["license"],
         paper=family["paper"],
         code=family["code"],
         dataset=family["dataset"],
         config_url=record["config_url"],
     )
+
+
+def _build_converted(values: Mapping[str, Any]) -> Converted:
+    converted: Converted = _build(Converted, {**values, "hub": None})
+    return dataclasses.replace(converted, hub=_build(HubPin, values.get("hub")))
 
 
 def _build(cls: type[_T], values: Mapping[str, Any] | None) -> Any:

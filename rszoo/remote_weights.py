@@ -7,6 +7,7 @@ version of the object.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,14 +23,17 @@ from rszoo.transport import fetch_range, new_session
 class RemoteFile:
     """A safetensors file behind a URL, or in the folder behind it; read by ranges, nothing is kept.
 
+    `headers` go with each request, such as a login; requests does not send that to where another host redirects to.
+
     Raises:
         NetworkError: it cannot be had, its server has no ranges, or it changed between two requests.
         WeightsError: it is damaged or not a safetensors file.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         self.url = file_url(url)
         self._session = new_session()
+        self._session.headers.update(headers or {})
         prefix, self._version = fetch_range(self._session, self.url, 0, LENGTH_BYTES, None)
         size = self._version.size
         if size is None:

@@ -126,6 +126,21 @@ def fetch_range(
             patience.endure(error)
 
 
+def read_start(session: requests.Session, url: str, size: int) -> bytes:
+    """Return the first `size` bytes of an object, fewer if it has no more; its server need not have ranges.
+
+    Raises:
+        NetworkError: it cannot be had.
+    """
+    patience = Patience()
+    while True:
+        try:
+            with open_range(session, url, 0, size) as opened:
+                return opened.read(size)
+        except TransientError as error:
+            patience.endure(error)
+
+
 def _read_all(opened: Opened, url: str, start: int, stop: int, version: Version | None) -> tuple[bytes, Version]:
     if version is not None:
         version.check_same(opened.version, url)

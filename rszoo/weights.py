@@ -18,7 +18,8 @@ from rszoo.cache import find_folder
 from rszoo.config import ArchConfig
 from rszoo.endpoints import is_url
 from rszoo.errors import SourceNotFoundError, UsageError, WeightsError, nearest, summarize
-from rszoo.names import keras_names, tf_axes, torch_name, torch_shape
+from rszoo.hub.address import is_hub_name, parse_address
+from rszoo.names import is_counter, keras_names, tf_axes, torch_name, torch_shape
 from rszoo.paths import expand_user
 from rszoo.tensor_file import LocalFile, TensorFacts, TensorFile
 from rszoo.tensor_slice import TensorSlice
@@ -124,7 +125,7 @@ class Weights(Mapping[str, Any]):
 
     def _rename(self) -> None:
         known = keras_names(self._header.names)
-        if unknown := [name for name in self._header.names if name not in known]:
+        if unknown := [name for name in self._header.names if name not in known and not is_counter(name)]:
             raise WeightsError(
                 f"{self._header.label} has {len(unknown)} tensors that are not a ResNet-RS's ({summarize(unknown)}); "
                 'only load_weights(..., framework="numpy") or "torch" reads such a file'
@@ -146,7 +147,7 @@ class Weights(Mapping[str, Any]):
         return iter(self._header.names if self._renamed is None else self._renamed)
 
     def __len__(self) -> int:
-        return len(self._header.names)
+        return len(self._header.names if self._renamed is None else self._renamed)
 
     def __enter__(self) -> Weights:
         return self
@@ -171,7 +172,8 @@ def load_weights(model: str | os.PathLike[str], framework: Layout = "numpy") -> 
 
     Args:
         model: a model folder, a registered model (converted on first use), a `.safetensors` file, or the URL of such
-            a file or folder, of which only the ranges are fetched that are asked for.
+            a file or folder, of which only the ranges are fetched that are asked for; so too of `hf-hub:OWNER/NAME`,
+            unless it is in the Hub's cache.
         framework: "numpy", "torch" or "keras", whose names, layout and tensors the mapping has. See `Weights`.
 
     Raises:
@@ -179,7 +181,7 @@ def load_weights(model: str | os.PathLike[str], framework: Layout = "numpy") -> 
         WeightsError: the weights are missing or damaged; for "keras", not a ResNet-RS's.
         UsageError: the framework is none of these.
         MissingPackageError: "torch" is not installed.
-        NetworkError: the URL, or the archive of a registered model, cannot be had.
+        NetworkError: the URL, or the archive of a registered model, cannot be had; HubError, if the Hub refuses.
     """
     if framework not in get_args(Layout):
         likely = nearest(str(framework), get_args(Layout)) or get_args(Layout)
@@ -190,6 +192,10 @@ def load_weights(model: str | os.PathLike[str], framework: Layout = "numpy") -> 
         from rszoo.remote_weights import RemoteFile
 
         return Weights(RemoteFile(str(model)), framework)
+    if is_hub_name(model):
+        from rszoo.hub.pull import open_hub_file
+
+        return Weights(open_hub_file(parse_address(str(model))), framework)
     path = expand_user(model)
     if path.suffix == ".safetensors" and not path.is_dir():
         if not path.is_file():
@@ -220,7 +226,7 @@ def check_header(source: Path | Weights, config: ArchConfig) -> None:
     actual = {name: weights.facts(name) for name in weights}
     problems = {
         "missing": [name for name in expected if name not in actual],
-        "unexpected": [name for name in actual if name not in expected],
+        "unexpected": [name for name in actual if name not in expected and not is_counter(name)],
         "misshapen": [
             f"{name} {facts.dtype} {facts.shape}"
             for name, facts in actual.items()

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from converters import parity
 from converters.convert import Identity, convert
 from rszoo.folder import ModelFolder, read_folder
+from tests.hub_server import HubServer, use_hub
 from tests.tf1 import TINY, Tf1Checkpoint, write_checkpoint
 
 # Before any framework is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+#: Tokens of the tests' Hub; the second may not write.
+ME, READER = "hf_me", "hf_reader"
 SHARED = Path(__file__).parent.parent.parent / "shared" / "fixtures"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run tests that take minutes")
     parser.addoption("--network", action="store_true", help="also run tests that download the published archives")
+    parser.addoption("--timm", action="store_true", help="also run timm's loaders, of the Python in RSZOO_TIMM_PYTHON")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for option in ("slow", "network"):
+    for option in ("slow", "network", "timm"):
         if not config.getoption(f"--{option}"):
             skip = pytest.mark.skip(reason=f"give --{option} to run it")
             for item in items:
@@ -48,6 +54,26 @@ def tiny_folder(tiny_checkpoint: Tf1Checkpoint, tmp_path_factory: pytest.TempPat
     output = tmp_path_factory.mktemp("converted") / "tiny"
     convert(str(tiny_checkpoint.archive), output, identity=Identity(image_size=64))
     return read_folder(output)
+
+
+@pytest.fixture(scope="session")
+def verified(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The demo's averaged and plain weights, converted and verified; not to be changed."""
+    folders = {}
+    for weights in ("ema", "raw"):
+        folders[weights] = tmp_path_factory.mktemp("verified") / weights
+        convert("resnet-rs-demo", folders[weights], weights=weights)
+        opened = read_folder(folders[weights])
+        parity.save_verification(opened, list(parity.verify(opened)))
+    return folders
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub on this machine, for this process: logged in as "me", with a cache of its own."""
+    with HubServer(users={"me": ME, "you": "hf_you"}, readers={"me": READER}, orgs={"acme": ["me"]}) as running:
+        use_hub(monkeypatch, running, tmp_path / "hub-home", ME)
+        yield running
 
 
 @pytest.fixture

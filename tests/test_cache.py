@@ -94,7 +94,12 @@ def damage_weights(folder: Path) -> None:
         (damage_weights, "model.safetensors has SHA-256"),
         (lambda folder: os.truncate(folder / "model.safetensors", 1000), "model.safetensors has SHA-256"),
         (lambda folder: (folder / "model.safetensors").unlink(), "missing or damaged"),
-        (lambda folder: (folder / "config.json").write_text((folder / "config.json").read_text() + " "), "config.json"),
+        (
+            lambda folder: (folder / "config.json").write_text(
+                (folder / "config.json").read_text().replace('"ema"', '"raw"')
+            ),
+            "config.json",
+        ),
         (lambda folder: (folder / "conversion.json").write_text("{"), "missing or damaged"),
     ],
     ids=["one bit", "truncated", "no weights", "config", "account"],

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rszoo.config import ArchConfig
+from rszoo.models.features import FeatureInfo
+from rszoo.names import torch_name
+from rszoo.tensors import iter_tensors
 
 _HEAD = ("fc.weight", "fc.bias")
 _STEM = "conv1.0.weight"
@@ -29,6 +32,13 @@ def adapt_weights(tensors: Mapping[str, Any], stored: ArchConfig, wanted: ArchCo
         changed[_STEM] = _adapt_stem(tensors[_STEM], wanted.in_chans)
         log.warning("first convolution adapted from %d to %d input channels", stored.in_chans, wanted.in_chans)
     return _Changed(tensors, changed, dropped) if changed or dropped else tensors
+
+
+def needed_tensors(stored: ArchConfig, wanted: ArchConfig, features: FeatureInfo | None) -> list[str]:
+    """Return the state dict keys of stored tensors that the wanted network takes over; `features`: its maps."""
+    specs = iter_tensors(wanted) if features is None else features.iter_tensors()
+    names = [torch_name(spec) for spec in specs]
+    return names if wanted.num_classes == stored.num_classes else [name for name in names if name not in _HEAD]
 
 
 class _Changed(Mapping[str, Any]):

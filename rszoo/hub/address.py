@@ -1,0 +1,76 @@
+"""Names of models on the Hugging Face Hub: what a user types in, repository, revision and file out.
+
+`hf-hub:OWNER/NAME`, as timm writes it, or `hf://OWNER/NAME`, as Keras and huggingface_hub do; then `@REVISION` (branch,
+tag, commit or `refs/pr/3`) and `/FILE`, of the repository's weights files the one that is meant.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from rszoo.errors import UsageError
+from rszoo.folder import WEIGHTS
+
+_PREFIXES = ("hf-hub:", "hf_hub:", "hf://")
+# huggingface_hub checks names itself, before it asks; this much tells the parts from each other.
+_PART = r"[A-Za-z0-9][\w.-]{0,95}"
+_ADDRESS = re.compile(
+    rf"(?P<repo>{_PART}/{_PART})(@(?P<revision>refs/(pr/\d+|convert/[\w.-]+)|[^@/\s]+))?(/(?P<file>[^@\s]+))?", re.ASCII
+)
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """Where weights lie on the Hub. `revision`: branch, tag or commit; None for the default branch."""
+
+    repo: str
+    revision: str | None = None
+    file: str = WEIGHTS
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it names a commit, whose content cannot change."""
+        return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
+
+    def __str__(self) -> str:
+        revision = "" if self.revision is None else f"@{self.revision}"
+        return f"hf-hub:{self.repo}{revision}" + (f"/{self.file}" if self.file != WEIGHTS else "")
+
+
+def is_hub_name(text: object) -> bool:
+    """Whether what a user gave names a model on the Hub."""
+    return isinstance(text, str) and text.lower().startswith(_PREFIXES)
+
+
+def parse_address(text: str) -> HubAddress:
+    """Take a model's name on the Hub apart.
+
+    Raises:
+        UsageError: it is not of the form `hf-hub:OWNER/NAME[@REVISION][/FILE.safetensors]`.
+    """
+    prefix = next((prefix for prefix in _PREFIXES if text.lower().startswith(prefix)), "")
+    match = _ADDRESS.fullmatch(text[len(prefix) :].strip("/"))
+    if match is None or not prefix:
+        raise UsageError(
+            f"{text!r} is not a model on the Hub; write hf-hub:OWNER/NAME, and if need be @REVISION behind it, such as "
+            "hf-hub:me/resnet-rs-152-i256@main"
+        )
+    file = match["file"] or WEIGHTS
+    if not file.endswith(".safetensors") or ".." in file.split("/"):
+        raise UsageError(f"{text!r} names the file {file!r}; weights are in .safetensors files, such as {WEIGHTS}")
+    return HubAddress(match["repo"], unquote(match["revision"]) if match["revision"] else None, file)
+
+
+def parse_repo(text: str) -> str:
+    """Return the repository that a user names to push to: `OWNER/NAME`, with or without `hf-hub:` before it.
+
+    Raises:
+        UsageError: it is none, or has more than owner and name.
+    """
+    address = parse_address(text if is_hub_name(text) else f"hf-hub:{text}")
+    if address != HubAddress(address.repo):
+        raise UsageError(f"give the repository alone, OWNER/NAME, received {text!r}; a branch goes to --revision")
+    return address.repo

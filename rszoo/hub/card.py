@@ -1,0 +1,56 @@
+"""The model card: the `README.md` of a repository on the Hub, made from the files that are pushed, never by hand.
+
+`card_facts.py` reads and cross-checks the files; `card_text.py`, `card_usage.py` and `card_figures.py` write the
+sections; here is the front matter that the Hub reads.
+"""
+
+from __future__ import annotations
+
+from rszoo.folder import KERAS_WEIGHTS
+from rszoo.hub import card_figures, card_text, card_usage
+from rszoo.hub.card_facts import CardFacts, Findings, gather
+from rszoo.hub.markdown import one_line
+
+__all__ = ["CardFacts", "make_card"]
+
+_GENERATED = "<!-- Written by rszoo from the files of this repository. The next push replaces it. -->"
+
+
+def make_card(facts: CardFacts) -> str:
+    """Return the text of the card. The same files give the same text.
+
+    Raises:
+        ConfigError: an account, a verification or an evaluation is damaged, or an evaluation is of other weights.
+        UnknownModelError: the folder is of a pair that this rszoo does not know.
+    """
+    findings = gather(facts)
+    sections = (
+        card_text.describe(findings),
+        card_usage.usage(findings),
+        card_text.architecture(findings),
+        card_figures.accuracy(findings),
+        card_text.preprocessing(findings),
+        card_figures.verification(findings),
+        card_text.source(findings),
+        card_text.labels(findings),
+        card_text.license_and_citation(findings),
+    )
+    return "\n\n".join([f"---\n{_front_matter(findings)}\n---\n{_GENERATED}", *sections]) + "\n"
+
+
+def _front_matter(findings: Findings) -> str:
+    from huggingface_hub import ModelCardData
+
+    config = findings.facts.folder.config
+    family, results = findings.family, card_figures.eval_results(findings)
+    frameworks = ["timm"] * findings.loads_in_timm + ["keras"] * (KERAS_WEIGHTS in findings.facts.files)
+    data = ModelCardData(
+        library_name="timm" if findings.loads_in_timm else "rszoo",
+        pipeline_tag="image-classification",
+        license=None if findings.entry is None else findings.entry.license.lower(),
+        datasets=None if family is None else [family.dataset_id],
+        tags=["rszoo", "resnet-rs", *frameworks, "safetensors", "image-classification"],
+        model_name=one_line(config.title) if results else None,
+        eval_results=results or None,
+    )
+    return str(data.to_yaml())

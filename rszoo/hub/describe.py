@@ -1,0 +1,86 @@
+"""What is known of a model on the Hub without its weights: facts, files and tensors, by header requests alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import replace
+from typing import Any
+
+from rszoo import __version__
+from rszoo.endpoints import check_online
+from rszoo.folder import CONFIG, RAW_VERIFICATION, RAW_WEIGHTS, VERIFICATION, ModelConfig, parse_config
+from rszoo.hub.address import HubAddress
+from rszoo.hub.failures import explained
+from rszoo.hub.pull import as_loaded, fetch_file, hub_headers, open_remote
+from rszoo.transport import new_session, read_start
+from rszoo.weights import Weights
+
+# rszoo's keys come first in `config.json`, and this much holds them with a thousand labels; Keras's behind them may be
+# megabytes.
+_HEAD_BYTES = 128 << 10
+
+
+def describe_hub_model(address: HubAddress) -> dict[str, Any]:
+    """Return what a repository says of a model as JSON values; of the weights only the header is fetched.
+
+    Raises:
+        HubError, NetworkError: there is no such model, or it cannot be had.
+        ConfigError, WeightsError: it is damaged, or not a ResNet-RS.
+    """
+    from huggingface_hub import HfApi
+
+    check_online(str(address))
+    with explained(f"look at {address}"):
+        api = HfApi(library_name="rszoo", library_version=__version__)
+        info = api.model_info(address.repo, revision=address.revision, files_metadata=True)
+    address = replace(address, revision=info.sha)
+    files = {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
+    config = as_loaded(_read_config(address), address)
+    record = RAW_VERIFICATION if address.file == RAW_WEIGHTS else VERIFICATION
+    with Weights(open_remote(address)) as weights:
+        return {
+            "repo": address.repo,
+            "commit": info.sha,
+            "private": bool(info.private),
+            "file": address.file,
+            "title": config.title,
+            "pair": config.pair,
+            "weights": config.weights,
+            "arch": config.arch.to_dict(),
+            "preprocessing": dataclasses.asdict(config.preprocessing),
+            "tensors": len(weights),
+            "bytes": weights.nbytes,
+            "metadata": weights.metadata,
+            "checks": _read_checks(address, record) if record in files else None,
+            "files": files,
+        }
+
+
+def _read_config(address: HubAddress) -> ModelConfig:
+    from huggingface_hub import hf_hub_url
+
+    session = new_session()
+    session.headers.update(hub_headers())
+    text = read_start(session, hf_hub_url(address.repo, CONFIG, revision=address.revision), _HEAD_BYTES).decode(
+        "utf-8", "ignore"
+    )
+    label = f"hf-hub:{address.repo}"
+    try:
+        # The value of the first key, if that is rszoo's.
+        head, _, rest = text.partition('"rszoo":')
+        if not head.strip(" \n{"):
+            facts, _ = json.JSONDecoder().raw_decode(rest.lstrip())
+            return parse_config(json.dumps({"rszoo": facts}), label)
+    except ValueError:
+        pass
+    return parse_config(fetch_file(address, CONFIG).read_text(encoding="utf-8"), label)
+
+
+def _read_checks(address: HubAddress, file: str) -> dict[str, str]:
+    """Return the outcome of each check that the repository tells of."""
+    try:
+        checks = json.loads(fetch_file(address, file).read_text(encoding="utf-8"))["checks"]
+        return {str(check["name"]): f"{check['status']}: {check['detail']}" for check in checks}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {file: "damaged"}

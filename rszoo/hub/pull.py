@@ -1,0 +1,256 @@
+"""Models from the Hugging Face Hub: an address in; a folder in the Hub's own cache, or ranges of a remote file, out.
+
+Files go to huggingface_hub's cache, where timm and others find them too; only those that are needed are fetched, all of
+one commit. A model that is named by its commit and is in the cache makes no request.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rszoo import __version__
+from rszoo.endpoints import offline_variable
+from rszoo.errors import HubError, IntegrityError, NetworkError, RszooError
+from rszoo.folder import (
+    CONFIG,
+    CONVERSION,
+    RAW_CONVERSION,
+    RAW_VERIFICATION,
+    RAW_WEIGHTS,
+    VERIFICATION,
+    WEIGHTS,
+    ModelConfig,
+    ModelFolder,
+    parse_config,
+    sha256_of,
+)
+from rszoo.hub.address import HubAddress
+from rszoo.hub.failures import explained, status_of
+from rszoo.names import torch_name
+from rszoo.paths import checked_folder
+from rszoo.registry import PretrainedEntry
+from rszoo.temporary import write_whole
+from rszoo.tensors import iter_tensors
+from rszoo.timm_config import timm_lineage
+
+if TYPE_CHECKING:
+    from rszoo.remote_weights import RemoteFile
+
+# Of a file that is needed nearly whole, all is fetched and kept: by ranges the next process would fetch it again.
+_NEARLY_WHOLE = 0.9
+
+log = logging.getLogger("rszoo")
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model on the Hub whose `config.json` was read. `address` has the commit; `folder` is that commit's cache."""
+
+    address: HubAddress
+    folder: Path
+    config: ModelConfig
+
+    def fetch_weights(self, sha256: str | None = None) -> ModelFolder:
+        """Return the model folder in the Hub's cache, with the weights file, fetched if need be and checked.
+
+        Args:
+            sha256: what the weights file must be, in hex; else what the Hub says it is.
+
+        Raises:
+            HubError, NetworkError: it is not in the cache and cannot be had.
+            IntegrityError: the file is not the one that it should be.
+        """
+        _check_weights(fetch_file(self.address, self.address.file), self.address, sha256)
+        return ModelFolder(self.folder, self.config, self.address.file)
+
+    def open_weights(self, needed: Collection[str]) -> Path | RemoteFile:
+        """Return the weights file in the cache; or, if it is not there and much of it is not needed, the remote one.
+
+        `needed`: tensors by state dict key. Raises as `fetch_weights`.
+        """
+        sizes = {torch_name(spec): spec.size for spec in iter_tensors(self.config.arch)}
+        much = sum(sizes[name] for name in needed if name in sizes) > _NEARLY_WHOLE * sum(sizes.values())
+        if much or offline_variable() or _cached(self.address, self.address.file):
+            return self.fetch_weights().weights_path
+        return open_remote(self.address)
+
+
+def copy_model(model: HubModel, folder: Path, sha256: str | None = None) -> None:
+    """Put a model of the Hub into an empty folder, as a model folder like a conversion makes: weights, account, checks.
+
+    Raises as `HubModel.fetch_weights`, and OSError if the folder cannot be written.
+    """
+    raw = model.address.file == RAW_WEIGHTS
+    shutil.copyfile(model.fetch_weights(sha256).weights_path, folder / WEIGHTS)
+    config = (model.folder / CONFIG).read_text(encoding="utf-8")
+    (folder / CONFIG).write_text(model.config.to_json() if raw else config, encoding="utf-8")
+    for name, stored in ((CONVERSION, RAW_CONVERSION), (VERIFICATION, RAW_VERIFICATION)):
+        # timm's own repositories have neither, and a model that was pushed with --force may lack the latter.
+        with suppress(HubError):
+            shutil.copyfile(fetch_file(model.address, stored if raw else name), folder / name)
+
+
+def find_model(address: HubAddress) -> HubModel:
+    """Read the `config.json` of a model on the Hub.
+
+    Raises:
+        HubError, NetworkError: there is no such repository, revision or file, or it cannot be had.
+        ConfigError: its `config.json` is not that of a ResNet-RS.
+    """
+    path = fetch_file(address, CONFIG)
+    config = parse_config(path.read_text(encoding="utf-8"), f"hf-hub:{address.repo}")
+    if lineage := timm_lineage(address.repo):
+        log.warning("%s: %s; parity with the original graph was not checked by rszoo", address.repo, lineage)
+    return HubModel(replace(address, revision=path.parent.name), path.parent, as_loaded(config, address))
+
+
+def as_loaded(config: ModelConfig, address: HubAddress) -> ModelConfig:
+    """Return what a repository's config says of the file that is meant; timm's own are marked as what they are."""
+    if lineage := timm_lineage(address.repo):
+        config = replace(config, title=f"{address.repo} ({lineage})")
+    return replace(config, weights="raw") if address.file == RAW_WEIGHTS else config
+
+
+def find_pinned(entry: PretrainedEntry) -> HubModel | None:
+    """Return a registered model of the repository and commit that the manifest names, its weights fetched and checked.
+
+    None if it names none, or they cannot be had: then there is the published archive.
+    """
+    pin = entry.converted.hub
+    if pin is None:
+        return None
+    try:
+        model = find_model(HubAddress(pin.repo, pin.commit))
+        if model.config.pair != entry.name:
+            raise IntegrityError(f"it holds {model.config.title}")
+        model.fetch_weights(entry.converted.sha256)
+        return model
+    except RszooError as error:
+        if not offline_variable():
+            log.warning("%s: not from hf-hub:%s (%s); taking the published archive", entry.name, pin.repo, error)
+        return None
+
+
+def open_hub_file(address: HubAddress) -> Path | RemoteFile:
+    """Return the weights file of a repository: the one in the Hub's cache, or a remote one that is read by ranges.
+
+    Raises as `find_model`.
+    """
+    if offline_variable() is None:
+        address = _at_commit(address)
+    if path := _cached(address, address.file):
+        _check_weights(path, address, None)
+        return path
+    if offline_variable():
+        return fetch_file(address, address.file)
+    return open_remote(address)
+
+
+def fetch_file(address: HubAddress, file: str) -> Path:
+    """Return a file of a repository in the Hub's cache, fetched if need be.
+
+    Raises:
+        HubError, NetworkError: it is not there, or cannot be had.
+    """
+    variable, cached = offline_variable(), _cached(address, file)
+    if cached is not None and (variable or address.is_pinned):
+        return cached
+    if variable:
+        raise NetworkError(
+            f"{file} of {address} is not in the Hub's cache, and {variable} forbids the network; on a machine that has "
+            f"one, run `rszoo pull {address} --output FOLDER`, copy FOLDER here, and give it in the place of the name"
+        )
+    try:
+        return _download(address, file)
+    except HubError as error:
+        # No answer, or one that says nothing of the repository.
+        if cached is None or (status_of(error) or 500) < 500:
+            raise
+        log.warning("%s; taking what is in the Hub's cache", error)
+        return cached
+
+
+def _download(address: HubAddress, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with explained(f"load {file} of {address}"):
+        path = hf_hub_download(
+            address.repo, file, revision=address.revision, library_name="rszoo", library_version=__version__
+        )
+    return Path(path)
+
+
+def _cached(address: HubAddress, file: str) -> Path | None:
+    """Return a file in the Hub's cache, of the commit or of what was last known of the branch."""
+    from huggingface_hub import try_to_load_from_cache
+
+    with explained(f"find {address}"):
+        path = try_to_load_from_cache(address.repo, file, revision=address.revision)
+    return Path(path) if isinstance(path, str) and os.path.isfile(path) else None
+
+
+def _at_commit(address: HubAddress) -> HubAddress:
+    """Ask the Hub which commit a revision is. Nothing is asked of a commit; what is cached does without an answer."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    if address.is_pinned:
+        return address
+    try:
+        with explained(f"find {address}"):
+            found = get_hf_file_metadata(hf_hub_url(address.repo, address.file, revision=address.revision))
+    except HubError as error:
+        if _cached(address, address.file) is None or (status_of(error) or 500) < 500:
+            raise
+        log.warning("%s; taking what is in the Hub's cache", error)
+        return address
+    return replace(address, revision=found.commit_hash or address.revision)
+
+
+def open_remote(address: HubAddress) -> RemoteFile:
+    """Open the weights file of a repository to be read by ranges. Raises as `RemoteFile`."""
+    from huggingface_hub import hf_hub_url
+
+    from rszoo.remote_weights import RemoteFile
+
+    return RemoteFile(hf_hub_url(address.repo, address.file, revision=address.revision), hub_headers())
+
+
+def hub_headers() -> dict[str, str]:
+    """Return the headers of requests to the Hub, with the login if there is one."""
+    from huggingface_hub.utils import build_hf_headers
+
+    headers: dict[str, str] = build_hf_headers(library_name="rszoo", library_version=__version__)
+    return headers
+
+
+def _check_weights(path: Path, address: HubAddress, expected: str | None) -> None:
+    """Hold a file of the Hub's cache against its SHA-256, once: what was found right is remembered until it changes.
+
+    The cache names files by what the Hub says their SHA-256 is, except where the file system has no symbolic links.
+    """
+    real = path.resolve()
+    named = real.name if re.fullmatch("[0-9a-f]{64}", real.name) else None
+    expected = expected or named
+    if expected is None:
+        return
+    facts = real.stat()
+    stamp, mark = f"{facts.st_size} {facts.st_mtime_ns}", checked_folder() / expected
+    with suppress(OSError, ValueError):
+        if mark.read_text(encoding="ascii") == stamp:
+            return
+    if (found := sha256_of(real)) != expected:
+        raise IntegrityError(
+            f"{path} is not {address.file} of {address}: its SHA-256 is {found}, and should be {expected}; delete "
+            f"{real} and run it again"
+        )
+    with suppress(OSError):
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(mark, stamp)

@@ -1,0 +1,383 @@
+"""`rszoo.saving.save`: every value arrives and comes back bit by bit; what cannot be saved leaves nothing behind."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import rszoo
+from converters.parity import verify
+from converters.safetensors_file import SafetensorsWriter
+from rszoo import saving
+from rszoo.config import ArchConfig
+from rszoo.errors import OutputError, UsageError
+from rszoo.folder import find_damage, read_folder
+from rszoo.names import keras_name, to_torch_layout, torch_name
+from rszoo.preprocessing import Preprocessing
+from rszoo.saving import save
+from rszoo.tensors import Kind, iter_tensors
+from tests.tf1 import TINY
+
+IMAGES = np.random.default_rng(1).standard_normal((2, 64, 75, 3)).astype(np.float32)
+SETTINGS = Preprocessing(image_size=64, crop=0.9)
+
+
+def logits_of(model, images_nhwc: np.ndarray = IMAGES) -> np.ndarray:
+    if isinstance(model, keras.Model):
+        return keras.ops.convert_to_numpy(model(images_nhwc, training=False))
+    with torch.no_grad():
+        return model.eval()(torch.from_numpy(images_nhwc).permute(0, 3, 1, 2)).numpy()
+
+
+def trained(source, framework: str = "torch", **settings):
+    """Create a model and give it other values, as training would: every tensor its own."""
+    model = rszoo.create(source, framework=framework, **settings)
+    put(model, values_of(model, np.random.default_rng(2)))
+    return model
+
+
+def values_of(model, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+    """Return all tensors by PyTorch's names in PyTorch's layout, float64; with `rng`, moved a little."""
+    state = model.state_dict() if not isinstance(model, keras.Model) else None
+    variables = {} if state is not None else {(v.path.split("/")[-2], v.name): v for v in model.weights}
+    found = {}
+    for spec in iter_tensors(model.config):
+        if state is not None:
+            values = state[torch_name(spec)].to(torch.float64).numpy()
+        else:
+            stored = keras.ops.convert_to_numpy(variables[keras_name(spec)]).astype(np.float64)
+            values = to_torch_layout(spec.kind, stored)
+        found[torch_name(spec)] = values if rng is None else values + 0.1 * rng.random(values.shape)
+    return found
+
+
+def put(model, values: dict[str, np.ndarray]) -> None:
+    """Set all tensors."""
+    if not isinstance(model, keras.Model):
+        state = {name: torch.from_numpy(array) for name, array in values.items()}
+        model.load_state_dict({**model.state_dict(), **state})
+        return
+    variables = {(v.path.split("/")[-2], v.name): v for v in model.weights}
+    for spec in iter_tensors(model.config):
+        axes = {Kind.CONV_KERNEL: (2, 3, 1, 0), Kind.DENSE_KERNEL: (1, 0)}.get(spec.kind)
+        array = values[torch_name(spec)]
+        variables[keras_name(spec)].assign(array if axes is None else array.transpose(axes))
+
+
+def stored_values(folder) -> dict[str, np.ndarray]:
+    with safe_open(folder.weights_path, framework="numpy") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_a_saved_model_comes_back_bit_by_bit(tiny_folder, framework, tmp_path):
+    model = trained(tiny_folder.path, framework)
+    folder = save(model, tmp_path / "new" / "mine")
+    stored, values = stored_values(folder), values_of(model)
+    original = rszoo.load_weights(tiny_folder.path)
+    assert stored.keys() == values.keys() == set(original)
+    for name, array in values.items():
+        assert stored[name].dtype == np.float32
+        np.testing.assert_array_equal(stored[name], array, err_msg=name)
+        assert not np.array_equal(stored[name], original[name])
+    again = rszoo.create(folder.path, framework=framework)
+    np.testing.assert_array_equal(logits_of(again), logits_of(model))
+    assert not np.array_equal(logits_of(again), logits_of(rszoo.create(tiny_folder.path, framework=framework)))
+    other = rszoo.create(folder.path, framework="keras" if framework == "torch" else "torch")
+    np.testing.assert_allclose(logits_of(other), logits_of(model), atol=1e-4, rtol=1e-5)
+    assert (again.config, again.preprocessing, again.origin) == (TINY, tiny_folder.preprocessing, folder.config)
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_the_folder_says_what_it_is(tiny_folder, framework, tmp_path):
+    model = trained(tiny_folder.path, framework)
+    folder = save(model, tmp_path / "mine", labels=list("abcdefg"))
+    config = folder.config
+    assert (config.weights, config.pair, config.arch) == ("trained", None, TINY)
+    assert (config.labels, config.preprocessing) == (tuple("abcdefg"), tiny_folder.preprocessing)
+    assert config.title == f"{tiny_folder.config.title}, trained further"
+    account = json.loads((folder.path / "conversion.json").read_text())
+    assert find_damage(folder.path) is None
+    names = [torch_name(spec) for spec in iter_tensors(TINY)]
+    assert list(account["mapped"].values()) == names
+    assert account["source"]["name"] == tiny_folder.config.title
+    assert (account["source"]["framework"], account["source"]["dtypes"]) == (framework, ["float32"])
+    counters = [name for group in account["skipped"].values() for name in group]
+    assert sorted(counters) == sorted(key for key in getattr(model, "state_dict", dict)() if key.endswith("_tracked"))
+    assert account["parameters"] == sum(spec.size for spec in iter_tensors(TINY) if spec.kind.trainable)
+    # The walk's order in the file, and the same bytes each time.
+    assert list(rszoo.load_weights(folder.path)) == names
+    twin = save(model, tmp_path / "twin", labels=list("abcdefg"))
+    for file in ("config.json", "conversion.json", "model.safetensors"):
+        assert (twin.path / file).read_bytes() == (folder.path / file).read_bytes()
+
+
+def test_a_trained_network_passes_verification(tiny_folder, tmp_path):
+    model = rszoo.create(tiny_folder.path).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    model(torch.from_numpy(IMAGES).permute(0, 3, 1, 2)).square().mean().backward()
+    optimizer.step()
+    folder = save(model, tmp_path / "mine")
+    assert not np.array_equal(stored_values(folder)["bn1.running_mean"], stored_values(tiny_folder)["bn1.running_mean"])
+    checks = {check.name: check for check in verify(folder)}
+    passed = {name for name, check in checks.items() if check.status == "passed"}
+    assert passed == {"file", "values", "torch = keras", "torch = original graph", "keras = original graph"}, checks
+    assert {check.status for check in checks.values()} == {"passed", "not run"}
+    # Saved again, it is still trained further, once.
+    assert save(rszoo.create(folder.path), tmp_path / "again").config.title == folder.config.title
+
+
+def test_a_compiled_and_trained_keras_model_is_saved_without_its_optimizer(tmp_path):
+    model = rszoo.create("resnet-rs-demo", pretrained=True, framework="keras")
+    before = logits_of(model, IMAGES[:, :32, :32])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss, run_eagerly=True)
+    model.train_on_batch(IMAGES[:, :32, :32], np.array([3, 4]))
+    folder = save(model, tmp_path / "mine")
+    assert (folder.config.labels, folder.config.title) == (tuple("0123456789"), "resnet-rs-demo, trained further")
+    again = logits_of(rszoo.create(folder.path, framework="keras"), IMAGES[:, :32, :32])
+    np.testing.assert_array_equal(again, logits_of(model, IMAGES[:, :32, :32]))
+    assert not np.array_equal(again, before)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "mixed_float16"])
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_other_dtypes_are_widened_exactly(tiny_folder, framework, dtype, tmp_path, caplog):
+    if framework == "torch" and dtype == "mixed_float16":
+        pytest.skip("Keras's alone")
+    model = rszoo.create(tiny_folder.path, framework=framework, dtype=dtype)
+    values = values_of(model)
+    with caplog.at_level(logging.WARNING, "rszoo"):
+        folder = save(model, tmp_path / "mine")
+    assert caplog.text == ""
+    for name, array in stored_values(folder).items():
+        np.testing.assert_array_equal(array.astype(np.float64), values[name], err_msg=name)
+    account = json.loads((folder.path / "conversion.json").read_text())
+    assert account["source"]["dtypes"] == ["float32" if "mixed" in dtype else dtype]
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_float64_is_rounded_and_says_so(tiny_folder, framework, tmp_path, caplog):
+    model = rszoo.create(tiny_folder.path, framework=framework, dtype="float64")
+    values = values_of(model)
+    values["fc.bias"] = values["fc.bias"] + 1e-12
+    put(model, values)
+    with caplog.at_level(logging.WARNING, "rszoo"):
+        folder = save(model, tmp_path / "mine")
+    assert "1 tensors of float64 were rounded" in caplog.text
+    np.testing.assert_array_equal(stored_values(folder)["fc.bias"], values["fc.bias"].astype(np.float32))
+    assert "1 tensors of float64 rounded" in (folder.path / "conversion.json").read_text()
+    values["fc.bias"] = np.full(7, 1e39)
+    put(model, values)
+    with pytest.raises(UsageError, match=r"(fc|head_dense).bias has values up to 1e\+39, too large for the float32"):
+        save(model, tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_values_that_are_not_numbers_are_kept(tiny_folder, tmp_path, caplog):
+    model = rszoo.create(tiny_folder.path, dtype="float64")
+    with torch.no_grad():
+        model.fc.bias[:3] = torch.tensor([float("nan"), float("inf"), -0.0])
+    bias = stored_values(save(model, tmp_path / "mine"))["fc.bias"]
+    assert np.isnan(bias[0])
+    assert np.isposinf(bias[1])
+    assert np.signbit(bias[2])
+    assert caplog.text == ""
+
+
+def test_wrapped_networks_are_found(tiny_folder, tmp_path):
+    model = trained(tiny_folder.path)
+    expected = (save(model, tmp_path / "plain").path / "model.safetensors").read_bytes()
+    wrappers = {
+        "compiled": torch.compile(model, backend="eager"),
+        "parallel": torch.nn.DataParallel(model),
+        "both": torch.nn.DataParallel(torch.compile(model, backend="eager")),
+        "averaged": torch.optim.swa_utils.AveragedModel(model),
+    }
+    for name, wrapped in wrappers.items():
+        assert (save(wrapped, tmp_path / name).path / "model.safetensors").read_bytes() == expected, name
+
+
+def test_channels_last_and_shared_memory_do_not_matter(tiny_folder, tmp_path):
+    model = trained(tiny_folder.path)
+    expected = values_of(model)
+    folder = save(copy.deepcopy(model).to(memory_format=torch.channels_last), tmp_path / "mine")
+    for name, array in stored_values(folder).items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    assert folder.config.title.endswith("trained further")
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_a_new_head_has_no_labels_of_the_old_one(framework, tmp_path):
+    demo = rszoo.create("resnet-rs-demo", pretrained=True, framework=framework, num_classes=3, in_chans=1)
+    folder = save(demo, tmp_path / "mine", title="Digits of mine")
+    assert (folder.config.labels, folder.config.title, folder.config.arch.in_chans) == (None, "Digits of mine", 1)
+    again = rszoo.create(folder.path, framework=framework)
+    np.testing.assert_array_equal(logits_of(again, IMAGES[..., :1]), logits_of(demo, IMAGES[..., :1]))
+    named = save(demo, tmp_path / "named", labels=("one", "two", "three"))
+    assert read_folder(named.path).config.labels == ("one", "two", "three")
+
+
+def test_a_head_that_was_reset_is_saved(tiny_folder, tmp_path):
+    model = rszoo.create(tiny_folder.path)
+    model.reset_classifier(4)
+    folder = save(model, tmp_path / "mine")
+    assert folder.config.arch.num_classes == 4
+    np.testing.assert_array_equal(logits_of(rszoo.create(folder.path)), logits_of(model))
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_a_model_of_an_architecture_needs_its_preprocessing(framework, tmp_path):
+    model = rszoo.create(TINY, framework=framework)
+    assert (model.config, model.origin) == (TINY, None)
+    with pytest.raises(UsageError, match=r"set model.preprocessing = rszoo.Preprocessing\(image_size=\.\.\.\)"):
+        save(model, tmp_path / "mine")
+    assert list(tmp_path.iterdir()) == []
+    model.preprocessing = SETTINGS
+    folder = save(model, tmp_path / "mine")
+    assert (folder.preprocessing, folder.config.labels, folder.config.title) == (SETTINGS, None, TINY.label)
+    np.testing.assert_array_equal(logits_of(rszoo.create(folder.path, framework=framework)), logits_of(model))
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_every_model_knows_what_it_was_made_of(tiny_folder, framework):
+    adapted = rszoo.create(tiny_folder.path, framework=framework, num_classes=3)
+    assert (adapted.config.num_classes, adapted.origin) == (3, tiny_folder.config)
+    fresh = rszoo.create("resnet-rs-demo", framework=framework)
+    assert (fresh.config, fresh.origin) == (rszoo.get_entry("resnet-rs-demo").arch, None)
+    maps = rszoo.create(tiny_folder.path, framework=framework, features_only=True)
+    assert (maps.config, maps.origin) == (TINY, tiny_folder.config)
+
+
+def cases_of_torch(folder):
+    model = rszoo.create(folder)
+    model.fc = torch.nn.Linear(model.num_features, 3)
+    yield model, r"1 misshapen|2 misshapen \(fc.weight \(3, 256\), fc.bias \(3,\)\); .*reset_classifier"
+    model = rszoo.create(folder)
+    model.fc = torch.nn.Sequential(torch.nn.Linear(model.num_features, 7))
+    yield model, r"2 missing \(fc.weight, fc.bias\); 2 unexpected \(fc.0.weight, fc.0.bias\)"
+    yield rszoo.create(folder).to("meta"), r"without values \(conv1.0.weight,"
+    model = rszoo.create(folder)
+    model.fc.bias = torch.nn.Parameter(torch.zeros(7, dtype=torch.int32), requires_grad=False)
+    yield model, r"1 of a dtype that is not float16, bfloat16, float32, float64 \(fc.bias int32\)"
+    yield torch.nn.Linear(3, 3), "Linear that rszoo.create did not make"
+    yield torch.nn.DataParallel(torch.nn.Linear(3, 3)), "Linear that rszoo.create did not make"
+    yield rszoo.create(folder, features_only=True), "features_only=True"
+    yield {"fc.weight": torch.zeros(3)}, "cannot save a dict; give a PyTorch or Keras model"
+
+
+def cases_of_keras(folder):
+    model = rszoo.create(folder, framework="keras")
+    model.get_layer("head_dense").enable_lora(2)
+    yield model, r"2 unexpected \(head_dense/lora_kernel_a, head_dense/lora_kernel_b\)"
+    model = rszoo.create(folder, framework="keras")
+    model.config = rszoo.get_entry("resnet-rs-demo").arch
+    yield model, "missing"
+    yield keras.Sequential([keras.layers.Dense(3)]), "Sequential that rszoo.create did not make"
+    yield rszoo.create(folder, framework="keras", features_only=True), "features_only=True"
+
+
+@pytest.mark.parametrize("cases", [cases_of_torch, cases_of_keras])
+def test_what_is_not_a_classifier_of_ours_is_refused(tiny_folder, cases, tmp_path):
+    for model, message in cases(tiny_folder.path):
+        with pytest.raises(UsageError, match=message):
+            save(model, tmp_path / "mine")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"labels": ["a"]}, "labels must be 7, one for each class of the model, received 1"),
+        ({"labels": "abcdefg"}, "labels must be texts"),
+        ({"labels": range(7)}, "labels must be texts"),
+        ({"title": " "}, "title must be a text"),
+        ({"title": 5}, "title must be a text"),
+    ],
+)
+def test_impossible_titles_and_labels_are_refused(tiny_folder, settings, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        save(rszoo.create(tiny_folder.path), tmp_path / "mine", **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_replaced_only_if_asked_even_that_of_the_model_itself(tiny_folder, tmp_path):
+    folder = save(rszoo.create(tiny_folder.path), tmp_path / "mine")
+    before = folder.weights_path.read_bytes()
+    # Its weights are a map of the file that is to be replaced.
+    model = rszoo.create(folder.path)
+    with torch.no_grad():
+        model.fc.bias += 1
+    with pytest.raises(OutputError, match="exists"):
+        save(model, folder.path)
+    assert folder.weights_path.read_bytes() == before
+    save(model, folder.path, overwrite=True)
+    np.testing.assert_array_equal(logits_of(rszoo.create(folder.path)), logits_of(model))
+    assert folder.weights_path.read_bytes() != before
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("")
+    with pytest.raises(OutputError, match="not a result"):
+        save(model, tmp_path / "photos", overwrite=True)
+
+
+def test_a_failure_leaves_the_former_folder(tiny_folder, tmp_path, monkeypatch):
+    model = rszoo.create(tiny_folder.path)
+    folder = save(model, tmp_path / "mine")
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+
+    def fail(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(saving, "sha256_of", fail)
+    with pytest.raises(KeyboardInterrupt):
+        save(trained(tiny_folder.path), folder.path, overwrite=True)
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+@pytest.mark.parametrize("what", ["swapped", "one bit"])
+def test_a_wrong_file_does_not_appear(tiny_folder, framework, what, tmp_path, monkeypatch):
+    write = SafetensorsWriter.write
+
+    def write_wrongly(self, tensors):
+        values = dict(tensors)
+        first, second = "layer2.1.bn1.weight", "layer2.1.bn2.weight"
+        if what == "swapped":
+            values[first], values[second] = values[second], values[first]
+        else:
+            values[first] = np.nextafter(values[first], np.float32(9))
+        write(self, values.items())
+
+    monkeypatch.setattr(SafetensorsWriter, "write", write_wrongly)
+    with pytest.raises(OutputError, match=r"other values for (layer2.1.bn1.weight|stage2_block1_bn1/gamma)"):
+        save(trained(tiny_folder.path, framework), tmp_path / "mine")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_imports_no_framework_of_its_own():
+    code = "import sys, rszoo.saving; print({'torch', 'keras', 'tensorflow', 'jax'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+def test_any_architecture_of_the_walk_is_saved(tmp_path):
+    """What the Model Garden does otherwise belongs to the config, and so to the folder."""
+    config = ArchConfig(
+        (1, 1, 2, 1), 5, 4, 0.125, activation="silu", strided_padding="same", shortcut_pool="always", bn_epsilon=1e-3
+    )
+    model = rszoo.create(config)
+    model.preprocessing = SETTINGS
+    images = np.random.default_rng(0).standard_normal((1, 33, 64, 4)).astype(np.float32)
+    folder = save(model, tmp_path / "mine")
+    assert folder.config.arch == config
+    np.testing.assert_array_equal(logits_of(rszoo.create(folder.path), images), logits_of(model, images))

@@ -1,0 +1,107 @@
+"""timm itself loads what rszoo makes, where rszoo is not: RSZOO_TIMM_PYTHON names a Python that has timm.
+
+timm needs torchvision, which not every machine of these tests can import. So it runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import rszoo
+from rszoo.config import ArchConfig
+from rszoo.folder import read_folder
+from rszoo.preprocessing import Preprocessing
+from tests.conftest import ME
+from tests.hub_server import hub_environment
+
+pytestmark = pytest.mark.timm
+
+PYTHON = os.environ.get("RSZOO_TIMM_PYTHON", "python")
+_RUN = """
+import json, sys, timm, torch
+import numpy as np
+assert "rszoo" not in sys.modules
+model = timm.create_model(sys.argv[1], pretrained=True, **json.loads(sys.argv[2])).eval()
+images = torch.from_numpy(np.load(sys.argv[3]))
+with torch.no_grad():
+    outputs = model(images[:, : 1 if model.num_classes == 3 else 3])
+np.save(sys.argv[4], outputs.numpy())
+cfg = model.pretrained_cfg
+print(json.dumps({"cfg": cfg, "data": timm.data.resolve_data_config(model=model), "classes": model.num_classes}))
+"""
+_SAVE = """
+import sys, timm, torch
+import numpy as np
+from timm.models import save_for_hf
+torch.manual_seed(0)
+model = timm.create_model("resnetrs50", num_classes=5, layers=[1, 1, 2, 1]).eval()
+model.pretrained_cfg = dict(model.pretrained_cfg, input_size=(3, 96, 96))
+config = {"label_names": ["a", "b", "c", "d", "e"]}
+save_for_hf(model, sys.argv[1], model_config=config, model_args={"layers": [1, 1, 2, 1]}, safe_serialization=True)
+with torch.no_grad():
+    np.save(sys.argv[3], model(torch.from_numpy(np.load(sys.argv[2]))).numpy())
+"""
+
+
+def timm_run(code: str, *words: str, **environment: str) -> str:
+    # Without the checkout's packages on its path.
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    done = subprocess.run(
+        [PYTHON, "-c", code, *words], capture_output=True, text=True, cwd="/", env=clean | environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    path = tmp_path / "images.npy"
+    np.save(path, np.random.default_rng(0).standard_normal((2, 3, 96, 96)).astype(np.float32))
+    return path
+
+
+@pytest.mark.parametrize("blocks", [(1, 1, 2, 1), (3, 4, 6, 3)], ids=["own", "50"])
+def test_timm_loads_a_pushed_model_with_equal_logits(hub, images, tmp_path, blocks):
+    labels = [f"class {number}" for number in range(7)]
+    model = rszoo.create(ArchConfig(blocks, num_classes=7, dropout_rate=0.25, drop_connect_rate=0.1))
+    model.preprocessing = Preprocessing(96, mean=(0.5, 0.4, 0.3))
+    # Statistics that are not the initial ones, and residual branches that are not zero.
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith(("running_mean", "running_var", "bn3.weight")):
+                tensor.add_(0.1)
+    folder = rszoo.save(model.eval(), tmp_path / "model", title="mine", labels=labels)
+    rszoo.push_to_hub(folder.path, "me/mine", force=True)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(np.load(images))).numpy()
+    environment = hub_environment(hub, tmp_path / "timm-home", ME)
+    for name in ("hf-hub:me/mine", f"local-dir:{folder.path}"):
+        told = json.loads(timm_run(_RUN, name, "{}", str(images), str(tmp_path / "out.npy"), **environment))
+        assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
+        assert told["data"]["input_size"] == [3, 96, 96]
+        assert told["data"]["mean"] == [0.5, 0.4, 0.3]
+        assert told["cfg"]["label_names"] == labels
+    # Another head and other channels: timm knows where both are.
+    change = '{"num_classes": 3, "in_chans": 1}'
+    told = json.loads(timm_run(_RUN, "hf-hub:me/mine", change, str(images), str(tmp_path / "out.npy"), **environment))
+    assert (told["classes"], np.load(tmp_path / "out.npy").shape) == (3, (2, 3))
+
+
+def test_rszoo_loads_what_timm_pushes(hub, images, tmp_path):
+    timm_run(_SAVE, str(tmp_path / "timm"), str(images), str(tmp_path / "out.npy"))
+    hub.put_repo("timm/resnetrs50.mine", {path.name: path.read_bytes() for path in (tmp_path / "timm").iterdir()})
+    batch = torch.from_numpy(np.load(images))
+    for name in ("hf-hub:timm/resnetrs50.mine", tmp_path / "timm"):
+        model = rszoo.create(name, pretrained=True)
+        with torch.no_grad():
+            assert np.array_equal(model(batch).numpy(), np.load(tmp_path / "out.npy"))
+        assert model.preprocessing.image_size == 96
+        assert model.origin.labels == ("a", "b", "c", "d", "e")
+    assert read_folder(tmp_path / "timm").config.arch.blocks == (1, 1, 2, 1)
