@@ -167,10 +167,21 @@ def test_a_file_with_other_values_is_found(folder, damage, tmp_path, monkeypatch
         write_keras_files(folder, tmp_path)
 
 
-def test_a_file_that_keras_does_not_load_is_found(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(keras.Model, "load_weights", lambda *_: None)
-    with pytest.raises(OutputError, match="other values for stem_conv1/kernel"):
-        write_keras_files(folder, tmp_path)
+def test_a_tensor_that_keras_does_not_load_is_found_even_of_zeros(folder, tmp_path, monkeypatch):
+    model = rszoo.create(folder.path)
+    torch.nn.init.zeros_(model.fc.bias)
+    zeros = save(model, tmp_path / "zeros")
+    load_weights = keras.Model.load_weights
+
+    def load_all_but_one(model, path):
+        bias = model.get_layer("head_dense").bias
+        before = np.array(bias)
+        load_weights(model, path)
+        bias.assign(before)
+
+    monkeypatch.setattr(keras.Model, "load_weights", load_all_but_one)
+    with pytest.raises(OutputError, match="other values for head_dense/bias"):
+        write_keras_files(zeros, tmp_path)
 
 
 def test_the_weights_are_those_of_the_folders_file(folder, tmp_path):
