@@ -3,9 +3,9 @@
 python benchmarks/hub.py
 python benchmarks/hub.py --pair resnet-rs-50-i160 --rounds 3
 
-The Hub is the tests' own (`tests/hub_server.py`), which speaks LFS but not Xet. Each push is a fresh process and goes to
-a repository that is not there yet; times are taken inside it, after the imports. The weights are random, and so unverified:
-`force=True` pushes them nevertheless, after the same checks.
+The Hub is the tests' own (`tests/hub_server.py`), which speaks LFS but not Xet. Each push is a fresh process and goes
+to a repository that is not there yet; times are taken inside it, after the imports. The weights are random, and so not
+verified: `force=True` pushes them nevertheless, after the same checks.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ _RSZOO = _TIMED.format(
 )
 _ALONE = _TIMED.format(
     imports="from huggingface_hub import HfApi; import huggingface_hub.hf_api",
-    work="api = HfApi(); api.create_repo(sys.argv[2]); "
-    "api.upload_folder(repo_id=sys.argv[2], folder_path=sys.argv[1])",
+    work="api = HfApi(); api.create_repo(sys.argv[2]); api.upload_folder(repo_id=sys.argv[2], folder_path=sys.argv[1])",
 )
 
 

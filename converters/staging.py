@@ -103,4 +103,6 @@ def _check_free(output: Path, overwrite: bool, is_ours: Callable[[Path], bool]) 
     if output.is_symlink() or not output.is_dir() or not is_ours(output):
         raise OutputError(f"{output} exists and is not a result of rszoo-convert; choose another --output")
     if not overwrite:
-        raise OutputError(f"{output} exists; add --overwrite (in Python overwrite=True) to replace it, or choose another --output")
+        raise OutputError(
+            f"{output} exists; add --overwrite (in Python overwrite=True) to replace it, or choose another --output"
+        )

@@ -150,8 +150,16 @@ def parse_config(text: str, label: str) -> ModelConfig:
 
 def config_sha256(text: str) -> str:
     """Return the SHA-256, in hex, of what a `config.json` says, but for Keras's keys, which only the Hub's has."""
-    keys = {key: value for key, value in json.loads(text).items() if key not in KERAS_KEYS}
-    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_without_keras(text), sort_keys=True).encode()).hexdigest()
+
+
+def strip_config(text: str) -> str:
+    """Return the text of a `config.json` without Keras's keys, which mean nothing where Keras's weights are not."""
+    return json.dumps(_without_keras(text), indent=1) + "\n"
+
+
+def _without_keras(text: str) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(text).items() if key not in KERAS_KEYS}
 
 
 def find_damage(path: Path) -> str | None:

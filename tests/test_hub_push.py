@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -91,6 +92,12 @@ def test_what_the_program_pushes_every_library_loads(hub, verified, tmp_path):
     done = rszoo_command(*words, **environment)
     assert "nothing to push" in done.stdout
     assert (uploads(hub, since), len(hub.commits("me/demo"))) == ([], 2)
+    # A copy of the repository is a model folder, too; Keras's keys go where Keras's weights are.
+    copy = Path(huggingface_hub.snapshot_download("me/demo", local_dir=tmp_path / "copy"))
+    rszoo.push_to_hub(copy, "me/copy")
+    assert names(hub, "me/copy") == PLAIN
+    assert hub.files("me/copy")["config.json"] == (verified["ema"] / "config.json").read_bytes()
+
     # The token stays where it was.
     assert not [name for name, content in hub.files("me/demo").items() if ME.encode() in content]
     assert ME not in done.stdout + done.stderr

@@ -31,6 +31,7 @@ from rszoo.folder import (
     ModelFolder,
     parse_config,
     sha256_of,
+    strip_config,
 )
 from rszoo.hub.address import HubAddress
 from rszoo.hub.failures import explained, status_of
@@ -90,7 +91,7 @@ def copy_model(model: HubModel, folder: Path, sha256: str | None = None) -> None
     """
     raw = model.address.file == RAW_WEIGHTS
     shutil.copyfile(model.fetch_weights(sha256).weights_path, folder / WEIGHTS)
-    config = (model.folder / CONFIG).read_text(encoding="utf-8")
+    config = strip_config((model.folder / CONFIG).read_text(encoding="utf-8"))
     (folder / CONFIG).write_text(model.config.to_json() if raw else config, encoding="utf-8")
     for name, stored in ((CONVERSION, RAW_CONVERSION), (VERIFICATION, RAW_VERIFICATION)):
         # timm's own repositories have neither, and a model that was pushed with --force may lack the latter.

@@ -35,6 +35,7 @@ from rszoo.folder import (
     ModelFolder,
     find_damage,
     read_folder,
+    strip_config,
 )
 from rszoo.hub import records
 from rszoo.hub.address import parse_repo
@@ -158,8 +159,7 @@ def planned(
         _check_raw(folder, raw)
     with tempfile.TemporaryDirectory(prefix="rszoo-") as made:
         files = _gather(folder, raw)
-        if keras:
-            files |= _make_keras_files(folder, Path(made))
+        files |= _make_config(folder, Path(made), keras)
         yield _with_card(files, CardFacts(folder, target.repo, {}, raw, bool(doubts)), target, Path(made))
 
 
@@ -296,18 +296,22 @@ def _check_raw(folder: ModelFolder, raw: ModelFolder) -> None:
 
 def _gather(folder: ModelFolder, raw: ModelFolder | None) -> dict[str, Path]:
     """Return what of the folders is uploaded, by name in the repository."""
-    files = {name: folder.path / name for name in (CONFIG, WEIGHTS, CONVERSION, VERIFICATION, EVALUATION)}
+    files = {name: folder.path / name for name in (WEIGHTS, CONVERSION, VERIFICATION, EVALUATION)}
     if raw is not None:
         names = {RAW_WEIGHTS: WEIGHTS, RAW_CONVERSION: CONVERSION, RAW_VERIFICATION: VERIFICATION}
         files |= {stored: raw.path / name for stored, name in names.items()}
     return {name: path for name, path in files.items() if path.is_file()}
 
 
-def _make_keras_files(folder: ModelFolder, made: Path) -> dict[str, Path]:
-    """Write Keras's weights, and a `config.json` with Keras's keys behind the others."""
+def _make_config(folder: ModelFolder, made: Path, keras: bool) -> dict[str, Path]:
+    """Write `config.json`, with Keras's keys behind the others if they are wanted, and then also Keras's weights."""
+    text = strip_config((folder.path / CONFIG).read_text(encoding="utf-8"))
+    if not keras:
+        (made / CONFIG).write_text(text, encoding="utf-8")
+        return {CONFIG: made / CONFIG}
     from rszoo.hub.keras_files import write_keras_files
 
-    keys = json.loads((folder.path / CONFIG).read_text(encoding="utf-8")) | write_keras_files(folder, made)
+    keys = json.loads(text) | write_keras_files(folder, made)
     # Without blanks: Keras describes each layer at length.
     (made / CONFIG).write_text(json.dumps(keys, separators=(",", ":")) + "\n", encoding="utf-8")
     return {CONFIG: made / CONFIG, KERAS_WEIGHTS: made / KERAS_WEIGHTS}
