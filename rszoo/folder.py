@@ -127,10 +127,10 @@ def read_folder(path: str | os.PathLike[str]) -> ModelFolder:
     if not os.path.isfile(config_path):
         what = "is not a model folder (it has no config.json)" if os.path.exists(folder) else "does not exist"
         raise SourceNotFoundError(f"{folder} {what}; make one with `rszoo-convert --ckpt SOURCE --output {folder}`")
-    return ModelFolder(folder, parse_config(config_path.read_text(encoding="utf-8"), str(config_path)))
+    return ModelFolder(folder, parse_config(config_path.read_bytes(), str(config_path)))
 
 
-def parse_config(text: str, label: str) -> ModelConfig:
+def parse_config(text: str | bytes, label: str) -> ModelConfig:
     """Return what the text of a `config.json` says: rszoo's keys, or timm's where there are none of rszoo's.
 
     `label` names the file in error texts, and the model if timm's keys are all that is there.

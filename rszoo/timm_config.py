@@ -101,4 +101,5 @@ def parse_timm_config(keys: Mapping[str, Any]) -> tuple[ArchConfig, Preprocessin
     default = Preprocessing(height)
     preprocessing = Preprocessing(height, mean=settings.get("mean", default.mean), std=settings.get("std", default.std))
     labels = keys.get("label_names") or settings.get("label_names")
-    return arch, preprocessing, None if labels is None else tuple(map(str, labels))
+    named = isinstance(labels, list) and len(labels) == arch.num_classes
+    return arch, preprocessing, tuple(map(str, labels)) if named else None

@@ -2,7 +2,7 @@
 
 With rszoo, cramjam and atheris installed, from the repository's root; runs until it is stopped or finds something:
 
-    python -m tools.fuzz {checkpoint,tar,safetensors,journal} [libFuzzer options, such as -runs=100000]
+    python -m tools.fuzz {checkpoint,tar,safetensors,journal,hub} [libFuzzer options, such as -runs=100000]
 
 A case must end in a result or in an RszooError, within 10 s and 512 MiB; all else stops the run, or, if
 `RSZOO_FUZZ_FINDINGS` names a folder, is kept there, one case for each kind of failure. `python -m tools.fuzz TARGET
@@ -38,7 +38,10 @@ with atheris.instrument_imports(include=["converters", "rszoo"]) if atheris else
     from converters.archive import read_archive
     from converters.tensorbundle import Bundle
     from rszoo.errors import RszooError
-    from rszoo.folder import read_folder
+    from rszoo.evaluation import read_evaluations
+    from rszoo.folder import CONVERSION, EVALUATION, VERIFICATION, WEIGHTS, parse_config, read_folder
+    from rszoo.hub.address import parse_address
+    from rszoo.hub.records import read_conversion, read_verification
     from rszoo.partial import PartialFile
     from rszoo.paths import record_path
     from rszoo.registry import get_entry
@@ -122,11 +125,27 @@ def fuzz_journal(case: bytes) -> None:
         json.loads(read_folder(FOLDER).config.to_json())
 
 
+def fuzz_hub(case: bytes) -> None:
+    """What comes from a repository: timm's config, the records behind a card, and names that users type."""
+    readers = {CONVERSION: read_conversion, VERIFICATION: read_verification, EVALUATION: read_evaluations}
+    kind, content = case[0] % 5, case[1:]
+    if kind == 0:
+        json.loads(parse_config(content, "config.json").to_json())
+    elif kind == 1:
+        json.loads(json.dumps(str(parse_address(content.decode("utf-8", "replace")))))
+    else:
+        name, read = list(readers.items())[kind - 2]
+        (FOLDER / WEIGHTS).write_bytes(b"")
+        (FOLDER / name).write_bytes(content)
+        read(FOLDER)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "checkpoint": fuzz_checkpoint,
     "tar": fuzz_tar,
     "safetensors": fuzz_safetensors,
     "journal": fuzz_journal,
+    "hub": fuzz_hub,
 }
 _TEMPORARY = tempfile.TemporaryDirectory(prefix="rszoo-fuzz-")
 FOLDER = Path(_TEMPORARY.name)

@@ -7,6 +7,7 @@ is reached.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import struct
@@ -106,6 +107,8 @@ def seeds(target: str) -> list[bytes]:
         )
         whole = len(text).to_bytes(8, "little") + text + bytes(76)
         return [b"\0" + whole, b"\1" + text + bytes(77), b"\2" + len(whole).to_bytes(8, "little") + text]
+    if target == "hub":
+        return [b"%c" % kind + content for kind, content in enumerate(HUB)]
     line = b"7 12345678 12345678\n\n8 00000000 0\n"
     config = ModelConfig("title", None, _ARCH, Preprocessing(64), ("a", "b"), "ema").to_json()
     return [b"\0" + line, b"\1" + line, b"\2" + json.dumps(vars(RECORD)).encode(), b"\3" + config.encode()]
@@ -124,3 +127,16 @@ def tar_of(files: dict[str, bytes], fmt: int = tarfile.PAX_FORMAT, **headers: st
 
 
 SHARD, ITEMS = _checkpoint()
+_EMPTY = hashlib.sha256().hexdigest().encode()
+HUB = (
+    b'{"architecture": "resnetrs50", "num_classes": 2, "model_args": {"layers": [1, 1, 2, 1], "drop_rate": 0.1}, '
+    b'"label_names": ["a", "b"], "pretrained_cfg": {"input_size": [3, 64, 64], "mean": [0.5, 0.5, 0.5]}}',
+    b"hf-hub:me/my-model.v1@refs/pr/1/sub/model.raw.safetensors",
+    b'{"format_version": 1, "converter": "rszoo 0", "result": {"sha256": "00", "tensors": 1}, "source": {"name": "x"}, '
+    b'"skipped": {"a reason": ["b"]}}',
+    b'{"format_version": 1, "weights_sha256": "00", "passed": true, "versions": {"rszoo": "0"}, "checks": [{"name": '
+    b'"torch = keras", "status": "passed", "detail": "", "figures": {"stem": 1e-7}}]}',
+    b'{"format_version": 1, "results": [{"dataset": "d", "split": "s", "images": 9, "top1": 50.5, "top5": 90.0, '
+    b'"preprocessing": "timm", "image_size": 64, "framework": "torch", "weights_sha256": "' + _EMPTY + b'", '
+    b'"day": "2026-11-23", "rszoo_version": "0"}]}',
+)

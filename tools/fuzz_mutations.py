@@ -31,6 +31,8 @@ def mutate(target: str, case: bytes, rng: random.Random) -> bytes:
             return kind + size + _mutate_header(json.loads(text), rng) + b"\0" + values
         if target == "journal" and kind[0] % 4 > 1 and rng.random() < 0.8:
             return kind + json.dumps(_mutate_json(json.loads(content), rng)).encode()
+        if target == "hub" and kind[0] % 5 != 1 and rng.random() < 0.8:
+            return kind + json.dumps(_mutate_json(json.loads(content), rng)).encode()
         if target == "tar" and kind[0] % 3 and rng.random() < 0.5:
             start = rng.randrange(0, len(content), 512) + rng.choice([0, 100, 124, 136, 156, 157, 257, 386, 482])
             kinds = [b"%c" % letter for letter in b"0257xgLKSD"]

@@ -74,7 +74,7 @@ def _read_config(address: HubAddress) -> ModelConfig:
             return parse_config(json.dumps({"rszoo": facts}), label)
     except ValueError:
         pass
-    return parse_config(fetch_file(address, CONFIG).read_text(encoding="utf-8"), label)
+    return parse_config(fetch_file(address, CONFIG).read_bytes(), label)
 
 
 def _read_checks(address: HubAddress, file: str) -> dict[str, str]:

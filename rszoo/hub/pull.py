@@ -107,7 +107,7 @@ def find_model(address: HubAddress) -> HubModel:
         ConfigError: its `config.json` is not that of a ResNet-RS.
     """
     path = fetch_file(address, CONFIG)
-    config = parse_config(path.read_text(encoding="utf-8"), f"hf-hub:{address.repo}")
+    config = parse_config(path.read_bytes(), f"hf-hub:{address.repo}")
     if lineage := timm_lineage(address.repo):
         log.warning("%s: %s; parity with the original graph was not checked by rszoo", address.repo, lineage)
     return HubModel(replace(address, revision=path.parent.name), path.parent, as_loaded(config, address))

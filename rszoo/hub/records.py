@@ -99,7 +99,7 @@ def _read(path: Path, parse: Callable[[dict[str, Any]], _T], remedy: str) -> _T 
         return parse(record)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ConfigError(f"{path} cannot be read or is damaged ({error}); {remedy}") from error
 
 
