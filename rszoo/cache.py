@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
-from rszoo.endpoints import offline_variable
+from rszoo.endpoints import is_hub_name, offline_variable
 from rszoo.errors import (
     FILE_SYSTEM_ERRORS,
     ConfigError,
@@ -30,7 +30,7 @@ from rszoo.errors import (
     WeightsError,
 )
 from rszoo.folder import ModelFolder, WeightSet, looks_like_folder, read_folder
-from rszoo.hub.address import is_hub_name, parse_address
+from rszoo.hub.address import parse_address
 from rszoo.paths import busy_folder, cache_folder, downloads_folder, kept_archive, models_folder
 from rszoo.registry import PretrainedEntry, get_entry
 from rszoo.temporary import remove, temporary_path

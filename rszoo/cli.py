@@ -11,7 +11,7 @@ import typer
 
 from rszoo.cache_cli import cache_app, manifest_app, prefetch
 from rszoo.console import Json, examples, load_frameworks, new_app, print_json, run, table
-from rszoo.errors import SourceNotFoundError, UsageError, VerificationError
+from rszoo.errors import SourceNotFoundError, UsageError, VerificationError, printable
 from rszoo.hub.cli import publish, pull, push
 
 
@@ -61,8 +61,9 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show what is known of a registered model, a model folder, or a model on the Hub."""
+    from rszoo.endpoints import is_hub_name
     from rszoo.folder import looks_like_folder, read_folder
-    from rszoo.hub.address import is_hub_name, parse_address
+    from rszoo.hub.address import parse_address
     from rszoo.hub.describe import describe_hub_model
     from rszoo.registry import get_entry
 
@@ -106,7 +107,7 @@ def verify(
     for check in parity.verify(opened, source=ckpt, golden_image=golden_image):
         checks.append(check)
         if not as_json:
-            print(f"{check.status:8} {check.name}: {check.detail}", flush=True)
+            print(printable(f"{check.status:8} {check.name}: {check.detail}"), flush=True)
     if as_json:
         print_json([check.to_dict() for check in checks])
     parity.save_verification(opened, checks)
@@ -206,9 +207,8 @@ def describe_tensors(model: str) -> dict[str, Any]:
         UsageError: a registered model is not in the cache.
     """
     from rszoo.cache import find_cached
-    from rszoo.endpoints import is_url, public_url
+    from rszoo.endpoints import is_hub_name, is_url, public_url
     from rszoo.folder import looks_like_folder
-    from rszoo.hub.address import is_hub_name
     from rszoo.registry import get_entry
     from rszoo.weights import load_weights
 

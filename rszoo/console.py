@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rszoo.errors import MissingPackageError, OutputError, RszooError
+from rszoo.errors import MissingPackageError, OutputError, RszooError, printable
 
 if TYPE_CHECKING:
     from rszoo.factory import Framework
@@ -69,7 +69,7 @@ def run(app: typer.Typer) -> None:
         else:
             where = f"{error.filename}: " if error.filename else ""
             message, code = f"{where}{error.strerror or error}", OutputError.exit_code
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
         sys.exit(code)
 
 
@@ -104,8 +104,7 @@ def print_json(value: Any) -> None:
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Return rows as aligned columns; the first row is the heading."""
-    # Names in files of others may have control characters, which a terminal would obey.
-    rows = [tuple("".join(c if c.isprintable() else "?" for c in cell) for cell in row) for row in rows]
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

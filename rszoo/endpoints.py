@@ -12,6 +12,9 @@ from rszoo.errors import ConfigError, NetworkError
 #: Where the published archives are; `RSZOO_GCS_ENDPOINT` names others that have them under the same path.
 ORIGIN = "https://storage.googleapis.com"
 
+#: How names of models on the Hugging Face Hub begin: timm's ways to write it, and Keras's.
+HUB_PREFIXES = ("hf-hub:", "hf_hub:", "hf://")
+
 
 class RemoteChangedError(NetworkError):
     """The object behind a URL is no longer the one that was begun."""
@@ -85,6 +88,11 @@ def public_url(url: str) -> str:
     except ValueError:
         return "a malformed URL"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def is_hub_name(text: object) -> bool:
+    """Whether what a user gave names a model on the Hugging Face Hub."""
+    return isinstance(text, str) and text.lower().startswith(HUB_PREFIXES)
 
 
 def is_url(text: object) -> bool:

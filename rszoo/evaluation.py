@@ -83,12 +83,12 @@ def read_evaluations(folder: Path) -> tuple[Evaluation, ...]:
     try:
         results = _parse(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged: {error}; delete it and run `rszoo eval` again") from error
+        raise ConfigError(f"{path} is damaged: {error}; delete it, or measure again") from error
     sha256 = sha256_of(folder / WEIGHTS)
     if other := next((result for result in results if result.weights_sha256 != sha256), None):
         raise ConfigError(
             f"{path} has a result of weights with SHA-256 {other.weights_sha256}, but {WEIGHTS} beside it has "
-            f"{sha256}; delete it and run `rszoo eval` on these weights"
+            f"{sha256}; delete it, or measure these weights"
         )
     return results
 

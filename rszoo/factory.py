@@ -18,9 +18,10 @@ import numpy as np
 
 from rszoo.cache import find_folder
 from rszoo.config import ArchConfig
+from rszoo.endpoints import is_hub_name
 from rszoo.errors import MissingPackageError, UsageError, nearest
 from rszoo.folder import ModelConfig, looks_like_folder
-from rszoo.hub.address import is_hub_name, parse_address
+from rszoo.hub.address import parse_address
 from rszoo.models.adapt import adapt_weights, needed_tensors
 from rszoo.models.devices import check_device, keras_scope
 from rszoo.models.features import FeatureInfo, choose_features

@@ -17,7 +17,7 @@ from types import NoneType
 from typing import Any, Literal, get_args
 
 from rszoo.config import ArchConfig
-from rszoo.endpoints import is_url, public_url
+from rszoo.endpoints import is_hub_name, is_url, public_url
 from rszoo.errors import ConfigError, SourceNotFoundError, WeightsError
 from rszoo.paths import expand_user
 from rszoo.preprocessing import Preprocessing
@@ -117,6 +117,8 @@ def read_folder(path: str | os.PathLike[str]) -> ModelFolder:
         SourceNotFoundError: there is no such folder, or it is not a model folder.
         ConfigError: its `config.json` is damaged or of another version.
     """
+    if is_hub_name(path):
+        raise SourceNotFoundError(f"{path} is on the Hub, not a folder; first run `rszoo pull {path} --output FOLDER`")
     if is_url(path):
         raise SourceNotFoundError(
             f"{public_url(str(path))} is a URL, not a folder; its tensors can be read by `rszoo.load_weights` and "
@@ -142,7 +144,8 @@ def parse_config(text: str | bytes, label: str) -> ModelConfig:
         keys = json.loads(text)
         if "rszoo" not in keys and "architecture" in keys:
             arch, preprocessing, labels = parse_timm_config(keys)
-            return ModelConfig(label, None, arch, preprocessing, labels, "ema")
+            # timm's keys do not say which weights they are.
+            return ModelConfig(label, None, arch, preprocessing, labels, "trained")
         return _parse(keys["rszoo"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{label} is damaged or not a ResNet-RS's: {error}") from error

@@ -95,7 +95,9 @@ def parse_timm_config(keys: Mapping[str, Any]) -> tuple[ArchConfig, Preprocessin
         raise ConfigError(f"model_args {', '.join(unknown)} are not known to rszoo; load this model with timm")
     # Older files of timm's have everything at the top level.
     settings = keys.get("pretrained_cfg", keys)
-    channels, height, _ = settings.get("input_size", (3, 224, 224))
+    channels, height, width = settings.get("input_size", (3, 224, 224))
+    if height != width:
+        raise ConfigError(f"input_size {height} x {width} is not square; load this model with timm")
     classes = arguments.get("num_classes", keys.get("num_classes", settings.get("num_classes", 1000)))
     arch = ArchConfig(tuple(blocks), classes, arguments.get("in_chans", channels))
     default = Preprocessing(height)

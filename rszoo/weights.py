@@ -16,9 +16,9 @@ import numpy as np
 
 from rszoo.cache import find_folder
 from rszoo.config import ArchConfig
-from rszoo.endpoints import is_url
+from rszoo.endpoints import is_hub_name, is_url
 from rszoo.errors import SourceNotFoundError, UsageError, WeightsError, nearest, summarize
-from rszoo.hub.address import is_hub_name, parse_address
+from rszoo.hub.address import parse_address
 from rszoo.names import is_counter, keras_names, tf_axes, torch_name, torch_shape
 from rszoo.paths import expand_user
 from rszoo.tensor_file import LocalFile, TensorFacts, TensorFile

@@ -17,8 +17,10 @@ import torch
 
 import rszoo
 from rszoo.errors import HubError, NetworkError, UsageError, VerificationError
-from rszoo.folder import read_folder
+from rszoo.folder import config_sha256, read_folder
+from rszoo.hub.family_plot import family_plot
 from rszoo.hub.push import Target, planned, upload
+from rszoo.registry import get_entry
 from tests.conftest import ME, READER
 from tests.hub_server import HubFault, HubRequest, hub_environment
 
@@ -114,6 +116,18 @@ def test_dry_run_shows_files_and_card_and_asks_nobody(hub, verified, tmp_path, m
     done = rszoo_command("push", str(verified["ema"]), "me/demo", "--dry-run", **environment)
     assert told["card"] in done.stdout
     assert hub.requests == []
+
+
+def test_a_published_pair_is_pushed_with_its_family_s_picture(folder):
+    # The demo in the place of a pair, with its account to match.
+    account = json.loads((folder / "conversion.json").read_text())
+    rewrite(folder / "config.json", '"pair": "resnet-rs-demo"', '"pair": "resnet-rs-50-i160"')
+    account["result"]["config_sha256"] = config_sha256((folder / "config.json").read_text())
+    (folder / "conversion.json").write_text(json.dumps(account))
+    with planned(read_folder(folder), Target("me/demo")) as plan:
+        assert set(plan.files) == PLAIN | {"family.png"}
+        assert plan.files["family.png"].read_bytes() == family_plot(get_entry("resnet-rs-50-i160"))
+        assert "(family.png)" in plan.card
 
 
 def test_branches_pull_requests_and_private_repositories(hub, folder):

@@ -78,7 +78,7 @@ def test_timm_loads_a_pushed_model_with_equal_logits(hub, images, tmp_path, bloc
             if name.endswith(("running_mean", "running_var", "bn3.weight")):
                 tensor.add_(0.1)
     folder = rszoo.save(model.eval(), tmp_path / "model", title="mine", labels=labels)
-    rszoo.push_to_hub(folder.path, "me/mine", force=True)
+    rszoo.push_to_hub(folder.path, "me/mine", keras=True, force=True)
     with torch.no_grad():
         expected = model(torch.from_numpy(np.load(images))).numpy()
     environment = hub_environment(hub, tmp_path / "timm-home", ME)

@@ -6,14 +6,15 @@ tag, commit or `refs/pr/3`) and `/FILE`, of the repository's weights files the o
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
+from rszoo.endpoints import HUB_PREFIXES, is_hub_name
 from rszoo.errors import UsageError
 from rszoo.folder import WEIGHTS
 
-_PREFIXES = ("hf-hub:", "hf_hub:", "hf://")
 # huggingface_hub checks names itself, before it asks; this much tells the parts from each other.
 _PART = r"[A-Za-z0-9][\w.-]{0,95}"
 _ADDRESS = re.compile(
@@ -40,18 +41,14 @@ class HubAddress:
         return f"hf-hub:{self.repo}{revision}" + (f"/{self.file}" if self.file != WEIGHTS else "")
 
 
-def is_hub_name(text: object) -> bool:
-    """Whether what a user gave names a model on the Hub."""
-    return isinstance(text, str) and text.lower().startswith(_PREFIXES)
-
-
 def parse_address(text: str) -> HubAddress:
     """Take a model's name on the Hub apart.
 
     Raises:
-        UsageError: it is not of the form `hf-hub:OWNER/NAME[@REVISION][/FILE.safetensors]`.
+        UsageError: it is not of the form `hf-hub:OWNER/NAME[@REVISION][/FILE.safetensors]`, or HF_ENDPOINT is no URL.
     """
-    prefix = next((prefix for prefix in _PREFIXES if text.lower().startswith(prefix)), "")
+    _check_endpoint()
+    prefix = next((prefix for prefix in HUB_PREFIXES if text.lower().startswith(prefix)), "")
     match = _ADDRESS.fullmatch(text[len(prefix) :].strip("/"))
     if match is None or not prefix:
         raise UsageError(
@@ -70,7 +67,20 @@ def parse_repo(text: str) -> str:
     Raises:
         UsageError: it is none, or has more than owner and name.
     """
-    address = parse_address(text if is_hub_name(text) else f"hf-hub:{text}")
-    if address != HubAddress(address.repo):
+    _check_endpoint()
+    name = text[len("hf-hub:") :] if text.lower().startswith("hf-hub:") else text
+    if not re.fullmatch(f"{_PART}/{_PART}", name, re.ASCII):
         raise UsageError(f"give the repository alone, OWNER/NAME, received {text!r}; a branch goes to --revision")
-    return address.repo
+    return name
+
+
+def _check_endpoint() -> None:
+    """Raise UsageError if HF_ENDPOINT is no URL, on which huggingface_hub breaks as soon as it is imported."""
+    endpoint = os.environ.get("HF_ENDPOINT", "")
+    try:
+        parts = urlsplit(endpoint)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        valid = False
+    if endpoint and not valid:
+        raise UsageError(f"HF_ENDPOINT is {endpoint!r}; allowed: the URL of a Hub, such as https://huggingface.co")

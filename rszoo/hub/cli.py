@@ -106,7 +106,8 @@ def pull(
     """Fetch a model from the Hugging Face Hub, and check its SHA-256."""
     from converters.convert import is_model_folder
     from converters.staging import staged_folder
-    from rszoo.hub.address import is_hub_name, parse_address
+    from rszoo.endpoints import is_hub_name
+    from rszoo.hub.address import parse_address
     from rszoo.hub.pull import copy_model, find_model
     from rszoo.paths import expand_user
 

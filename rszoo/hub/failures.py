@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from rszoo.endpoints import offline_variable
-from rszoo.errors import HubError, NetworkError, OutputError, RszooError, UsageError
+from rszoo.errors import HubError, NetworkError, OutputError, RszooError, UsageError, printable
 
 _LOGIN = "run `hf auth login`, or set HF_TOKEN"
+_ASK = "see the model's page for who may, and on what terms"
 _WRITE = "make a token that may write at https://huggingface.co/settings/tokens, then `hf auth login`"
 
 
@@ -33,8 +34,9 @@ def explained(doing: str, *, write: bool = False) -> Iterator[None]:
         yield
     except RszooError:
         raise
-    # RuntimeError and ValueError: it wraps what went wrong with one of several files in them.
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+    # RuntimeError and ValueError: it wraps what went wrong with one of several files in them. The last three: it takes
+    # answers apart without looking.
+    except (HTTPError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise _explain(error, doing, write) from error
 
 
@@ -44,14 +46,16 @@ def status_of(error: BaseException) -> int | None:
 
 
 def _explain(error: BaseException, doing: str, write: bool) -> RszooError:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     for inner in _chain(error):
+        if isinstance(inner, LocalTokenNotFoundError):
+            return HubError(f"cannot {doing}: there is no login; {_LOGIN}")
         if isinstance(inner, HFValidationError):
-            return UsageError(f"cannot {doing}: {_first_line(inner)}")
+            return UsageError(f"cannot {doing}: {_first_line(str(inner))}")
         if isinstance(inner, HfHubHTTPError) or _response(inner) is not None:
             said = str(getattr(inner, "server_message", None) or "").strip()
-            told = f" ({said.splitlines()[0][:300]})" if said else ""
+            told = f" ({_first_line(said)})" if said else ""
             return HubError(f"cannot {doing}: {_advise(inner, write)}{told}")
         if isinstance(inner, OSError) and inner.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             return OutputError(f"cannot {doing}: {inner.strerror} ({inner.filename or 'the Hub cache, HF_HOME'})")
@@ -59,8 +63,8 @@ def _explain(error: BaseException, doing: str, write: bool) -> RszooError:
         return NetworkError(f"cannot {doing}: {variable} forbids the network; unset it, or do it elsewhere")
     innermost = list(_chain(error))[-1]
     return HubError(
-        f"cannot {doing}: {type(innermost).__name__}, {_first_line(innermost)}; check the network, the proxy and "
-        "HF_ENDPOINT, then run it again: what has arrived is not sent again"
+        f"cannot {doing}: {type(innermost).__name__}, {_first_line(str(innermost))}; check the network, the proxy and "
+        "HF_ENDPOINT, then run it again"
     )
 
 
@@ -82,13 +86,13 @@ def _advise(error: BaseException, write: bool) -> str:
     meanings = {
         400: "the Hub refused it",
         401: f"the Hub does not know you; {_LOGIN}" + (f" ({_WRITE})" if write else ""),
-        403: f"you may not; {_WRITE}; to propose it to somebody else's repository, add --create-pr",
+        403: f"you may not; {f'{_WRITE}; to propose it to somebody else, add --create-pr' if write else _ASK}",
         409: "the repository is being changed by somebody else, or exists already; run it again",
         412: "the repository was changed by somebody else meanwhile; run it again",
         413: "a file or the account's storage is too large for the Hub; see https://huggingface.co/docs/hub/storage-limits",
-        429: f"too many requests; wait{_wait(response)}, and run it again: what has arrived is not sent again",
+        429: f"too many requests; wait{_wait(response)}, and run it again",
     }
-    again = "the Hub has a problem of its own; run it again later: what has arrived is not sent again"
+    again = "the Hub has a problem of its own; run it again later"
     return f"{meanings.get(status, again if status >= 500 else 'the Hub refused it')} [{status}]"
 
 
@@ -112,5 +116,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         following = following.__cause__ or following.__context__
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+def _first_line(text: str) -> str:
+    """Return the first line of what a server or library said."""
+    return printable((text.strip() or "no more is known").splitlines()[0][:300])

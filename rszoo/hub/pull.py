@@ -29,6 +29,7 @@ from rszoo.folder import (
     WEIGHTS,
     ModelConfig,
     ModelFolder,
+    WeightKind,
     parse_config,
     sha256_of,
     strip_config,
@@ -116,7 +117,8 @@ def find_model(address: HubAddress) -> HubModel:
 def as_loaded(config: ModelConfig, address: HubAddress) -> ModelConfig:
     """Return what a repository's config says of the file that is meant; timm's own are marked as what they are."""
     if lineage := timm_lineage(address.repo):
-        config = replace(config, title=f"{address.repo} ({lineage})")
+        weights: WeightKind = "ema" if lineage.startswith("Google's") else "trained"
+        config = replace(config, title=f"{address.repo} ({lineage})", weights=weights)
     return replace(config, weights="raw") if address.file == RAW_WEIGHTS else config
 
 

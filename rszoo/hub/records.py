@@ -6,12 +6,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
-from rszoo.errors import ConfigError
+from rszoo.errors import ConfigError, printable
 from rszoo.folder import CONVERSION, VERIFICATION
 
+#: The checks that compare implementations; `converters.parity` names them so.
+PARITY_CHECKS = {"torch = keras", "torch = original graph", "keras = original graph"}
+
 _FORMAT_VERSION = 1
+_MAX_FACTS = 100
 _STATUSES = ("passed", "failed", "not run")
 _T = TypeVar("_T")
 
@@ -76,7 +81,7 @@ def read_verification(folder: Path) -> VerificationRecord | None:
 
 
 def find_doubt(
-    conversion: ConversionRecord, verification: VerificationRecord | None, quote: Callable[[str], str] = str
+    conversion: ConversionRecord, verification: VerificationRecord | None, quote: Callable[[str], str] = printable
 ) -> str | None:
     """Return why weights cannot be called verified, or None if they can; `quote`: what texts from files go through."""
     if verification is None:
@@ -85,8 +90,7 @@ def find_doubt(
         return "`rszoo verify` was run on other weights than these"
     if failed := verification.names("failed"):
         return f"{len(failed)} of {len(verification.checks)} checks failed: {', '.join(map(quote, failed))}"
-    # Checks that compare implementations have it in their names.
-    if not any("=" in name for name in verification.names("passed")):
+    if not PARITY_CHECKS & set(verification.names("passed")):
         return "`rszoo verify` could compare these weights with no other implementation"
     return None
 
@@ -104,10 +108,14 @@ def _read(path: Path, parse: Callable[[dict[str, Any]], _T], remedy: str) -> _T 
 
 
 def _parse_conversion(record: dict[str, Any]) -> ConversionRecord:
-    result, source = record["result"], record["source"]
+    result, source = record["result"], {**record["source"]}
+    for key, value in source.items():
+        plain = all(isinstance(item, (str, int, float, NoneType)) for item in (value if type(value) is list else [value]))
+        if not plain or len(source) > _MAX_FACTS:
+            raise ConfigError(f"source must have at most {_MAX_FACTS} texts, numbers and lists of them; look at {key!r}")
     skipped = {str(reason): len(names) for reason, names in record["skipped"].items()}
     return ConversionRecord(
-        str(record["converter"]), str(result["sha256"]), int(result["tensors"]), {**source}, skipped
+        str(record["converter"]), str(result["sha256"]), int(result["tensors"]), source, skipped
     )
 
 
