@@ -345,7 +345,8 @@ class _Handler(BaseHTTPRequestHandler):
         user, _ = self._user()
         if not user:
             raise _HubError(401, "Invalid username or password.")
-        return _json({"type": "user", "name": user})
+        orgs = [{"name": name} for name, members in self.hub.orgs.items() if user in members]
+        return _json({"type": "user", "name": user, "orgs": orgs})
 
     def _create(self) -> _Answer:
         (user, writes), body = self._user(), json.loads(self._body())
@@ -372,19 +373,26 @@ class _Handler(BaseHTTPRequestHandler):
     def _info(self) -> _Answer:
         repo, name = self._repo(), self.found["repo"]
         commit = repo.find(self.found.get("revision", "main"))
-        # Sizes are told only to those who ask for them.
-        sizes = {path: self._size(key) if "blobs" in self.query else None for path, key in commit.files.items()}
-        siblings = [{"rfilename": path, "size": size} for path, size in sorted(sizes.items())]
+        siblings = []
+        for path, key in sorted(commit.files.items()):
+            # More is told only to those who ask for it.
+            more = {"size": self._size(key), **self._lfs(repo, key, "sha256")} if "blobs" in self.query else {}
+            siblings.append({"rfilename": path, **more})
         return _json({"id": name, "sha": commit.id, "private": repo.private, "siblings": siblings})
 
     def _tree(self) -> _Answer:
         """List all files but no folders, as the client asks for `recursive` and leaves folders out."""
         repo, told = self._repo(), []
         for path, key in sorted(repo.find(self.found["revision"]).files.items()):
-            size = self._size(key)
-            lfs = {"oid": key, "size": size, "pointerSize": 134} if key in repo.objects else None
-            told.append({"type": "file", "path": path, "oid": key, "size": size, "lfs": lfs})
+            told.append(
+                {"type": "file", "path": path, "oid": key, "size": self._size(key), **self._lfs(repo, key, "oid")}
+            )
         return _json(told)
+
+    def _lfs(self, repo: _Repo, key: str, name: str) -> dict[str, Any]:
+        """Return what listings say of an LFS object, its hash under `name`; nothing of other files."""
+        facts = {name: key, "size": self._size(key), "pointerSize": 134}
+        return {"lfs": facts} if key in repo.objects else {}
 
     def _size(self, key: str) -> int:
         return (self.hub.folder / key).stat().st_size

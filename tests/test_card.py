@@ -98,7 +98,7 @@ def fake_folder(demo: ModelFolder, path: Path, entry: rszoo.PretrainedEntry, **c
     (path / CONFIG).write_text(replace(facts, **config).to_json())
     (path / WEIGHTS).write_bytes(entry.name.encode())
     account = json.loads((demo.path / CONVERSION).read_text())
-    account["source"].update(name=f"{entry.name}.tar.gz", archive_sha256="0" * 64)
+    account["source"].update(name=entry.source.url or f"{entry.name}.tar.gz", archive_sha256="0" * 64)
     write_account(path, account)
     return read_folder(path)
 
@@ -254,16 +254,24 @@ def test_the_account_is_repeated(demo, pair):
     assert rszoo.get_entry(PAIR).source.url in section(card_of(pair), "Source")
 
 
-def test_what_speaks_for_the_checkpoint_is_said(demo, pair, tmp_path):
-    assert "nothing else was checked" in card_of(verified(pair))
-    logits = Check("published logits", "passed", "class 1 differs most", {"class 1": 0.01})
-    assert "were reproduced" in card_of(verified(pair, Check("torch = keras", "passed", ""), logits))
-    assert "were reproduced" not in card_of(verified(pair, logits, Check("file", "failed", "")))
+def test_without_evidence_nothing_of_the_publisher_s_is_claimed(pair):
+    assert "downloaded under the publisher's URL" in card_of(verified(pair))
     account = json.loads((pair.path / CONVERSION).read_text())
-    account["source"]["name"] = rszoo.get_entry(PAIR).source.url
+    account["source"]["name"] = f"{PAIR}.tar.gz"
     write_account(pair.path, account)
-    assert "downloaded from Google's URL" in card_of(pair)
-    assert "nothing else was checked" not in card_of(pair)
+    # A name and a passed verification do not make anybody's checkpoint the published one.
+    card = card_of(verified(pair))
+    assert "was not established" in card
+    data = ModelCard(card).data.to_dict()
+    assert not {"model-index", "license", "datasets"} & set(data)
+    assert "| 83.0 |" not in section(card, "Accuracy")
+    logits = Check("published logits", "passed", "class 1 differs most", {"class 1": 0.01})
+    card = card_of(verified(pair, Check("torch = keras", "passed", ""), logits))
+    assert "were reproduced" in card
+    assert ModelCard(card).data.license == "apache-2.0"
+    card = card_of(verified(pair, logits, Check("file", "failed", "")))
+    assert "were reproduced" not in card
+    assert "was not established" in card
 
 
 def test_the_verification_is_repeated_figure_by_figure(folder):
@@ -490,7 +498,7 @@ def test_pieces_of_markdown():
 )
 def test_impossible_evaluations_are_refused(folder, change, message):
     evaluated(folder, change)
-    with pytest.raises(ConfigError, match=rf"evaluation\.json.*{message}.*run `rszoo eval"):
+    with pytest.raises(ConfigError, match=rf"evaluation\.json.*{message}.*delete it, or measure"):
         card_of(folder)
 
 

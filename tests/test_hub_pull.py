@@ -27,6 +27,7 @@ from rszoo.errors import ConfigError, HubError, IntegrityError, NetworkError, Ou
 from rszoo.factory import keras_weights
 from rszoo.folder import ModelConfig, find_damage, read_folder
 from rszoo.hub.address import HubAddress, parse_address, parse_repo
+from rszoo.hub.describe import describe_hub_model
 from rszoo.names import torch_name, torch_shape
 from rszoo.preprocessing import Preprocessing
 from rszoo.registry import Converted, HubPin, get_entry
@@ -429,6 +430,55 @@ def test_pull_makes_a_model_folder(hub, files, source, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_info_shows_the_checks_of_the_weights_that_are_there(hub, verified):
+    files = {path.name: path.read_bytes() for path in verified["ema"].iterdir()}
+    hub.put_repo("me/demo", files)
+    assert describe_hub_model(parse_address(NAME))["checks"]["torch = keras"].startswith("passed")
+    hub.put_repo("me/demo", files | {"model.safetensors": (verified["raw"] / "model.safetensors").read_bytes()})
+    assert describe_hub_model(parse_address(NAME))["checks"] == {"verification.json": "of other weights"}
+
+
+def test_a_pull_is_whole_or_fails_and_works_offline_when_repeated(hub, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    hub.put_repo("me/demo", files | {"evaluation.json": b"{}"})
+    hub.faults = lambda request: HubFault(status=503) if request.path.endswith("conversion.json") else None
+    done = CliRunner().invoke(app, ["pull", "me/demo", "--output", str(tmp_path / "first")])
+    assert isinstance(done.exception, HubError)
+    assert not (tmp_path / "first").exists()
+    hub.faults = []
+    assert CliRunner().invoke(app, ["pull", "me/demo"]).exit_code == 0
+    monkeypatch.setenv("RSZOO_OFFLINE", "1")
+    block_sockets(monkeypatch)
+    assert CliRunner().invoke(app, ["pull", "me/demo", "--output", str(tmp_path / "second")]).exit_code == 0
+    assert find_damage(tmp_path / "second") is None
+    assert (tmp_path / "second" / "evaluation.json").read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize("endpoint", ["http://[bad", "http://host:99999", "huggingface.co", "ftp://host"])
+def test_an_endpoint_that_is_no_url_is_named(tmp_path, endpoint):
+    for words in (["pull", "me/demo"], ["push", str(tmp_path), "me/demo", "--dry-run"], ["info", "hf-hub:me/demo"]):
+        command = [sys.executable, "-m", "rszoo.cli", *words]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_ENDPOINT": endpoint})
+        assert done.returncode == UsageError.exit_code
+        assert done.stderr.startswith(f"error: HF_ENDPOINT is {endpoint!r}")
+
+
+@pytest.mark.parametrize("answer", [b"[]", b"null", b"{}", b'{"siblings": 5}', b"<html>"])
+def test_an_answer_that_no_hub_gives_is_an_error_of_one_line(hub, files, answer):
+    hub.put_repo("me/demo", files)
+    hub.faults = lambda request: HubFault(status=200, body=answer) if "/api/models" in request.path else None
+    with pytest.raises(HubError, match="HF_ENDPOINT"):
+        describe_hub_model(parse_address(NAME))
+
+
+def test_what_a_server_says_cannot_command_the_terminal(hub, files):
+    hub.put_repo("me/demo", files)
+    hub.faults = lambda _: HubFault(status=403, message="\x1b]0;mine\x07no")
+    with pytest.raises(HubError) as caught:
+        rszoo.create(NAME, pretrained=True)
+    assert str(caught.value).isprintable()
+
+
 TIMM_CONFIG = {
     "architecture": "resnetrs200",
     "num_classes": 10,
@@ -469,6 +519,8 @@ def test_timm_s_own_repositories_load_and_are_marked(hub, caplog):
         ({"architecture": None}, "damaged"),
         ({"pretrained_cfg": {"input_size": "big"}}, "damaged"),
         ({"model_args": {"layers": [1, 2]}}, "four"),
+        ({"model_args": {"global_pool": "max"}}, "global_pool"),
+        ({"pretrained_cfg": {"input_size": [3, 96, 64]}}, "square"),
     ],
 )
 def test_other_models_of_timm_s_are_refused(hub, change, said):

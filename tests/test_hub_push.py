@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -16,15 +17,18 @@ import pytest
 import torch
 
 import rszoo
+from rszoo import registry
 from rszoo.errors import HubError, NetworkError, UsageError, VerificationError
 from rszoo.folder import config_sha256, read_folder
+from rszoo.hub.card import _GENERATED
 from rszoo.hub.family_plot import family_plot
-from rszoo.hub.push import Target, planned, upload
-from rszoo.registry import get_entry
+from rszoo.hub.plan import Target, planned
+from rszoo.hub.push import upload
 from tests.conftest import ME, READER
 from tests.hub_server import HubFault, HubRequest, hub_environment
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32))
+BEFORE = {"README.md": b"---\n---\n" + _GENERATED.encode()}
 PLAIN = {"README.md", "config.json", "conversion.json", "model.safetensors", "verification.json"}
 ALL = PLAIN | {"conversion.raw.json", "model.raw.safetensors", "verification.raw.json", "model.weights.h5"}
 
@@ -48,6 +52,11 @@ def run(model) -> torch.Tensor:
 def uploads(hub, since: int = 0) -> list[int]:
     """Return the bytes of each large file that was sent."""
     return [request.received for request in hub.requests[since:] if request.method == "PUT"]
+
+
+def changes(hub) -> list[str]:
+    """Return the requests that were not only questions."""
+    return [request.path for request in hub.requests if request.method not in ("GET", "HEAD")]
 
 
 def names(hub, repo: str, revision: str = "main") -> set[str]:
@@ -115,19 +124,50 @@ def test_dry_run_shows_files_and_card_and_asks_nobody(hub, verified, tmp_path, m
     assert told["card"].startswith("---\n")
     done = rszoo_command("push", str(verified["ema"]), "me/demo", "--dry-run", **environment)
     assert told["card"] in done.stdout
-    assert hub.requests == []
+    assert changes(hub) == []
 
 
-def test_a_published_pair_is_pushed_with_its_family_s_picture(folder):
-    # The demo in the place of a pair, with its account to match.
+def test_a_published_pair_is_pushed_with_its_family_s_picture(folder, monkeypatch):
+    # The demo as one of a family of two whose latencies are known.
+    entries = registry._entries()
+    demo = entries["resnet-rs-demo"]
+    entry = replace(demo, published=replace(demo.published, v100_latency_s=0.2))
+    twin = replace(entry, name="resnet-rs-twin", published=replace(demo.published, v100_latency_s=0.4))
+    monkeypatch.setattr(registry, "_entries", lambda: {entry.name: entry, twin.name: twin})
+    with planned(read_folder(folder), Target("me/demo")) as plan:
+        assert set(plan.files) == PLAIN | {"family.png"}
+        assert plan.files["family.png"].read_bytes() == family_plot(entry)
+        assert "(family.png)" in plan.card
+    # Weights that are the pair's by their name alone get no figure of its.
+    account = json.loads((folder / "conversion.json").read_text())
+    account["source"]["archive_sha256"] = "0" * 64
+    (folder / "conversion.json").write_text(json.dumps(account))
+    with planned(read_folder(folder), Target("me/demo")) as plan:
+        assert set(plan.files) == PLAIN
+        assert "was not established" in " ".join(plan.card.split())
+
+
+def test_a_folder_that_says_it_is_another_pair_is_refused(hub, folder):
     account = json.loads((folder / "conversion.json").read_text())
     rewrite(folder / "config.json", '"pair": "resnet-rs-demo"', '"pair": "resnet-rs-50-i160"')
     account["result"]["config_sha256"] = config_sha256((folder / "config.json").read_text())
     (folder / "conversion.json").write_text(json.dumps(account))
-    with planned(read_folder(folder), Target("me/demo")) as plan:
-        assert set(plan.files) == PLAIN | {"family.png"}
-        assert plan.files["family.png"].read_bytes() == family_plot(get_entry("resnet-rs-50-i160"))
-        assert "(family.png)" in plan.card
+    with pytest.raises(VerificationError, match="are not that pair's"):
+        rszoo.push_to_hub(folder, "me/demo", force=True)
+    assert changes(hub) == []
+
+
+def test_a_card_that_somebody_wrote_is_not_replaced_unasked(hub, folder):
+    theirs = {"README.md": b"# By hand", "notes.txt": b"n", "model.weights.h5": b"theirs"}
+    hub.put_repo("me/demo", theirs)
+    with pytest.raises(HubError, match=r"README.md that rszoo did not write.*--overwrite"):
+        rszoo.push_to_hub(folder, "me/demo")
+    assert hub.files("me/demo") == theirs
+    assert uploads(hub) == []
+    assert rszoo.push_to_hub(folder, "me/demo", create_pr=True).pr_url
+    pushed = rszoo.push_to_hub(folder, "me/demo", overwrite=True)
+    assert pushed.deleted == ("model.weights.h5",)
+    assert names(hub, "me/demo") == PLAIN | {"notes.txt"}
 
 
 def test_branches_pull_requests_and_private_repositories(hub, folder):
@@ -150,18 +190,24 @@ def test_branches_pull_requests_and_private_repositories(hub, folder):
     assert sorted(uploads(hub)) == sorted(sizes)
 
     pushed = rszoo.push_to_hub(relabelled.path, "me/demo", create_pr=True, force=True)
+    # More can be added to a pull request, as to a branch.
+    assert rszoo.push_to_hub(folder, "me/demo", revision="refs/pr/1").commit == hub.head("me/demo", "refs/pr/1")
+    rszoo.push_to_hub(relabelled.path, "me/demo", revision="refs/pr/1", force=True)
     assert pushed.pr_url.startswith(hub.endpoint)
     assert hub.head("me/demo") == head
     assert rszoo.create("hf-hub:me/demo@refs/pr/1").origin is None
     assert rszoo.create("hf-hub:me/demo@refs/pr/1", pretrained=True).origin.labels == tuple(labels)
     with pytest.raises(UsageError, match="--create-pr or --revision"):
         rszoo.push_to_hub(folder, "me/demo", create_pr=True, revision="next")
+    with pytest.raises(UsageError, match="--revision is empty"):
+        rszoo.push_to_hub(folder, "me/demo", revision="")
 
 
 def test_a_public_repository_gets_nothing_that_was_to_be_private(hub, folder):
     hub.put_repo("me/demo", {"README.md": b"open"})
-    with pytest.raises(HubError, match="is public, and --private"):
-        rszoo.push_to_hub(folder, "me/demo", private=True)
+    for create_pr in (False, True):
+        with pytest.raises(HubError, match="is public, and --private"):
+            rszoo.push_to_hub(folder, "me/demo", private=True, create_pr=create_pr)
     assert hub.files("me/demo") == {"README.md": b"open"}
 
 
@@ -214,13 +260,13 @@ def on(path: str, *faults: HubFault | None):
 def test_a_push_that_is_refused_changes_nothing(hub, folder, monkeypatch, path, fault, said):
     # huggingface_hub tries again by itself, with pauses.
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
-    hub.put_repo("me/demo", {"README.md": b"before"})
+    hub.put_repo("me/demo", BEFORE)
     hub.faults = lambda request: fault if path in request.path else None
     with pytest.raises(HubError, match=said) as caught:
         rszoo.push_to_hub(folder, "me/demo")
     assert "\n" not in str(caught.value)
     assert ME not in str(caught.value)
-    assert hub.files("me/demo") == {"README.md": b"before"}
+    assert hub.files("me/demo") == BEFORE
     # And what was sent is not sent again.
     since, sent = len(hub.requests), uploads(hub)
     hub.faults = []
@@ -265,7 +311,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, folder):
 
 def test_another_push_in_between_is_not_mixed_with_this_one(hub, verified):
     # The other one leaves plain and Keras's weights, which would pass for this one's.
-    other = {"README.md": b"other", "model.raw.safetensors": b"raw", "model.weights.h5": b"h5", "notes.txt": b"kept"}
+    other = {**BEFORE, "model.raw.safetensors": b"raw", "model.weights.h5": b"h5", "notes.txt": b"kept"}
     meanwhile: list[str] = []
 
     def intrude(request: HubRequest) -> None:
@@ -328,9 +374,9 @@ def rewrite(path: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize("force", [False, True])
 def test_what_was_changed_after_the_conversion_is_never_pushed(hub, folder, tamper, force):
     tamper(folder)
-    with pytest.raises(VerificationError, match="changed after its conversion"):
+    with pytest.raises(VerificationError, match="not what its account says"):
         rszoo.push_to_hub(folder, "me/demo", force=force)
-    assert hub.requests == []
+    assert changes(hub) == []
 
 
 def _fail(folder: Path) -> None:
@@ -362,7 +408,7 @@ def test_without_a_passed_verification_only_by_force_and_the_card_says_so(hub, f
     spoil(folder)
     with pytest.raises(VerificationError, match=f"{said}.*--force"):
         rszoo.push_to_hub(folder, "me/demo")
-    assert hub.requests == []
+    assert changes(hub) == []
     rszoo.push_to_hub(folder, "me/demo", force=True)
     assert "NOT VERIFIED" in hub.files("me/demo")["README.md"].decode()
 
@@ -384,7 +430,7 @@ def test_raw_weights_must_be_of_the_same_model(hub, verified, tmp_path):
         rszoo.push_to_hub(verified["ema"], "me/demo", raw=verified["ema"])
     with pytest.raises(UsageError, match="plain weights of the same model"):
         rszoo.push_to_hub(verified["raw"], "me/demo", raw=verified["raw"])
-    assert hub.requests == []
+    assert changes(hub) == []
 
 
 @pytest.mark.parametrize("variable", ["RSZOO_OFFLINE", "HF_HUB_OFFLINE"])
@@ -392,7 +438,7 @@ def test_offline_nothing_is_pushed(hub, folder, monkeypatch, variable):
     monkeypatch.setenv(variable, "1")
     with pytest.raises(NetworkError, match=f"{variable} forbids the network"):
         rszoo.push_to_hub(folder, "me/demo")
-    assert hub.requests == []
+    assert changes(hub) == []
 
 
 @pytest.mark.parametrize("framework", ["torch", "keras"])

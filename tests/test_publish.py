@@ -19,6 +19,7 @@ from rszoo.cli import app
 from rszoo.errors import HubError, NetworkError, VerificationError
 from rszoo.hub.publish import Extras, publish
 from rszoo.registry import parse_manifest
+from tests.conftest import ME
 from tests.hub_server import HubFault, use_hub
 from tests.servers import FaultServer
 from tests.test_download import ARCHIVE, NAME, PATH, published_entries, quicken
@@ -151,4 +152,23 @@ def test_without_a_login_nothing_is_downloaded(hub, bucket, monkeypatch, tmp_pat
     use_hub(monkeypatch, hub, tmp_path / "nobody", None)
     with pytest.raises(HubError, match="hf auth login"):
         list(publish([NAME, OTHER], "acme"))
+    use_hub(monkeypatch, hub, tmp_path / "me", ME)
+    with pytest.raises(HubError, match="you are acme, me there"):
+        list(publish([NAME, OTHER], "you"))
     assert bucket.requests == []
+
+
+def test_what_is_there_is_held_against_what_is_said_of_it(hub, bucket):
+    list(publish([NAME], "acme", extras=Extras(raw=True)))
+    files = hub.files(f"acme/{NAME}")
+    for spoil in (
+        {"model.safetensors": files["model.raw.safetensors"]},
+        {"verification.raw.json": files["verification.json"]},
+        {"verification.json": re.sub(b'"status": "passed"', b'"status": "not run"', files["verification.json"])},
+    ):
+        hub.put_repo(f"acme/{NAME}", files | spoil)
+        (outcome,) = publish([NAME], "acme", extras=Extras(raw=True))
+        assert outcome.status == "pushed"
+        assert {name: hub.files(f"acme/{NAME}")[name] for name in files} == files
+    (outcome,) = publish([NAME], "acme", private=True)
+    assert "is public" in str(outcome.error)

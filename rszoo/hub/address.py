@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-from rszoo.endpoints import HUB_PREFIXES, is_hub_name
+from rszoo.endpoints import HUB_PREFIXES
 from rszoo.errors import UsageError
 from rszoo.folder import WEIGHTS
 

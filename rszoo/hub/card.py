@@ -11,9 +11,14 @@ from rszoo.hub import card_figures, card_text, card_usage
 from rszoo.hub.card_facts import CardFacts, Findings, gather
 from rszoo.hub.markdown import one_line
 
-__all__ = ["CardFacts", "make_card"]
+__all__ = ["CardFacts", "is_generated", "make_card"]
 
 _GENERATED = "<!-- Written by rszoo from the files of this repository. The next push replaces it. -->"
+
+
+def is_generated(text: str) -> bool:
+    """Whether a card was written by `make_card`, which the next push may replace."""
+    return _GENERATED in text
 
 
 def make_card(facts: CardFacts) -> str:
@@ -47,8 +52,8 @@ def _front_matter(findings: Findings) -> str:
     data = ModelCardData(
         library_name="timm" if findings.loads_in_timm else "rszoo",
         pipeline_tag="image-classification",
-        license=None if findings.entry is None else findings.entry.license.lower(),
-        datasets=None if family is None else [family.dataset_id],
+        license=findings.entry.license.lower() if findings.entry is not None and findings.evidence else None,
+        datasets=[family.dataset_id] if family is not None and findings.evidence else None,
         tags=["rszoo", "resnet-rs", *frameworks, "safetensors", "image-classification"],
         model_name=one_line(config.title) if results else None,
         eval_results=results or None,

@@ -10,7 +10,14 @@ from functools import cached_property
 from rszoo.evaluation import Evaluation, read_evaluations
 from rszoo.folder import CONFIG, EVALUATION, ModelFolder
 from rszoo.hub.markdown import plain
-from rszoo.hub.records import ConversionRecord, VerificationRecord, find_doubt, read_conversion, read_verification
+from rszoo.hub.records import (
+    GOLDEN_CHECK,
+    ConversionRecord,
+    VerificationRecord,
+    find_doubt,
+    read_conversion,
+    read_verification,
+)
 from rszoo.registry import PretrainedEntry, get_entry
 
 
@@ -75,10 +82,25 @@ class Findings:
         """The family of published weights that these belong to."""
         return None if self.entry is None else _FAMILIES.get(self.entry.family)
 
+    @cached_property
+    def evidence(self) -> list[str]:
+        """What speaks for the checkpoint being the published one of the pair; its name and its tensors do not."""
+        if self.entry is None:
+            return []
+        published, source = self.entry.source, self.main.conversion.source
+        found = []
+        if published.sha256 is not None and source.get("archive_sha256") == published.sha256:
+            found.append("the archive has the SHA-256 that rszoo's registry knows")
+        if published.url is not None and source.get("name") == published.url:
+            found.append("the archive was downloaded under the publisher's URL")
+        if not self.main.doubt and self.main.verification and GOLDEN_CHECK in self.main.verification.names("passed"):
+            found.append("the logits that the original graph gave for a photo were reproduced")
+        return found
+
     @property
     def has_published_accuracy(self) -> bool:
-        """Whether the published accuracy is that of these weights: it was measured with the averages."""
-        return self.entry is not None and self.facts.folder.config.weights == "ema"
+        """Whether the published accuracy is that of these weights: of the published checkpoint's averages."""
+        return bool(self.evidence) and self.facts.folder.config.weights == "ema"
 
 
 # `default` and `validation` are the names that the data set has on the Hub.

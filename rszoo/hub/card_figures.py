@@ -70,7 +70,9 @@ def accuracy(findings: Findings) -> str:
     if rows:
         parts.append(table(("top-1, %", "top-5, %", "images went through", "source"), rows))
     if findings.entry is not None and not findings.has_published_accuracy:
-        parts.append("The published accuracy is that of the averaged weights (EMA), not of these.")
+        known = ", not of these" if findings.evidence else "; whether these are they is not known"
+        name = findings.entry.name
+        parts.append(f"The accuracy published for `{name}` is that of the publisher's averaged weights (EMA){known}.")
     if not findings.evaluations:
         parts.append("No accuracy was measured on these files with rszoo.")
     if PLOT in findings.facts.files:

@@ -74,27 +74,15 @@ def _lineage(findings: Findings) -> str:
     entry = findings.entry
     if entry is None:
         return "It is none of the registered pairs of rszoo."
+    if not findings.evidence:
+        return (
+            f"By its name it is the pair `{entry.name}` of {plain(entry.title)}. Whether it is that checkpoint was not "
+            "established: nobody has published its hash, and it was not downloaded from there by rszoo."
+        )
     if findings.family is None:
         return f"Registered in rszoo as `{entry.name}`: {plain(entry.title)}."
-    return f"Converted from `{entry.name}` of {plain(entry.title)}; {_NOT_OTHERS} {_identity(findings)}"
-
-
-def _identity(findings: Findings) -> str:
-    """Return what speaks for the checkpoint being the published one."""
-    entry, account = findings.entry, findings.main
-    if entry is None:
-        return ""
-    source = account.conversion.source
-    evidence = []
-    if entry.source.sha256 is not None and source.get("archive_sha256") == entry.source.sha256:
-        evidence.append("the archive has the SHA-256 that rszoo's registry knows")
-    if entry.source.url is not None and source.get("name") == entry.source.url:
-        evidence.append("the archive was downloaded from Google's URL")
-    if account.doubt is None and account.verification and "published logits" in account.verification.names("passed"):
-        evidence.append("the logits that the original graph gave for a photo were reproduced")
-    if evidence:
-        return f"That it is the published checkpoint is known from this: {'; '.join(evidence)}."
-    return "That it is the published checkpoint follows from its name and its tensors; nothing else was checked."
+    known = f"That it is the published checkpoint is known from this: {'; '.join(findings.evidence)}."
+    return f"Converted from `{entry.name}` of {plain(entry.title)}; {_NOT_OTHERS} {known}"
 
 
 def architecture(findings: Findings) -> str:
@@ -201,7 +189,7 @@ def labels(findings: Findings) -> str:
 def license_and_citation(findings: Findings) -> str:
     """Return under which license the weights are, if that is known, and the paper's BibTeX entry."""
     entry = findings.entry
-    if entry is None:
+    if entry is None or not findings.evidence:
         terms = "The files do not say under which license these weights are."
     else:
         terms = f"{plain(entry.license)}, as the code and the checkpoint that these weights come from"

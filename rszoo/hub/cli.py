@@ -13,8 +13,8 @@ from rszoo.console import Json, load_frameworks, print_json, table
 from rszoo.errors import RszooError, UsageError
 
 if TYPE_CHECKING:
+    from rszoo.hub.plan import Plan
     from rszoo.hub.publish import Published
-    from rszoo.hub.push import Plan
 
 Private = Annotated[bool, typer.Option("--private", help="A new repository is seen by its owner alone.")]
 Keras = Annotated[bool, typer.Option("--keras", help="Also what keras.saving.load_model('hf://...') needs.")]
@@ -32,6 +32,9 @@ def push(
     force: Annotated[
         bool, typer.Option("--force", help="Push without a passed verification; the card will say so.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also replace a card that rszoo did not write.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check a model folder, make its card, and push it to the Hugging Face Hub as one commit.
@@ -40,13 +43,14 @@ def push(
     """
     from rszoo.folder import read_folder
     from rszoo.hub.address import parse_repo
-    from rszoo.hub.push import Target, planned, upload
+    from rszoo.hub.plan import Target, planned
+    from rszoo.hub.push import check_login, upload
 
-    target = Target(parse_repo(repo), private, revision, create_pr)
-    if revision is not None and create_pr:
-        raise UsageError(f"a pull request goes to the default branch; leave out --create-pr or --revision {revision}")
+    target = Target(parse_repo(repo), private, revision, create_pr, overwrite)
     opened = read_folder(folder)
     plain = None if raw is None else read_folder(raw)
+    if not dry_run:
+        check_login(f"push to {target.repo}")
     if keras:
         load_frameworks("keras")
     with planned(opened, target, raw=plain, keras=keras, force=force) as plan:
@@ -58,6 +62,8 @@ def push(
             print_json({**dataclasses.asdict(pushed), "files": plan.sizes})
             return
     print(f"{'pushed' if pushed.changed else 'nothing to push, all is there:'} {pushed.pr_url or pushed.url}")
+    if pushed.deleted:
+        print(f"deleted there, since this push does not have it: {', '.join(pushed.deleted)}")
     at = "" if pushed.pr_url is None and revision is None else f"@{pushed.commit}"
     print(f'load it with: rszoo.create("hf-hub:{pushed.repo}{at}", pretrained=True)')
 
@@ -81,6 +87,8 @@ def publish(
     from rszoo.registry import Converted, HubPin, names_of
 
     names = list(dict.fromkeys(name for pattern in patterns for name in names_of(pattern)))
+    if "/" in to:
+        raise UsageError(f"--to takes an account or organization, received {to!r}; repositories get the models' names")
     parse_repo(f"{to}/{names[0]}")
     if pin is not None:
         read_manifest(pin)
@@ -108,12 +116,13 @@ def pull(
     from converters.staging import staged_folder
     from rszoo.endpoints import is_hub_name
     from rszoo.hub.address import parse_address
-    from rszoo.hub.pull import copy_model, find_model
+    from rszoo.hub.pull import copy_model, fetch_records, find_model
     from rszoo.paths import expand_user
 
     found = find_model(parse_address(model if is_hub_name(model) else f"hf-hub:{model}"))
     if output is None:
         path = found.fetch_weights().path
+        fetch_records(found)
     else:
         path = expand_user(output)
         with staged_folder(path, overwrite=overwrite, is_ours=is_model_folder) as folder:

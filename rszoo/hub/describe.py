@@ -9,10 +9,12 @@ from typing import Any
 
 from rszoo import __version__
 from rszoo.endpoints import check_online
+from rszoo.errors import ConfigError
 from rszoo.folder import CONFIG, RAW_VERIFICATION, RAW_WEIGHTS, VERIFICATION, ModelConfig, parse_config
 from rszoo.hub.address import HubAddress
 from rszoo.hub.failures import explained
 from rszoo.hub.pull import as_loaded, fetch_file, hub_headers, open_remote
+from rszoo.hub.records import read_verification
 from rszoo.transport import new_session, read_start
 from rszoo.weights import Weights
 
@@ -34,8 +36,11 @@ def describe_hub_model(address: HubAddress) -> dict[str, Any]:
     with explained(f"look at {address}"):
         api = HfApi(library_name="rszoo", library_version=__version__)
         info = api.model_info(address.repo, revision=address.revision, files_metadata=True)
+        siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+        files = {name: sibling.size for name, sibling in siblings.items()}
+        found = siblings.get(address.file)
+        sha256 = found.lfs.sha256 if found is not None and found.lfs else None
     address = replace(address, revision=info.sha)
-    files = {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
     config = as_loaded(_read_config(address), address)
     record = RAW_VERIFICATION if address.file == RAW_WEIGHTS else VERIFICATION
     with Weights(open_remote(address)) as weights:
@@ -44,6 +49,7 @@ def describe_hub_model(address: HubAddress) -> dict[str, Any]:
             "commit": info.sha,
             "private": bool(info.private),
             "file": address.file,
+            "sha256": sha256,
             "title": config.title,
             "pair": config.pair,
             "weights": config.weights,
@@ -52,7 +58,7 @@ def describe_hub_model(address: HubAddress) -> dict[str, Any]:
             "tensors": len(weights),
             "bytes": weights.nbytes,
             "metadata": weights.metadata,
-            "checks": _read_checks(address, record) if record in files else None,
+            "checks": _read_checks(address, record, sha256) if record in files else None,
             "files": files,
         }
 
@@ -72,15 +78,18 @@ def _read_config(address: HubAddress) -> ModelConfig:
         if not head.strip(" \n{"):
             facts, _ = json.JSONDecoder().raw_decode(rest.lstrip())
             return parse_config(json.dumps({"rszoo": facts}), label)
-    except ValueError:
+    except (ValueError, RecursionError):
+        # parse_config says what is wrong with it.
         pass
     return parse_config(fetch_file(address, CONFIG).read_bytes(), label)
 
 
-def _read_checks(address: HubAddress, file: str) -> dict[str, str]:
-    """Return the outcome of each check that the repository tells of."""
+def _read_checks(address: HubAddress, file: str, sha256: str | None) -> dict[str, str]:
+    """Return the outcome of each check that the repository tells of, if they are of the weights that it has."""
     try:
-        checks = json.loads(fetch_file(address, file).read_text(encoding="utf-8"))["checks"]
-        return {str(check["name"]): f"{check['status']}: {check['detail']}" for check in checks}
-    except (ValueError, KeyError, TypeError, RecursionError):
+        record = read_verification(fetch_file(address, file).parent, file)
+    except ConfigError:
         return {file: "damaged"}
+    if record is None or record.weights_sha256 != sha256:
+        return {file: "of other weights"}
+    return {check.name: f"{check.status}: {check.detail}" for check in record.checks}

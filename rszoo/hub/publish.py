@@ -7,14 +7,13 @@ same command goes on after an interruption.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from rszoo import __version__
 from rszoo.cache import fill_cache, find_cached, remove_folder
-from rszoo.errors import RszooError, VerificationError
+from rszoo.errors import ConfigError, HubError, RszooError, VerificationError
 from rszoo.folder import (
     CARD,
     CONFIG,
@@ -29,7 +28,12 @@ from rszoo.folder import (
     WeightSet,
 )
 from rszoo.hub.address import HubAddress
-from rszoo.hub.push import Target, check_login, find_doubt, planned, upload
+from rszoo.hub.failures import explained
+from rszoo.hub.plan import Target, find_doubt, planned
+from rszoo.hub.pull import fetch_file
+from rszoo.hub.push import check_login, upload
+from rszoo.hub.records import find_doubt as find_record_doubt
+from rszoo.hub.records import read_conversion, read_verification
 from rszoo.paths import kept_archive
 from rszoo.registry import PretrainedEntry, get_entry
 
@@ -73,44 +77,60 @@ def publish(
     """Publish registered pairs as `OWNER/NAME`, yielding the outcome of each; one that fails does not stop the rest.
 
     Raises:
-        HubError: there is no login, which would stop them all.
+        HubError: there is no login, or no such account that it may write to, which would stop them all.
     """
-    check_login(f"publish to {owner}")
+    names_here = check_login(f"publish to {owner}")
+    if owner not in names_here:
+        raise HubError(
+            f"cannot publish to {owner}: you are {', '.join(sorted(names_here))} there; see `hf auth whoami`"
+        )
     for name in names:
         entry = get_entry(name)
         target = Target(f"{owner}/{entry.name}", private)
         try:
-            yield _find_published(entry, target.repo, extras) or _publish(entry, target, extras)
+            yield _find_published(entry, target, extras) or _publish(entry, target, extras)
         except RszooError as error:
             yield Published(entry.name, target.repo, "failed", error=error)
 
 
-def _find_published(entry: PretrainedEntry, repo: str, extras: Extras) -> Published | None:
-    """Return what the Hub has of a pair, if this version made it and nothing is missing."""
+def _find_published(entry: PretrainedEntry, target: Target, extras: Extras) -> Published | None:
+    """Return what the Hub has of a pair, if this version made it, it is verified, and nothing is missing.
+
+    Raises:
+        HubError: the repository is there and public, and was to be private.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    from rszoo.hub.failures import explained
-    from rszoo.hub.pull import fetch_file
-
-    with explained(f"look at {repo}", write=True):
+    with explained(f"look at {target.repo}", write=True):
         try:
-            info = HfApi(library_name="rszoo", library_version=__version__).model_info(repo)
+            api = HfApi(library_name="rszoo", library_version=__version__)
+            info = api.model_info(target.repo, files_metadata=True)
         except RepositoryNotFoundError:
             return None
-    if not extras.files <= {sibling.rfilename for sibling in info.siblings or ()}:
+        hashes = {sibling.rfilename: sibling.lfs.sha256 if sibling.lfs else None for sibling in info.siblings or ()}
+        if target.private and not info.private:
+            raise HubError(f"{target.repo} is public, and --private was given; make it private in its settings")
+    if not extras.files <= set(hashes):
         return None
-    address = HubAddress(repo, info.sha)
+    address = HubAddress(target.repo, info.sha)
+    records = {WEIGHTS: (CONVERSION, VERIFICATION)}
+    records |= {RAW_WEIGHTS: (RAW_CONVERSION, RAW_VERIFICATION)} if extras.raw else {}
+    if all(_is_ours(address, hashes[weights], *files) for weights, files in records.items()):
+        return Published(entry.name, target.repo, "there already", info.sha, hashes[WEIGHTS])
+    return None
+
+
+def _is_ours(address: HubAddress, sha256: str | None, conversion: str, verification: str) -> bool:
+    """Whether a weights file on the Hub is what this version has converted and verified."""
     try:
-        account, record = (
-            json.loads(fetch_file(address, file).read_text(encoding="utf-8")) for file in (CONVERSION, VERIFICATION)
-        )
-        sha256 = account["result"]["sha256"]
-        ours = account["converter"] == f"rszoo {__version__}" and account["model"] == entry.name
-        sound = record["passed"] is True and record["weights_sha256"] == sha256
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return Published(entry.name, repo, "there already", info.sha, sha256) if ours and sound else None
+        folder = fetch_file(address, conversion).parent
+        fetch_file(address, verification)
+        account = read_conversion(folder, conversion)
+        doubt = find_record_doubt(account, read_verification(folder, verification))
+    except ConfigError:
+        return False
+    return doubt is None and account.sha256 == sha256 and account.converter == f"rszoo {__version__}"
 
 
 def _publish(entry: PretrainedEntry, target: Target, extras: Extras) -> Published:

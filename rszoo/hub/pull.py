@@ -6,6 +6,7 @@ one commit. A model that is named by its commit and is in the cache makes no req
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from rszoo.errors import HubError, IntegrityError, NetworkError, RszooError
 from rszoo.folder import (
     CONFIG,
     CONVERSION,
+    EVALUATION,
     RAW_CONVERSION,
     RAW_VERIFICATION,
     RAW_WEIGHTS,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
 # Of a file that is needed nearly whole, all is fetched and kept: by ranges the next process would fetch it again.
 _NEARLY_WHOLE = 0.9
+_NOT_FOUND = 404
 
 log = logging.getLogger("rszoo")
 
@@ -94,10 +97,30 @@ def copy_model(model: HubModel, folder: Path, sha256: str | None = None) -> None
     shutil.copyfile(model.fetch_weights(sha256).weights_path, folder / WEIGHTS)
     config = strip_config((model.folder / CONFIG).read_text(encoding="utf-8"))
     (folder / CONFIG).write_text(model.config.to_json() if raw else config, encoding="utf-8")
-    for name, stored in ((CONVERSION, RAW_CONVERSION), (VERIFICATION, RAW_VERIFICATION)):
-        # timm's own repositories have neither, and a model that was pushed with --force may lack the latter.
-        with suppress(HubError):
-            shutil.copyfile(fetch_file(model.address, stored if raw else name), folder / name)
+    for name, path in fetch_records(model).items():
+        shutil.copyfile(path, folder / name)
+
+
+def fetch_records(model: HubModel) -> dict[str, Path]:
+    """Return what belongs to weights besides them, by its name in a model folder: account, checks, measured accuracies.
+
+    timm's own repositories have none, and one that was pushed with --force may lack the checks.
+
+    Raises:
+        HubError: one is there but cannot be had.
+    """
+    names = {CONVERSION: RAW_CONVERSION, VERIFICATION: RAW_VERIFICATION}
+    if model.address.file != RAW_WEIGHTS:
+        names = {name: name for name in (CONVERSION, VERIFICATION, EVALUATION)}
+    found = {}
+    for name, stored in names.items():
+        try:
+            found[name] = fetch_file(model.address, stored)
+        except NetworkError as error:
+            # It is not there; or, offline, it may not be there.
+            if status_of(error) != _NOT_FOUND and (offline_variable() is None or isinstance(error, HubError)):
+                raise
+    return found
 
 
 def find_model(address: HubAddress) -> HubModel:
@@ -243,9 +266,11 @@ def _check_weights(path: Path, address: HubAddress, expected: str | None) -> Non
     named = real.name if re.fullmatch("[0-9a-f]{64}", real.name) else None
     expected = expected or named
     if expected is None:
+        log.warning("%s: its SHA-256 is not known here, so %s was not checked", address, path)
         return
     facts = real.stat()
-    stamp, mark = f"{facts.st_size} {facts.st_mtime_ns}", checked_folder() / expected
+    stamp = f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
+    mark = checked_folder() / f"{expected}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:8]}"
     with suppress(OSError, ValueError):
         if mark.read_text(encoding="ascii") == stamp:
             return

@@ -1,29 +1,26 @@
 """A model folder pushed to the Hugging Face Hub: checked first, then uploaded as one commit, with a card made for it.
 
 In goes a folder (or a live model, which is saved and verified first), out comes the commit. Transfers, retries and
-logins are huggingface_hub's; ours is what must be true before, what the commit holds, and what an error means.
+logins are huggingface_hub's; what is uploaded is `plan.py`'s; here is how, and what an error means.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import importlib.util
 import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rszoo import __version__
 from rszoo.endpoints import offline_variable
-from rszoo.errors import HubError, NetworkError, UsageError, VerificationError
+from rszoo.errors import HubError, NetworkError, VerificationError
 from rszoo.folder import (
     CARD,
-    CONFIG,
-    CONVERSION,
     EVALUATION,
     KERAS_WEIGHTS,
     PLOT,
@@ -33,21 +30,16 @@ from rszoo.folder import (
     VERIFICATION,
     WEIGHTS,
     ModelFolder,
-    find_damage,
     read_folder,
-    strip_config,
 )
-from rszoo.hub import records
 from rszoo.hub.address import parse_repo
-from rszoo.hub.card import CardFacts, make_card
+from rszoo.hub.card import is_generated
 from rszoo.hub.failures import explained, status_of
-from rszoo.hub.family_plot import family_plot, has_family_plot
-from rszoo.hub.records import read_conversion, read_verification
-from rszoo.registry import get_entry
-from rszoo.weights import check_header
+from rszoo.hub.plan import Plan, Target, planned
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, HfApi
+    from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+    from huggingface_hub.hf_api import ModelInfo
 
 # What a former push may have left and this one has not: it would be taken for this one's.
 _OPTIONAL = (VERIFICATION, EVALUATION, RAW_WEIGHTS, RAW_CONVERSION, RAW_VERIFICATION, KERAS_WEIGHTS, PLOT)
@@ -59,40 +51,10 @@ log = logging.getLogger("rszoo")
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where a push goes: `revision` a branch, made if need be; `create_pr` proposes the commit instead of making it."""
-
-    repo: str
-    private: bool = False
-    revision: str | None = None
-    create_pr: bool = False
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a push uploads: files by their name in the repository, SHA-256 of those whose hash is known, in hex."""
-
-    target: Target
-    title: str
-    files: dict[str, Path]
-    sha256: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each file."""
-        return {name: path.stat().st_size for name, path in self.files.items()}
-
-    @property
-    def card(self) -> str:
-        """The text of the card."""
-        return self.files[CARD].read_text(encoding="utf-8")
-
-
-@dataclass(frozen=True)
 class Pushed:
     """What came of a push: the commit, its page, that of the pull request if one was made; `changed`: is it a new one.
 
-    `sha256` of `model.safetensors`, in hex.
+    `deleted`: files of a former push that this one does not have. `sha256` of `model.safetensors`, in hex.
     """
 
     repo: str
@@ -100,6 +62,7 @@ class Pushed:
     url: str
     pr_url: str | None
     changed: bool
+    deleted: tuple[str, ...]
     sha256: str
 
 
@@ -113,6 +76,7 @@ def push_to_hub(
     keras: bool = False,
     raw: str | os.PathLike[str] | None = None,
     force: bool = False,
+    overwrite: bool = False,
 ) -> Pushed:
     """Push a model folder, or a live model, to the Hugging Face Hub as one commit.
 
@@ -126,6 +90,7 @@ def push_to_hub(
         keras: also upload what `keras.saving.load_model("hf://OWNER/NAME")` needs.
         raw: a model folder with the same checkpoint's plain weights, uploaded as `model.raw.safetensors`.
         force: push although the verification is missing or failed; the card says so.
+        overwrite: push although the repository has a card that rszoo did not write.
 
     Raises:
         VerificationError: the folder was not verified, or that failed, or it was changed since.
@@ -133,72 +98,19 @@ def push_to_hub(
         UsageError, SourceNotFoundError, ConfigError, WeightsError: the arguments or the folder are not usable.
         MissingPackageError: a package is not installed.
     """
-    target = Target(parse_repo(repo_id), private, revision, create_pr)
-    if revision is not None and create_pr:
-        raise UsageError(f"a pull request goes to the default branch; leave out --create-pr or --revision {revision}")
+    target = Target(parse_repo(repo_id), private, revision, create_pr, overwrite)
+    check_login(f"push to {target.repo}")
     with ExitStack() as stack:
-        folder = read_folder(model) if isinstance(model, (str, os.PathLike)) else stack.enter_context(_saved(model))
+        if isinstance(model, (str, os.PathLike)):
+            folder = read_folder(model)
+        else:
+            folder = stack.enter_context(_saved(model, force))
         raw_folder = None if raw is None else read_folder(raw)
         return upload(stack.enter_context(planned(folder, target, raw=raw_folder, keras=keras, force=force)))
 
 
-@contextmanager
-def planned(
-    folder: ModelFolder, target: Target, *, raw: ModelFolder | None = None, keras: bool = False, force: bool = False
-) -> Iterator[Plan]:
-    """Check a model folder and yield what its push uploads; nothing is sent. What is made for it is gone afterwards.
-
-    Raises as `push_to_hub`, but for what the Hub says.
-    """
-    doubts = [doubt for one in (folder, raw) if one is not None and (doubt := find_doubt(one))]
-    if doubts and not force:
-        raise VerificationError(f"{'; '.join(doubts)}; or push it with --force, which the card will state")
-    for doubt in doubts:
-        log.warning("pushed with --force: %s", doubt)
-    if raw is not None:
-        _check_raw(folder, raw)
-    with tempfile.TemporaryDirectory(prefix="rszoo-") as made:
-        files = _gather(folder, raw)
-        files |= _make_config(folder, Path(made), keras)
-        yield _with_card(files, CardFacts(folder, target.repo, {}, raw, bool(doubts)), target, Path(made))
-
-
-def upload(plan: Plan) -> Pushed:
-    """Make the repository if need be, and upload a plan's files as one commit on top of what is there.
-
-    What the Hub has already is not sent again. If somebody else commits meanwhile, it is tried again on top of that.
-
-    Raises:
-        HubError: the Hub refuses, or cannot be reached.
-        NetworkError: offline mode is on.
-    """
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    target = plan.target
-    doing = f"push to {target.repo}"
-    check_login(doing)
-    api = HfApi(library_name="rszoo", library_version=__version__)
-    with explained(doing, write=True):
-        if not target.create_pr:
-            _make_repository(api, target)
-        additions = [CommitOperationAdd(name, str(path)) for name, path in sorted(plan.files.items())]
-        for addition in additions:
-            if sha256 := plan.sha256.get(addition.path_in_repo):
-                # The hash that was checked: so the Hub refuses a file that was changed since.
-                addition.upload_info.sha256 = bytes.fromhex(sha256)
-        head, commit = _commit(api, plan, additions)
-    return Pushed(
-        repo=target.repo,
-        commit=commit.oid,
-        url=commit.commit_url,
-        pr_url=commit.pr_url,
-        changed=commit.oid != head,
-        sha256=plan.sha256[WEIGHTS],
-    )
-
-
-def check_login(doing: str) -> None:
-    """Ask the Hub who the user is, before anything else is done.
+def check_login(doing: str) -> set[str]:
+    """Ask the Hub who the user is, before anything else is done; return the names of account and organizations.
 
     Raises:
         HubError: it does not know.
@@ -209,11 +121,59 @@ def check_login(doing: str) -> None:
     if variable := offline_variable():
         raise NetworkError(f"cannot {doing}: {variable} forbids the network; unset it, or do it elsewhere")
     with explained(doing, write=True):
-        HfApi(library_name="rszoo", library_version=__version__).whoami()
+        user = HfApi(library_name="rszoo", library_version=__version__).whoami()
+        return {user["name"], *(organization["name"] for organization in user.get("orgs", ()))}
 
 
-def _commit(api: HfApi, plan: Plan, additions: list[Any]) -> tuple[str | None, CommitInfo]:
-    """Commit on top of the newest state, and return which that was and the commit."""
+def upload(plan: Plan) -> Pushed:
+    """Make the repository if need be, and upload a plan's files as one commit on top of what is there.
+
+    What the Hub has already is not sent again. If somebody else commits meanwhile, it is tried again on top of that.
+
+    Raises:
+        HubError: the Hub refuses, or cannot be reached; or there is a card that rszoo did not write.
+        VerificationError: the weights were changed meanwhile; nothing is committed then.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    target = plan.target
+    api = HfApi(library_name="rszoo", library_version=__version__)
+    with explained(f"push to {target.repo}", write=True):
+        _prepare(api, target)
+        additions = [CommitOperationAdd(name, str(path)) for name, path in sorted(plan.files.items())]
+        head, deleted, commit = _commit(api, plan, additions)
+    return Pushed(
+        repo=target.repo,
+        commit=commit.oid,
+        url=commit.commit_url,
+        pr_url=commit.pr_url,
+        changed=commit.oid != head,
+        deleted=deleted,
+        sha256=plan.sha256[WEIGHTS],
+    )
+
+
+def _prepare(api: HfApi, target: Target) -> None:
+    """Make the repository and the branch, unless they are there, or only a pull request is to be made.
+
+    Raises:
+        HubError: the repository is there and public, and was to be private.
+    """
+    if not target.create_pr:
+        api.create_repo(target.repo, private=True if target.private else None, exist_ok=True)
+    if target.private and not api.model_info(target.repo).private:
+        raise HubError(
+            f"{target.repo} is public, and --private was given; make it private in its settings, or push to another"
+        )
+    # A pull request's `refs/pr/3` is there, or cannot be made.
+    if target.revision is not None and not target.revision.startswith("refs/"):
+        api.create_branch(target.repo, branch=target.revision, exist_ok=True)
+
+
+def _commit(
+    api: HfApi, plan: Plan, additions: list[CommitOperationAdd]
+) -> tuple[str | None, tuple[str, ...], CommitInfo]:
+    """Commit on top of the newest state; return which that was, what was deleted, and the commit."""
     from huggingface_hub import CommitOperationDelete
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -221,11 +181,15 @@ def _commit(api: HfApi, plan: Plan, additions: list[Any]) -> tuple[str | None, C
     for attempt in range(_ATTEMPTS):
         info = api.model_info(target.repo, revision=target.revision)
         there = {sibling.rfilename for sibling in info.siblings or ()}
-        stale = [CommitOperationDelete(name) for name in _OPTIONAL if name in there and name not in plan.files]
+        if CARD in there and not target.overwrite and not target.create_pr:
+            _check_card(info, target.repo)
+        if not attempt:
+            _send(api, plan, additions)
+        stale = tuple(name for name in _OPTIONAL if name in there and name not in plan.files)
         try:
             commit = api.create_commit(
                 target.repo,
-                [*additions, *stale],
+                [*additions, *map(CommitOperationDelete, stale)],
                 commit_message=f"{plan.title}, by rszoo {__version__}",
                 revision=target.revision,
                 create_pr=target.create_pr,
@@ -236,98 +200,65 @@ def _commit(api: HfApi, plan: Plan, additions: list[Any]) -> tuple[str | None, C
                 raise
             log.warning("%s was changed meanwhile; committing again on top of that", target.repo)
         else:
-            return info.sha, commit
+            return info.sha, stale, commit
     raise HubError(f"{target.repo} changes all the time; push again later")
 
 
-def _make_repository(api: HfApi, target: Target) -> None:
-    """Make the repository and the branch, unless they are there.
+def _check_card(info: ModelInfo, repo: str) -> None:
+    """Raise HubError if somebody wrote the card that a push would replace."""
+    from huggingface_hub import hf_hub_download
+
+    text = Path(hf_hub_download(repo, CARD, revision=info.sha)).read_text(encoding="utf-8", errors="replace")
+    if not is_generated(text):
+        raise HubError(
+            f"{repo} has a {CARD} that rszoo did not write, and a push replaces it; push to another repository, or add "
+            "--overwrite (in Python overwrite=True)"
+        )
+
+
+def _send(api: HfApi, plan: Plan, additions: list[CommitOperationAdd]) -> None:
+    """Upload the large files that the Hub does not have, and make sure that they are what was checked.
 
     Raises:
-        HubError: it is there and public, and was to be private.
+        VerificationError: they are not.
     """
-    api.create_repo(target.repo, private=True if target.private else None, exist_ok=True)
-    if target.private and not api.model_info(target.repo).private:
-        raise HubError(
-            f"{target.repo} is public, and --private was given; make it private in its settings, or push to another"
-        )
-    if target.revision is not None:
-        api.create_branch(target.repo, branch=target.revision, exist_ok=True)
+    from huggingface_hub import constants
+
+    weights = [addition for addition in additions if addition.path_in_repo in plan.sha256]
+    known = [(addition, plan.sha256[addition.path_in_repo]) for addition in weights]
+    for addition, sha256 in known:
+        # LFS wants the hash first, and the Hub holds what it gets against it. Xet computes it while it reads, and would
+        # take another's word for it.
+        if importlib.util.find_spec("hf_xet") is None or constants.HF_HUB_DISABLE_XET:
+            addition.upload_info.sha256 = bytes.fromhex(sha256)
+    target = plan.target
+    api.preupload_lfs_files(
+        target.repo, additions, revision=target.revision, create_pr=target.create_pr, free_memory=False
+    )
+    for addition, sha256 in known:
+        if addition.upload_info.sha256.hex() != sha256:
+            raise VerificationError(
+                f"{plan.files[addition.path_in_repo]} was changed while it was uploaded; nothing was committed"
+            )
 
 
 @contextmanager
-def _saved(model: Any) -> Iterator[ModelFolder]:
-    """Save a live model to a temporary folder and verify it there."""
+def _saved(model: Any, force: bool) -> Iterator[ModelFolder]:
+    """Save a live model to a temporary folder and verify it there.
+
+    Raises:
+        VerificationError: a check failed, unless `force`.
+    """
     from converters import parity
     from rszoo.saving import save
 
     with tempfile.TemporaryDirectory(prefix="rszoo-") as temporary:
         folder = save(model, Path(temporary) / "model")
-        parity.save_verification(folder, list(parity.verify(folder)))
+        checks = list(parity.verify(folder))
+        if not force and (failed := [f"{check.name}: {check.detail}" for check in checks if check.status == "failed"]):
+            raise VerificationError(
+                f"the model failed its verification ({'; '.join(failed)}); or push it with force=True, which the card "
+                "will state"
+            )
+        parity.save_verification(folder, checks)
         yield folder
-
-
-def find_doubt(folder: ModelFolder) -> str | None:
-    """Read a folder again in full; return why its verification does not vouch for it, or None if it does.
-
-    Raises:
-        VerificationError: it is not what was once converted, whatever the verification says.
-        WeightsError: the weights are not of the architecture.
-        ConfigError: the account or the verification is damaged.
-    """
-    check_header(folder.weights_path, folder.config.arch)
-    if problem := find_damage(folder.path):
-        raise VerificationError(f"{folder.path} was changed after its conversion: {problem}; convert again")
-    doubt = records.find_doubt(read_conversion(folder.path), read_verification(folder.path))
-    return None if doubt is None else f"{folder.path}: {doubt}; run `rszoo verify {folder.path}`"
-
-
-def _check_raw(folder: ModelFolder, raw: ModelFolder) -> None:
-    kinds = folder.config.weights, raw.config.weights
-    if kinds != ("ema", "raw") or dataclasses.replace(raw.config, weights="ema") != folder.config:
-        raise UsageError(
-            f"--raw takes the plain weights of the same model: {folder.path} has {kinds[0]} weights of "
-            f"{folder.config.title}, {raw.path} has {kinds[1]} weights of {raw.config.title}"
-        )
-    origins = [read_conversion(one.path).source for one in (folder, raw)]
-    if origins[0] != origins[1]:
-        raise UsageError(f"{raw.path} and {folder.path} are not of one checkpoint; convert both from the same source")
-
-
-def _gather(folder: ModelFolder, raw: ModelFolder | None) -> dict[str, Path]:
-    """Return what of the folders is uploaded, by name in the repository."""
-    files = {name: folder.path / name for name in (WEIGHTS, CONVERSION, VERIFICATION, EVALUATION)}
-    if raw is not None:
-        names = {RAW_WEIGHTS: WEIGHTS, RAW_CONVERSION: CONVERSION, RAW_VERIFICATION: VERIFICATION}
-        files |= {stored: raw.path / name for stored, name in names.items()}
-    return {name: path for name, path in files.items() if path.is_file()}
-
-
-def _make_config(folder: ModelFolder, made: Path, keras: bool) -> dict[str, Path]:
-    """Write `config.json`, with Keras's keys behind the others if they are wanted, and then also Keras's weights."""
-    text = strip_config((folder.path / CONFIG).read_text(encoding="utf-8"))
-    if not keras:
-        (made / CONFIG).write_text(text, encoding="utf-8")
-        return {CONFIG: made / CONFIG}
-    from rszoo.hub.keras_files import write_keras_files
-
-    keys = json.loads(text) | write_keras_files(folder, made)
-    # Without blanks: Keras describes each layer at length.
-    (made / CONFIG).write_text(json.dumps(keys, separators=(",", ":")) + "\n", encoding="utf-8")
-    return {CONFIG: made / CONFIG, KERAS_WEIGHTS: made / KERAS_WEIGHTS}
-
-
-def _with_card(files: dict[str, Path], facts: CardFacts, target: Target, made: Path) -> Plan:
-    """Add picture and card, and return the plan."""
-    folder, raw = facts.folder, facts.raw
-    entry = None if folder.config.pair is None else get_entry(folder.config.pair)
-    if entry is not None and has_family_plot(entry):
-        files[PLOT] = made / PLOT
-        files[PLOT].write_bytes(family_plot(entry))
-    sizes = {name: path.stat().st_size for name, path in sorted(files.items())}
-    files[CARD] = made / CARD
-    files[CARD].write_text(make_card(dataclasses.replace(facts, files=sizes)), encoding="utf-8")
-    hashes = {WEIGHTS: read_conversion(folder.path).sha256}
-    if raw is not None:
-        hashes[RAW_WEIGHTS] = read_conversion(raw.path).sha256
-    return Plan(target, folder.config.title, files, hashes)

@@ -14,6 +14,8 @@ from rszoo.folder import CONVERSION, VERIFICATION
 
 #: The checks that compare implementations; `converters.parity` names them so.
 PARITY_CHECKS = {"torch = keras", "torch = original graph", "keras = original graph"}
+#: The check that compares with the logits that were published.
+GOLDEN_CHECK = "published logits"
 
 _FORMAT_VERSION = 1
 _MAX_FACTS = 100
@@ -59,25 +61,25 @@ class ConversionRecord:
     skipped: Mapping[str, int]
 
 
-def read_conversion(folder: Path) -> ConversionRecord:
-    """Read the account of a model folder.
+def read_conversion(folder: Path, name: str = CONVERSION) -> ConversionRecord:
+    """Read the account of a model folder; `name`: the file, which is another for plain weights that go along.
 
     Raises:
         ConfigError: it is missing or damaged.
     """
-    record = _read(folder / CONVERSION, _parse_conversion, "convert the checkpoint, or save the model, again")
+    record = _read(folder / name, _parse_conversion, "convert the checkpoint, or save the model, again")
     if record is None:
-        raise ConfigError(f"{folder} has no {CONVERSION}, so nobody can say what its weights are; convert again")
+        raise ConfigError(f"{folder} has no {name}, so nobody can say what its weights are; convert again")
     return record
 
 
-def read_verification(folder: Path) -> VerificationRecord | None:
-    """Read the outcome of `rszoo verify`, or return None if it was never run.
+def read_verification(folder: Path, name: str = VERIFICATION) -> VerificationRecord | None:
+    """Read the outcome of `rszoo verify`, or return None if it was never run; `name` as of `read_conversion`.
 
     Raises:
         ConfigError: the record is damaged.
     """
-    return _read(folder / VERIFICATION, _parse_verification, f"run `rszoo verify {folder}` again")
+    return _read(folder / name, _parse_verification, f"run `rszoo verify {folder}` again")
 
 
 def find_doubt(
@@ -110,13 +112,11 @@ def _read(path: Path, parse: Callable[[dict[str, Any]], _T], remedy: str) -> _T 
 def _parse_conversion(record: dict[str, Any]) -> ConversionRecord:
     result, source = record["result"], {**record["source"]}
     for key, value in source.items():
-        plain = all(isinstance(item, (str, int, float, NoneType)) for item in (value if type(value) is list else [value]))
-        if not plain or len(source) > _MAX_FACTS:
-            raise ConfigError(f"source must have at most {_MAX_FACTS} texts, numbers and lists of them; look at {key!r}")
+        items = value if isinstance(value, list) else [value]
+        if len(source) > _MAX_FACTS or not all(isinstance(item, (str, int, float, NoneType)) for item in items):
+            raise ConfigError(f"source must be at most {_MAX_FACTS} texts, numbers and lists of them, unlike {key!r}")
     skipped = {str(reason): len(names) for reason, names in record["skipped"].items()}
-    return ConversionRecord(
-        str(record["converter"]), str(result["sha256"]), int(result["tensors"]), source, skipped
-    )
+    return ConversionRecord(str(record["converter"]), str(result["sha256"]), int(result["tensors"]), source, skipped)
 
 
 def _parse_verification(record: dict[str, Any]) -> VerificationRecord:
