@@ -16,20 +16,12 @@ import tempfile
 from pathlib import Path
 
 import timing
-from timing import Case, Target
+from timing import TIMED, Case, Target
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.servers import fake_gcs
 
-_TIMED = """
-import sys, time
-{imports}
-start = time.perf_counter()
-{work}
-print(time.perf_counter() - start)
-"""
-
-_DOWNLOAD = _TIMED.format(
+_DOWNLOAD = TIMED.format(
     imports="from pathlib import Path; from rszoo.download import Download; buffer = bytearray(1 << 20)",
     work="""
 with Download(sys.argv[1], Path(sys.argv[2]), lambda version: None) as download:
@@ -38,11 +30,11 @@ with Download(sys.argv[1], Path(sys.argv[2]), lambda version: None) as download:
 """,
 )
 
-_CONVERT = _TIMED.format(
+_CONVERT = TIMED.format(
     imports="from converters.convert import convert", work="convert(sys.argv[1], sys.argv[2], weights='ema')"
 )
 
-_FIRST_USE = _TIMED.format(
+_FIRST_USE = TIMED.format(
     imports="import converters.convert, converters.remote, filelock; from rszoo.cache import find_folder",
     work="find_folder(sys.argv[1])",
 )

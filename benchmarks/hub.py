@@ -19,23 +19,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import timing
-from timing import Case, Target
+from timing import TIMED, Case, Target
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.hub_server import HubServer, hub_environment
 
-_TIMED = """
-import sys, time
-{imports}
-start = time.perf_counter()
-{work}
-print(time.perf_counter() - start)
-"""
-_RSZOO = _TIMED.format(
+_RSZOO = TIMED.format(
     imports="import huggingface_hub.hf_api, matplotlib.figure, rszoo; push = rszoo.push_to_hub",
     work="push(sys.argv[1], sys.argv[2], force=True)",
 )
-_ALONE = _TIMED.format(
+_ALONE = TIMED.format(
     imports="from huggingface_hub import HfApi; import huggingface_hub.hf_api",
     work="api = HfApi(); api.create_repo(sys.argv[2]); api.upload_folder(repo_id=sys.argv[2], folder_path=sys.argv[1])",
 )

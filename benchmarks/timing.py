@@ -23,6 +23,15 @@ from pathlib import Path
 
 DEFAULT_FOLDER = Path(tempfile.gettempdir()) / "rszoo-bench"
 
+#: A program that does some work and prints how long that took, without its imports. Both are given in Python.
+TIMED = """
+import sys, time
+{imports}
+start = time.perf_counter()
+{work}
+print(time.perf_counter() - start)
+"""
+
 _PACKAGES = ("rszoo", "torch", "tensorflow", "tf_keras", "keras", "jax", "numpy", "safetensors", "isal", "timm")
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 
