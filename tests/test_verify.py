@@ -100,7 +100,7 @@ def test_judgement_names_the_first_stage_over_the_bound():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("weights", "xx", "ema or raw"),
+        ("weights", "xx", "ema, raw, trained"),
         ("title", None, "title"),
         ("pair", 5, "pair"),
         ("labels", ["a"], "10 names"),
