@@ -103,11 +103,13 @@ def build_training(config: ArchConfig, seed: int) -> Tf1Graph:
 
 
 def _network(config: ArchConfig, images: Any, *, training: bool) -> dict[str, Any]:
-    if (config.activation, config.strided_padding, config.shortcut_pool) != ("relu", "symmetric", "strided"):
+    if (config.activation, config.strided_padding) != ("relu", "symmetric") or config.shortcut_pool == "always":
         raise ConfigError(f"the TF1 graph knows only its own lineage, received {config}")
     x, stages = images, {}
     for conv in config.iter_stem():
-        x = _bn(_conv(x, 3, conv.out_channels, conv.stride), config, training, relu=True)
+        x = _bn(_conv(x, conv.size, conv.out_channels, conv.stride), config, training, relu=True)
+    if config.stem == "classic":
+        x = tf.nn.max_pool2d(x, 3, 2, "SAME")
     stages["stem"] = x
     for block in config.iter_blocks():
         x = _block(x, block, config, training)
@@ -128,13 +130,14 @@ def _block(x: Any, block: Block, config: ArchConfig, training: bool) -> Any:
     if block.has_projection:
         if block.pools_shortcut:
             shortcut = tf.nn.avg_pool2d(x, 2, block.stride, "SAME")
-        shortcut = _bn(_conv(shortcut, 1, block.out_channels), config, training)
+        shortcut = _bn(_conv(shortcut, 1, block.out_channels, block.projection_stride), config, training)
     x = _bn(_conv(x, 1, block.width), config, training, relu=True)
     x = _bn(_conv(x, 3, block.width, block.stride), config, training, relu=True)
     x = _bn(_conv(x, 1, block.out_channels), config, training, zero_gamma=True)
-    squeezed = tf.reduce_mean(x, axis=(1, 2), keepdims=True)
-    squeezed = tf.nn.relu(_conv(squeezed, 1, block.se_channels, bias=True))
-    x = x * tf.sigmoid(_conv(squeezed, 1, block.out_channels, bias=True))
+    if block.se_channels:
+        squeezed = tf.reduce_mean(x, axis=(1, 2), keepdims=True)
+        squeezed = tf.nn.relu(_conv(squeezed, 1, block.se_channels, bias=True))
+        x = x * tf.sigmoid(_conv(squeezed, 1, block.out_channels, bias=True))
     if training and block.drop_connect_rate:
         keep = 1.0 - block.drop_connect_rate
         x = x / keep * tf.floor(keep + tf.random_uniform((tf.shape(x)[0], 1, 1, 1)))

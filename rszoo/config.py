@@ -3,7 +3,8 @@
 `ArchConfig` goes in wherever a network is built, named or checked; the blocks it yields say everything that the
 PyTorch model, the Keras model and the tensor walk need. Facts: tensorflow/tpu `models/official/resnet/resnet_model.py`
 (the "tf1" defaults) and tensorflow/models `official/vision/modeling/backbones/resnet.py` (the other values of
-`activation`, `strided_padding` and `shortcut_pool`). Training settings, resolutions and URLs are not architecture.
+`activation` and `strided_padding`, and "always" of `shortcut_pool`). Without squeeze-excitation and ResNet-D it is the
+paper's baseline. Training settings, resolutions and URLs are not architecture.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from rszoo.errors import ConfigError, nearest
 
 Activation = Literal["relu", "silu"]
 StridedPadding = Literal["symmetric", "same"]
-ShortcutPool = Literal["strided", "always"]
+ShortcutPool = Literal["strided", "always", "never"]
+Stem = Literal["deep", "classic"]
 
 #: Blocks per stage of the published depths.
 BLOCKS_OF_DEPTH: dict[int, tuple[int, int, int, int]] = {
@@ -39,17 +41,26 @@ _MAX_FACTOR = 64.0
 
 @dataclass(frozen=True)
 class StemConv:
-    """One 3x3 convolution of the stem, followed by batch normalization and the activation."""
+    """One convolution of the stem, of a square kernel, followed by batch normalization and the activation."""
 
     name: str
     in_channels: int
     out_channels: int
     stride: int
+    size: int = 3
+
+    @property
+    def bn_name(self) -> str:
+        """Name of the batch normalization behind it."""
+        return self.name.replace("conv", "bn")
 
 
 @dataclass(frozen=True)
 class Block:
-    """One bottleneck block: 1x1, 3x3 (carries the stride), 1x1, squeeze-excitation, shortcut."""
+    """One bottleneck block: 1x1, 3x3 (carries the stride), 1x1, squeeze-excitation, shortcut.
+
+    `se_channels` 0 means that there is no squeeze-excitation.
+    """
 
     stage: int
     index: int
@@ -67,6 +78,11 @@ class Block:
         """Canonical name, such as `stage2.block0`."""
         return f"stage{self.stage}.block{self.index}"
 
+    @property
+    def projection_stride(self) -> int:
+        """Stride of the projection: 1 behind a pool, which has it then."""
+        return 1 if self.pools_shortcut else self.stride
+
 
 @dataclass(frozen=True)
 class ArchConfig:
@@ -75,7 +91,10 @@ class ArchConfig:
     Widths are before `width_multiplier`; every width is multiplied and truncated, the stem's too.
     `strided_padding`: of 3x3 convolutions with stride 2; "symmetric" pads one cell on every side (TF1), "same" pads as
     TensorFlow's SAME does, for even sizes only bottom and right (Model Garden). `shortcut_pool`: whether the 2x2
-    average pool before a projection stands only where the stride is 2 (TF1) or in every projection (Model Garden).
+    average pool before a projection stands only where the stride is 2 (TF1), in every projection (Model Garden), or
+    "never", the projection having the stride (ResNets before ResNet-D). `stem`: "deep" is four 3x3 convolutions, the
+    last in the place of a max pool; "classic" one of 7x7, as wide as the last of `stem_widths`, and a 3x3 max pool.
+    `se_ratio` 0 means no squeeze-excitation.
     `dropout_rate` and `drop_connect_rate` act in training only.
 
     Raises:
@@ -93,6 +112,7 @@ class ArchConfig:
     activation: Activation = "relu"
     strided_padding: StridedPadding = "symmetric"
     shortcut_pool: ShortcutPool = "strided"
+    stem: Stem = "deep"
     bn_epsilon: float = 1e-5
     dropout_rate: float = 0.0
     drop_connect_rate: float = 0.0
@@ -107,12 +127,13 @@ class ArchConfig:
                 raise ConfigError(f"{field} must be a whole number of at least 1, received {getattr(self, field)!r}")
         for field in ("dropout_rate", "drop_connect_rate"):
             _check_number(field, getattr(self, field), low=0.0, below=1.0)
-        for field in ("width_multiplier", "se_ratio", "bn_epsilon"):
-            _check_number(field, getattr(self, field), low=1e-12, below=_MAX_FACTOR)
+        for field, low in (("width_multiplier", 1e-12), ("se_ratio", 0.0), ("bn_epsilon", 1e-12)):
+            _check_number(field, getattr(self, field), low=low, below=_MAX_FACTOR)
         for field, choices in (
             ("activation", get_args(Activation)),
             ("strided_padding", get_args(StridedPadding)),
             ("shortcut_pool", get_args(ShortcutPool)),
+            ("stem", get_args(Stem)),
         ):
             if getattr(self, field) not in choices:
                 raise ConfigError(f"{field} must be one of {', '.join(choices)}, received {getattr(self, field)!r}")
@@ -138,11 +159,19 @@ class ArchConfig:
         return text if self.width_multiplier == 1 else f"{text} of width {self.width_multiplier:g}"
 
     def iter_stem(self) -> Iterator[StemConv]:
-        """Yield the stem's four convolutions. The last stands where other ResNets have a max pool."""
+        """Yield the stem's convolutions: four, the last in the place of a max pool, or the one before a max pool."""
+        if self.stem == "classic":
+            yield StemConv("conv", self.in_chans, self.scaled(self.stem_widths[-1]), 2, 7)
+            return
         in_channels = self.in_chans
         for position, (width, stride) in enumerate(zip(self.stem_widths, (2, 1, 1, 2), strict=True), start=1):
             yield StemConv(f"conv{position}", in_channels, self.scaled(width), stride)
             in_channels = self.scaled(width)
+
+    def split_stem(self) -> tuple[list[StemConv], StemConv | None]:
+        """Return the convolutions of the first feature map, and the one that halves it; None if a max pool does."""
+        convs = list(self.iter_stem())
+        return (convs, None) if self.stem == "classic" else (convs[:-1], convs[-1])
 
     def iter_blocks(self) -> Iterator[Block]:
         """Yield all blocks in the order in which the forward pass meets them."""
@@ -157,13 +186,16 @@ class ArchConfig:
                     in_channels=in_channels,
                     width=width,
                     out_channels=width * self.expansion,
-                    se_channels=max(1, int(width * self.expansion * self.se_ratio)),
+                    se_channels=max(1, int(width * self.expansion * self.se_ratio)) if self.se_ratio else 0,
                     stride=stride,
                     has_projection=index == 0,
-                    pools_shortcut=index == 0 and (stride == 2 or self.shortcut_pool == "always"),
+                    pools_shortcut=index == 0 and self._pools(stride),
                     drop_connect_rate=self.drop_connect_rate * (stage + 1) / _DROP_CONNECT_STAGES,
                 )
                 in_channels = width * self.expansion
+
+    def _pools(self, stride: int) -> bool:
+        return self.shortcut_pool == "always" or (self.shortcut_pool == "strided" and stride == 2)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values; `from_dict` takes them back."""

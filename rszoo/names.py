@@ -18,8 +18,11 @@ from rszoo.tensors import Kind, TensorSpec, iter_tensors
 _TF1_LAYER = {"conv": "conv2d", "bn": "batch_normalization", "dense": "dense"}
 
 # timm's names for its resnetrs* models, so that one file serves both: the stem is a Sequential named conv1 whose last
-# normalization is bn1, and the strided convolution in the place of the max pool is named maxpool.
+# normalization is bn1, and the strided convolution in the place of the max pool is named maxpool. The classic stem's
+# are those of timm's other ResNets.
 _TORCH_MODULE = {
+    "stem.conv": "conv1",
+    "stem.bn": "bn1",
     "stem.conv1": "conv1.0",
     "stem.bn1": "conv1.1",
     "stem.conv2": "conv1.3",
@@ -81,7 +84,7 @@ def keras_name(spec: TensorSpec) -> tuple[str, str]:
 def keras_names(torch_names: Iterable[str]) -> dict[str, tuple[str, Kind]]:
     """Return each PyTorch key's kind and name in Keras, as `variable.path` has it: `stage2_block0_conv1/kernel`.
 
-    Keys of another network are left out. Names depend on the number of blocks alone, which the keys tell.
+    Keys of another network are left out. Names depend on the stem and the number of blocks, which the keys tell.
 
     Raises:
         ConfigError: there are more blocks than any network has.
@@ -91,7 +94,8 @@ def keras_names(torch_names: Iterable[str]) -> dict[str, tuple[str, Kind]]:
     first, second, third, fourth = (
         max((int(match[2]) + 1 for match in found if match[1] == stage), default=1) for stage in "1234"
     )
-    known = {torch_name(spec): spec for spec in iter_tensors(ArchConfig((first, second, third, fourth)))}
+    arch = ArchConfig((first, second, third, fourth), stem="classic" if "conv1.weight" in keys else "deep")
+    known = {torch_name(spec): spec for spec in iter_tensors(arch)}
     return {key: ("/".join(keras_name(known[key])), known[key].kind) for key in keys if key in known}
 
 

@@ -71,8 +71,8 @@ class TensorSpec:
 def iter_tensors(config: ArchConfig) -> Iterator[TensorSpec]:
     """Yield every tensor of the network once, in TF1 creation order."""
     for conv in config.iter_stem():
-        yield from _conv(f"stem.{conv.name}", 3, conv.in_channels, conv.out_channels)
-        yield from _bn(f"stem.{conv.name.replace('conv', 'bn')}", conv.out_channels)
+        yield from _conv(f"stem.{conv.name}", conv.size, conv.in_channels, conv.out_channels)
+        yield from _bn(f"stem.{conv.bn_name}", conv.out_channels)
     for block in config.iter_blocks():
         yield from _block(block)
     shape = (config.num_features, config.num_classes)
@@ -91,8 +91,9 @@ def _block(block: Block) -> Iterator[TensorSpec]:
     yield from _conv(f"{block.name}.conv3", 1, block.width, block.out_channels)
     # Every block starts as its shortcut alone.
     yield from _bn(f"{block.name}.bn3", block.out_channels, gamma=Initial.ZEROS)
-    yield from _conv(f"{block.name}.se_reduce", 1, block.out_channels, block.se_channels, bias=True)
-    yield from _conv(f"{block.name}.se_expand", 1, block.se_channels, block.out_channels, bias=True)
+    if block.se_channels:
+        yield from _conv(f"{block.name}.se_reduce", 1, block.out_channels, block.se_channels, bias=True)
+        yield from _conv(f"{block.name}.se_expand", 1, block.se_channels, block.out_channels, bias=True)
 
 
 def _conv(layer: str, size: int, inputs: int, outputs: int, bias: bool = False) -> Iterator[TensorSpec]:

@@ -11,7 +11,7 @@ import torch
 from rszoo.config import BLOCKS_OF_DEPTH, ArchConfig
 from rszoo.errors import ConfigError
 from rszoo.models import keras_resnet_rs, torch_resnet_rs
-from rszoo.names import keras_name, tf1_names, to_tf_layout, to_torch_layout, torch_name, torch_shape
+from rszoo.names import keras_name, keras_names, tf1_names, to_tf_layout, to_torch_layout, torch_name, torch_shape
 from rszoo.tensors import Kind, iter_tensors
 from tests.tf1 import TINY
 
@@ -25,6 +25,21 @@ PUBLISHED = {
     350: (163_956_168, 312_192, 2246),
     420: (191_891_656, 370_560, 2683),
 }
+
+
+# What the paper's additive study starts from.
+BASELINE = {"se_ratio": 0.0, "stem": "classic", "shortcut_pool": "never"}
+
+
+def test_the_papers_baseline_is_resnet_200():
+    arch = ArchConfig.from_dict({"depth": 200, **BASELINE})
+    specs = list(iter_tensors(arch))
+    # As counted by others for the plain ResNet-200 (timm's resnet200), whose keys these are.
+    assert sum(spec.size for spec in specs if spec.kind.trainable) == 64_673_832
+    names = {torch_name(spec) for spec in specs}
+    assert {"conv1.weight", "bn1.weight", "layer1.0.downsample.1.weight"} <= names
+    assert not [name for name in names if ".se." in name or name.startswith("maxpool")]
+    assert keras_names(names)["conv1.weight"] == ("stem_conv/kernel", Kind.CONV_KERNEL)
 
 
 @pytest.mark.parametrize("depth", BLOCKS_OF_DEPTH)
@@ -55,7 +70,14 @@ def test_tf1_names_follow_creation_order():
     assert by_layer["head.dense"] == "dense"
 
 
-@pytest.mark.parametrize("config", [TINY, ArchConfig((2, 1, 1, 3), num_classes=5, in_chans=6, se_ratio=0.1)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        ArchConfig((2, 1, 1, 3), num_classes=5, in_chans=6, se_ratio=0.1),
+        ArchConfig((1, 1, 2, 1), num_classes=5, width_multiplier=0.125, **BASELINE),
+    ],
+)
 def test_walk_names_exactly_the_tensors_of_both_models(config):
     specs = list(iter_tensors(config))
     ours = {name: tuple(values.shape) for name, values in torch_resnet_rs.empty_model(config).state_dict().items()}

@@ -60,6 +60,25 @@ def test_every_depth_equals_tf1_session(depth, tmp_path, record_property):
     print(f"depth {depth}: largest relative L2 error of any stage {error:.2e}")
 
 
+# What the paper's additive study starts from, and each of its two last steps alone.
+BEFORE = {"stem": "classic", "shortcut_pool": "never", "se_ratio": 0.0}
+
+
+@pytest.mark.parametrize("fields", [BEFORE, {"se_ratio": 0.0}, {"stem": "classic"}, {"shortcut_pool": "never"}])
+def test_networks_of_the_papers_study_equal_the_tf1_session(fields, tmp_path):
+    arch = replace(TINY, **fields)
+    checkpoint = write_checkpoint(arch, tmp_path)
+    expected = tf1_graph.build_inference(arch).run_stages(checkpoint.prefix, IMAGES, ema=False)
+    specs = list(iter_tensors(arch))
+    tensors = {
+        torch_name(spec): np.ascontiguousarray(to_torch_layout(spec.kind, checkpoint.values[name]))
+        for spec, name in zip(specs, tf1_names(specs), strict=True)
+    }
+    for run in (run_torch, run_keras):
+        errors = parity.stage_errors([run(arch, tensors, images) for images in IMAGES], expected)
+        assert max(errors.values()) <= 2e-6, errors
+
+
 def test_torch_equals_keras_in_float64(tiny_folder):
     errors = parity.stage_errors(*(run(tiny_folder, IMAGES, "float64") for run in RUNS.values()))
     assert max(errors.values()) <= 1e-12, errors

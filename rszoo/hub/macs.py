@@ -10,7 +10,9 @@ def count_macs(arch: ArchConfig, image_size: int) -> int:
     size, total = image_size, 0
     for conv in arch.iter_stem():
         size = _halved(size, conv.stride)
-        total += size**2 * 3 * 3 * conv.in_channels * conv.out_channels
+        total += size**2 * conv.size**2 * conv.in_channels * conv.out_channels
+    if arch.stem == "classic":
+        size = _halved(size, 2)
     for block in arch.iter_blocks():
         total += _block_macs(block, size)
         size = _halved(size, block.stride)

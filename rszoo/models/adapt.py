@@ -12,7 +12,6 @@ from rszoo.names import torch_name
 from rszoo.tensors import iter_tensors
 
 _HEAD = ("fc.weight", "fc.bias")
-_STEM = "conv1.0.weight"
 
 log = logging.getLogger("rszoo")
 
@@ -29,7 +28,8 @@ def adapt_weights(tensors: Mapping[str, Any], stored: ArchConfig, wanted: ArchCo
         counts = wanted.num_classes, stored.num_classes
         log.warning("new head: %d classes with initial values; the weights have %d", *counts)
     if wanted.in_chans != stored.in_chans:
-        changed[_STEM] = _adapt_stem(tensors[_STEM], wanted.in_chans)
+        stem = torch_name(next(iter_tensors(stored)))
+        changed[stem] = _adapt_stem(tensors[stem], wanted.in_chans)
         log.warning("first convolution adapted from %d to %d input channels", stored.in_chans, wanted.in_chans)
     return _Changed(tensors, changed, dropped) if changed or dropped else tensors
 

@@ -46,8 +46,8 @@ class FeatureInfo:
     def iter_tensors(self) -> Iterator[TensorSpec]:
         """Yield the tensors that the maps need, in the walk's order."""
         stage_of = {block.name: block.stage for block in self.config.iter_blocks()}
-        *_, strided = self.config.iter_stem()
-        behind_first_map = (f"stem.{strided.name}", f"stem.{strided.name.replace('conv', 'bn')}")
+        _, strided = self.config.split_stem()
+        behind_first_map = (f"stem.{strided.name}", f"stem.{strided.bn_name}") if strided else ()
         for spec in iter_tensors(self.config):
             owner = spec.layer.rpartition(".")[0]
             needed_from = int(spec.layer in behind_first_map) if owner == "stem" else stage_of.get(owner, len(_MODULES))
@@ -75,10 +75,11 @@ def choose_features(out_indices: Sequence[int] | None) -> tuple[int, ...]:
 
 def _levels(config: ArchConfig) -> list[tuple[int, int]]:
     """Return channels and stride of every feature map."""
-    *before, strided = config.iter_stem()
+    before, _ = config.split_stem()
     stride = math.prod(conv.stride for conv in before)
     levels = [(before[-1].out_channels, stride)]
-    stride *= strided.stride
+    # The last convolution's, or the max pool's.
+    stride *= 2
     for stage in range(1, len(_MODULES)):
         blocks = [block for block in config.iter_blocks() if block.stage == stage]
         stride *= math.prod(block.stride for block in blocks)

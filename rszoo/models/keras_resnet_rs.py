@@ -25,7 +25,7 @@ from rszoo.tensors import Initial, Kind, TensorSpec, iter_tensors
 # of fine-tuning would replace all statistics.
 _BN_MOMENTUM = 0.9
 _STAGES = ("stem", "stage1", "stage2", "stage3", "stage4", "pooled", "logits")
-_STAGE_ENDS = {"stem_act4": "stem", "head_pool": "pooled", "head_dense": "logits"}
+_STAGE_ENDS = {"stem_act4": "stem", "stem_pool": "stem", "head_pool": "pooled", "head_dense": "logits"}
 _INITIALIZER_ARGUMENTS = {
     Kind.CONV_KERNEL: "kernel_initializer",
     Kind.CONV_BIAS: "bias_initializer",
@@ -111,12 +111,12 @@ class _Builder:
 
     def maps(self, x: Any, last: int) -> list[Any]:
         """Return the feature maps up to index `last`; what lies behind is not built."""
-        *convs, strided = enumerate(self.config.iter_stem(), start=1)
-        for position, conv in convs:
-            x = self.stem(x, position, conv)
+        convs, strided = self.config.split_stem()
+        for conv in convs:
+            x = self.stem(x, conv)
         maps = [x]
         if last > 0:
-            x = self.stem(x, *strided)
+            x = self.stem(x, strided) if strided else self.stem_pool(x)
         for stage in range(1, last + 1):
             for block in self.config.iter_blocks():
                 if block.stage == stage:
@@ -124,10 +124,13 @@ class _Builder:
             maps.append(x)
         return maps
 
-    def stem(self, x: Any, position: int, conv: StemConv) -> Any:
-        x = self.conv(x, f"stem_conv{position}", conv.out_channels, 3, conv.stride)
-        x = self.bn(x, f"stem_bn{position}")
-        return layers.Activation(self.config.activation, name=f"stem_act{position}")(x)
+    def stem(self, x: Any, conv: StemConv) -> Any:
+        x = self.conv(x, f"stem_{conv.name}", conv.out_channels, conv.size, conv.stride)
+        x = self.bn(x, f"stem_{conv.bn_name}")
+        return layers.Activation(self.config.activation, name=f"stem_{conv.name.replace('conv', 'act')}")(x)
+
+    def stem_pool(self, x: Any) -> Any:
+        return layers.MaxPooling2D(3, 2, "same", data_format="channels_last", name="stem_pool")(x)
 
     def block(self, block: Block) -> keras.Model:
         name = block.name.replace(".", "_")
@@ -139,7 +142,7 @@ class _Builder:
                 shortcut = layers.AveragePooling2D(
                     2, block.stride, "same", data_format="channels_last", name=f"{name}_proj_pool"
                 )(shortcut)
-            shortcut = self.conv(shortcut, f"{name}_proj_conv", block.out_channels)
+            shortcut = self.conv(shortcut, f"{name}_proj_conv", block.out_channels, 1, block.projection_stride)
             shortcut = self.bn(shortcut, f"{name}_proj_bn")
         # One layer, called three times: making layers is most of the time that a deep model takes to build.
         act = layers.Activation(self.config.activation, name=f"{name}_act")
@@ -148,7 +151,8 @@ class _Builder:
         x = self.conv(x, f"{name}_conv2", block.width, 3, block.stride)
         x = act(self.bn(x, f"{name}_bn2"))
         x = self.bn(self.conv(x, f"{name}_conv3", block.out_channels), f"{name}_bn3")
-        x = self.squeeze_excite(x, block, name)
+        if block.se_channels:
+            x = self.squeeze_excite(x, block, name)
         if block.drop_connect_rate:
             x = layers.Dropout(block.drop_connect_rate, (None, 1, 1, 1), name=f"{name}_drop_connect")(x)
         x = act(layers.Add(name=f"{name}_add")([x, shortcut]))
@@ -164,7 +168,7 @@ class _Builder:
         self, x: Any, name: str, filters: int, size: int = 1, stride: int = 1, activation: str | None = None
     ) -> Any:
         padding = "same"
-        if stride > 1 and self.config.strided_padding == "symmetric":
+        if stride > 1 and size > 1 and self.config.strided_padding == "symmetric":
             x = layers.ZeroPadding2D(size // 2, data_format="channels_last", name=f"{name}_pad")(x)
             padding = "valid"
         layer = layers.Conv2D(

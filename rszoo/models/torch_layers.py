@@ -47,6 +47,17 @@ class SamePool2x2(nn.Module):
         return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2, 1)
 
 
+class SamePool3x3(nn.Module):
+    """3x3 max pool of stride 2 padded as TensorFlow's SAME: what is odd goes to the bottom and the right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, ceil(H / 2), ceil(W / 2))."""
+        # One cell before an odd side, none before an even one; ceil_mode is what SAME pads behind.
+        height, width = x.shape[2] % 2, x.shape[3] % 2
+        padded = F.pad(x, (width, 0, height, 0), value=float("-inf"))
+        return F.max_pool2d(padded, 3, 2, ceil_mode=True)
+
+
 class SqueezeExcite(nn.Module):
     """Scales each channel by a gate computed from the mean of all channels; ReLU inside in both lineages."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rszoo.config import Activation, ArchConfig, Block, StemConv
 from rszoo.models.features import FeatureInfo
 from rszoo.models.initial import TRUNCATED_STD
-from rszoo.models.torch_layers import DropConnect, SameConv2d, SamePool2x2, SqueezeExcite
+from rszoo.models.torch_layers import DropConnect, SameConv2d, SamePool2x2, SamePool3x3, SqueezeExcite
 from rszoo.names import torch_name, torch_shape
 from rszoo.tensors import Initial, TensorSpec, iter_tensors
 
@@ -36,7 +36,7 @@ class Bottleneck(nn.Module):
         self.act2 = _activation(config.activation)
         self.conv3 = _conv(block.width, block.out_channels, 1)
         self.bn3 = _bn(block.out_channels, config)
-        self.se = SqueezeExcite(block.out_channels, block.se_channels)
+        self.se = SqueezeExcite(block.out_channels, block.se_channels) if block.se_channels else nn.Identity()
         self.drop_connect = DropConnect(block.drop_connect_rate)
         self.downsample = _projection(block, config) if block.has_projection else None
         self.act3 = _activation(config.activation)
@@ -65,18 +65,14 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self._last = last
-        conv1, conv2, conv3, conv4 = config.iter_stem()
-        act = config.activation
-        self.conv1 = nn.Sequential(
-            *(_stem_conv(conv1, config), _bn(conv1.out_channels, config), _activation(act)),
-            *(_stem_conv(conv2, config), _bn(conv2.out_channels, config), _activation(act)),
-            _stem_conv(conv3, config),
-        )
-        self.bn1 = _bn(conv3.out_channels, config)
-        self.act1 = _activation(act)
+        (*before, conv), strided = config.split_stem()
+        layers = [layer for first in before for layer in _conv_bn_act(first, config)]
+        self.conv1 = nn.Sequential(*layers, _stem_conv(conv, config)) if layers else _stem_conv(conv, config)
+        self.bn1 = _bn(conv.out_channels, config)
+        self.act1 = _activation(config.activation)
         if last > 0:
-            # timm's name: this strided convolution stands where other ResNets have their max pool.
-            self.maxpool = nn.Sequential(_stem_conv(conv4, config), _bn(conv4.out_channels, config), _activation(act))
+            # timm's name: in ResNet-RS a strided convolution stands where other ResNets have their max pool.
+            self.maxpool = nn.Sequential(*_conv_bn_act(strided, config)) if strided else SamePool3x3()
         blocks = list(config.iter_blocks())
         for stage in range(1, last + 1):
             chosen = (Bottleneck(block, config) for block in blocks if block.stage == stage)
@@ -188,7 +184,11 @@ def _init(tensor: Tensor, spec: TensorSpec) -> None:
 
 
 def _stem_conv(conv: StemConv, config: ArchConfig) -> nn.Conv2d:
-    return _conv(conv.in_channels, conv.out_channels, 3, conv.stride, config)
+    return _conv(conv.in_channels, conv.out_channels, conv.size, conv.stride, config)
+
+
+def _conv_bn_act(conv: StemConv, config: ArchConfig) -> list[nn.Module]:
+    return [_stem_conv(conv, config), _bn(conv.out_channels, config), _activation(config.activation)]
 
 
 def _projection(block: Block, config: ArchConfig) -> nn.Sequential:
@@ -196,7 +196,8 @@ def _projection(block: Block, config: ArchConfig) -> nn.Sequential:
     if block.pools_shortcut:
         # ceil_mode and the count make odd sizes pool as TensorFlow's SAME does.
         pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if block.stride == 2 else SamePool2x2()
-    return nn.Sequential(pool, _conv(block.in_channels, block.out_channels, 1), _bn(block.out_channels, config))
+    conv = _conv(block.in_channels, block.out_channels, 1, block.projection_stride, config)
+    return nn.Sequential(pool, conv, _bn(block.out_channels, config))
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1, config: ArchConfig | None = None) -> nn.Conv2d:
