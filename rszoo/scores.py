@@ -1,0 +1,86 @@
+"""Accuracy counted exactly: logits and labels in, top-1, top-5, per-class counts and a confusion matrix out.
+
+Counts, not averages: those of several processes add up to what one process would have counted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+# The normal quantile of a 95 % interval.
+_Z95 = 1.959963984540054
+
+
+@dataclass
+class Scores:
+    """`confusion`: images by true class and predicted class, int64 (C, C); `in_top5`: by true class, int64 (C,).
+
+    `broken`: images whose logits are not all finite, by true class; they count as wrong and are in no other count.
+    """
+
+    confusion: np.ndarray
+    in_top5: np.ndarray
+    broken: np.ndarray
+
+    @classmethod
+    def empty(cls, num_classes: int) -> Scores:
+        """Return scores of no images."""
+        return cls(*(np.zeros(shape, np.int64) for shape in ((num_classes, num_classes), num_classes, num_classes)))
+
+    def add(self, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> None:
+        """Count a batch: logits (N, C), labels int (N,), weights (N,), of which 0 marks padding."""
+        if weights is not None:
+            logits, labels = logits[weights > 0], labels[weights > 0]
+        finite = np.isfinite(logits).all(axis=1)
+        np.add.at(self.broken, labels[~finite], 1)
+        logits, labels = logits[finite], labels[finite]
+        np.add.at(self.confusion, (labels, logits.argmax(axis=1)), 1)
+        # Ties as argmax breaks them: among equals the first class counts as the likelier.
+        own = logits[np.arange(len(labels)), labels][:, None]
+        before = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None]))
+        np.add.at(self.in_top5, labels[before.sum(axis=1) < 5], 1)
+
+    def to_array(self) -> np.ndarray:
+        """Return all counts as one int64 array, whose sum over processes is the whole's; `from_array` takes it back."""
+        return np.concatenate([self.confusion.ravel(), self.in_top5, self.broken])
+
+    @classmethod
+    def from_array(cls, counts: np.ndarray, num_classes: int) -> Scores:
+        """Return the scores of `to_array`."""
+        square = num_classes * num_classes
+        return cls(
+            counts[:square].reshape(num_classes, num_classes),
+            counts[square : square + num_classes],
+            counts[square + num_classes :],
+        )
+
+    @property
+    def images(self) -> int:
+        """How many images were counted."""
+        return int(self.confusion.sum() + self.broken.sum())
+
+    @property
+    def right(self) -> int:
+        """How many images were predicted right."""
+        return int(np.trace(self.confusion))
+
+    @property
+    def top1(self) -> float:
+        """Top-1 accuracy in percent; NaN of no images."""
+        return 100 * self.right / self.images if self.images else math.nan
+
+    @property
+    def top5(self) -> float:
+        """Top-5 accuracy in percent; NaN of no images."""
+        return 100 * int(self.in_top5.sum()) / self.images if self.images else math.nan
+
+
+def wilson_interval(right: int, images: int) -> tuple[float, float]:
+    """Return the 95 % interval of an accuracy, in percent, after Wilson (1927), which stays within 0 to 100."""
+    share, z2 = right / images, _Z95**2
+    center = (share + z2 / (2 * images)) / (1 + z2 / images)
+    half = _Z95 / (1 + z2 / images) * math.sqrt(share * (1 - share) / images + z2 / (4 * images**2))
+    return 100 * max(0.0, center - half), 100 * min(1.0, center + half)

@@ -1,0 +1,69 @@
+"""What the training loop asks of an engine: PyTorch or Keras, one device or many, one process or several.
+
+Tensors leave and enter an engine under canonical names: `model/NAME`, `ema/NAME` and `momentum/NAME`, NAME and layout
+being those of the weights file (`rszoo.names.torch_name`), float32; so a run can go on in the other engine. What only
+one engine understands, the state of its random numbers, is under `random/ENGINE/RANK/...`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from rszoo.pipeline.share import Position, Share
+from rszoo.scores import Scores
+
+EngineName = Literal["torch", "keras"]
+#: The averaged weights, or those that the optimizer moves.
+Weights = Literal["ema", "raw"]
+
+#: (share, images per batch, position) to an endless `tf.data.Dataset` of {"image": float32 (B, H, W, 3), "label":
+#: int32 (B,), "position": int64 (B, 3)}. The position is each image's own, so the place to go on is behind the last.
+OpenTraining = Callable[[Share, int, Position], Any]
+#: (share, images per batch) to a finite one of {"image", "label", "weight": float32 (B,)}; weight 0 marks padding.
+OpenEvaluation = Callable[[Share, int], Any]
+
+
+class Engine(Protocol):
+    """A network in training. Every method is called by all processes at the same point (they may communicate)."""
+
+    #: This process, and how many there are.
+    rank: int
+    ranks: int
+    #: Devices that compute a micro-batch each, over all processes; the batch is divided by it times `accumulate`.
+    replicas: int
+
+    def start(self, open_dataset: OpenTraining, positions: Sequence[Position]) -> None:
+        """Begin to read training images; `positions`: of each reader, empty for the beginning."""
+
+    def step(self, learning_rate: float) -> Any:
+        """Take one optimizer step; return a handle on its figures, which `read` waits for."""
+
+    def read(self, handles: Sequence[Any]) -> np.ndarray:
+        """Return the figures of steps, over all processes: float64 (steps, 2), cross-entropy and top-1 fraction.
+
+        Cross-entropy is of the training batch with label smoothing, without the L2 term.
+        """
+
+    def positions(self) -> list[Position]:
+        """Return where each reader will go on: behind the images that the steps so far have consumed."""
+
+    def agree(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that the next step depends on by canonical name, but for position and step; rank 0 gets it all."""
+
+    def load_state(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Go on from a state. Random numbers of another engine or number of processes are started anew."""
+
+    def evaluate(self, open_dataset: OpenEvaluation, weights: Weights) -> Scores:
+        """Count the accuracy over all readers' shares, each image once."""
+
+    def network(self, weights: Weights) -> Any:
+        """Return a model that `rszoo.save` takes."""
+
+    def close(self) -> None:
+        """Let go of what was started."""
