@@ -25,7 +25,7 @@ from rszoo.cli import app
 from rszoo.config import ArchConfig
 from rszoo.errors import ConfigError, HubError, IntegrityError, NetworkError, OutputError, UsageError
 from rszoo.factory import keras_weights
-from rszoo.folder import ModelConfig, find_damage, read_folder
+from rszoo.folder import ModelConfig, find_damage, parse_config, read_folder
 from rszoo.hub.address import HubAddress, parse_address, parse_repo
 from rszoo.hub.describe import describe_hub_model
 from rszoo.names import torch_name, torch_shape
@@ -527,3 +527,9 @@ def test_other_models_of_timm_s_are_refused(hub, change, said):
     hub.put_repo("timm/other", {"config.json": json.dumps(TIMM_CONFIG | change).encode()})
     with pytest.raises(ConfigError, match=said):
         rszoo.create("hf-hub:timm/other", pretrained=True)
+
+
+@pytest.mark.parametrize(("labels", "known"), [(list("abc"), ("a", "b", "c")), (list("ab"), None), ("abc", None)])
+def test_labels_of_timms_keys_are_taken_if_there_is_one_for_each_class(labels, known):
+    keys = {"architecture": "resnetrs50", "num_classes": 3, "label_names": labels}
+    assert parse_config(json.dumps(keys), "config.json").labels == known

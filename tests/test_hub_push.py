@@ -467,3 +467,11 @@ def test_a_trained_model_is_saved_verified_and_pushed(hub, verified, framework):
     assert record["passed"]
     assert {check["name"] for check in record["checks"] if check["status"] == "passed"} > {"torch = keras"}
     assert names(hub, "me/tuned") == PLAIN
+
+
+def test_what_changes_after_the_check_is_not_pushed(verified, tmp_path):
+    folder = read_folder(shutil.copytree(verified["ema"], tmp_path / "m"))
+    before = (folder.path / "conversion.json").read_bytes()
+    with planned(folder, Target("me/demo")) as plan:
+        (folder.path / "conversion.json").write_text("{}")
+        assert plan.files["conversion.json"].read_bytes() == before

@@ -187,7 +187,7 @@ def fetch_file(address: HubAddress, file: str) -> Path:
         HubError, NetworkError: it is not there, or cannot be had.
     """
     variable, cached = offline_variable(), _cached(address, file)
-    if cached is not None and (variable or address.is_pinned):
+    if cached is not None and variable:
         return cached
     if variable:
         raise NetworkError(
