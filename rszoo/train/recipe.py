@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -211,7 +212,8 @@ class Recipe:
         for name in ("name", "title", "follows"):
             _require(bool(getattr(self, name).strip()), f"{name} must be a text", getattr(self, name))
         warmup, epochs = self.schedule.warmup_epochs, self.train.epochs
-        _require(warmup <= epochs, f"schedule.warmup_epochs must be at most train.epochs ({epochs:g})", warmup)
+        # A cosine that the warm-up took to its end would be 0 throughout.
+        _require(warmup < epochs, f"schedule.warmup_epochs must be below train.epochs ({epochs:g})", warmup)
 
     @property
     def learning_rate(self) -> float:
@@ -237,6 +239,10 @@ class Recipe:
             for value in (getattr(self, field.name),)
         }
 
+    def to_yaml(self) -> str:
+        """Return the recipe as the text of a file that `load_recipe` reads."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
         """Build from YAML values.
@@ -248,9 +254,8 @@ class Recipe:
 
 
 def list_recipes() -> list[str]:
-    """Return the names of the recipes that come with the package, by depth and resolution."""
-    names = [path.stem for path in RECIPES.glob("*.yaml")]
-    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in _parts(name)])
+    """Return the names of the recipes that come with the package: pairs by depth and resolution, then the others."""
+    return sorted((path.stem for path in RECIPES.glob("*.yaml")), key=_order)
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -328,8 +333,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         if value not in args:
-            likely = nearest(str(value), args)
-            raise ConfigError(f"{where} must be {' or '.join(likely or args)}, received {value!r}")
+            raise ConfigError(f"{where} must be {' or '.join(args)}, received {value!r}")
         return value
     if origin in (Union, types.UnionType):
         return None if value is None else _value(next(arg for arg in args if arg is not types.NoneType), value, where)
@@ -364,5 +368,7 @@ def _dotted(where: str, key: object) -> str:
     return f"{where}.{key}" if where else str(key)
 
 
-def _parts(name: str) -> list[str]:
-    return name.replace("-i", "-").split("-")
+def _order(name: str) -> tuple[int, int, str]:
+    pair = re.fullmatch(r"resnet-rs-(\d+)-i(\d+)", name)
+    # No network has as many layers.
+    return (int(pair[1]), int(pair[2]), name) if pair else (10**6, 0, name)
