@@ -1,4 +1,4 @@
-"""Measured accuracy: `evaluation.json` of a model folder in, checked `Evaluation`s out.
+"""Measured accuracy: `evaluation.json` of a model folder in, checked `Evaluation`s out; and new ones into it.
 
 Published figures are not here but in the registry: what somebody measured on these files is kept apart from them.
 """
@@ -6,15 +6,19 @@ Published figures are not here but in the registry: what somebody measured on th
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rszoo.errors import ConfigError
+from rszoo.errors import ConfigError, OutputError
 from rszoo.folder import EVALUATION, WEIGHTS, sha256_of
+from rszoo.paths import busy_folder
+from rszoo.temporary import write_whole
 
 #: What the images went through: rszoo's published preprocessing, or timm's transform of the same size.
 Transform = Literal["published", "timm"]
@@ -22,6 +26,8 @@ Transform = Literal["published", "timm"]
 _FORMAT_VERSION = 1
 _FRAMEWORKS = ("torch", "keras")
 _MAX_TEXT = 200
+# Another process holds the lock for as long as it takes to read and write a small file.
+_LOCK_S = 10
 
 
 @dataclass(frozen=True)
@@ -77,20 +83,87 @@ def read_evaluations(folder: Path) -> tuple[Evaluation, ...]:
         ConfigError: `evaluation.json` is damaged, has a result twice, or has one of other weights than the folder's.
         OSError: it, or the weights, cannot be read.
     """
+    results = _read(folder)
+    if not results:
+        return ()
+    sha256 = sha256_of(folder / WEIGHTS)
+    if other := next((result for result in results if result.weights_sha256 != sha256), None):
+        raise ConfigError(
+            f"{folder / EVALUATION} has a result of weights with SHA-256 {other.weights_sha256}, but {WEIGHTS} beside "
+            f"it has {sha256}; delete it, or measure these weights"
+        )
+    return results
+
+
+def record_evaluation(folder: Path, result: Evaluation) -> tuple[Evaluation, ...]:
+    """Write a result into a model folder's `evaluation.json`, and return all that are in it now.
+
+    It takes the place of a former one of the same conditions. Results of weights that the folder no longer has are left
+    out. The file is replaced as a whole; of processes that write at the same time, none loses another's result.
+
+    Raises:
+        ConfigError: the folder's weights are not those that were measured, or the file there is damaged.
+        OutputError: it cannot be written.
+        OSError: the weights cannot be read.
+    """
+    if (sha256 := sha256_of(folder / WEIGHTS)) != result.weights_sha256:
+        raise ConfigError(
+            f"{folder / WEIGHTS} has SHA-256 {sha256}, and the weights that were measured {result.weights_sha256}; "
+            "they were changed meanwhile, so measure again"
+        )
+    with _locked(sha256):
+        kept = [former for former in _read(folder) if former.weights_sha256 == sha256]
+        places = [former.conditions for former in kept]
+        if result.conditions in places:
+            kept[places.index(result.conditions)] = result
+        else:
+            kept.append(result)
+        record = {"format_version": _FORMAT_VERSION, "results": [asdict(one) for one in kept]}
+        try:
+            write_whole(folder / EVALUATION, json.dumps(record, indent=1) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write {folder / EVALUATION}: {error.strerror}; copy the folder first") from error
+    return tuple(kept)
+
+
+def check_writable(folder: Path) -> None:
+    """Check that `record_evaluation` will find a place for its result, before hours are spent on one.
+
+    Raises:
+        ConfigError: the `evaluation.json` that is there is damaged.
+        OutputError: the folder cannot be written.
+    """
+    _read(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {folder / EVALUATION}: the folder is read-only for you; copy it first")
+
+
+def _read(folder: Path) -> tuple[Evaluation, ...]:
     path = folder / EVALUATION
     if not path.is_file():
         return ()
     try:
-        results = _parse(json.loads(path.read_text(encoding="utf-8")))
+        return _parse(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged: {error}; delete it, or measure again") from error
-    sha256 = sha256_of(folder / WEIGHTS)
-    if other := next((result for result in results if result.weights_sha256 != sha256), None):
-        raise ConfigError(
-            f"{path} has a result of weights with SHA-256 {other.weights_sha256}, but {WEIGHTS} beside it has "
-            f"{sha256}; delete it, or measure these weights"
-        )
-    return results
+        raise ConfigError(f"{path} is damaged: {error}; delete it, then measure again") from error
+
+
+@contextmanager
+def _locked(sha256: str) -> Iterator[None]:
+    """Hold the lock of a folder's weights; go on without it where locks cannot be had."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(busy_folder() / f"evaluation-{sha256}", fallback_to_soft=False)
+    try:
+        busy_folder().mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout):
+            lock.acquire(timeout=_LOCK_S)
+    except (OSError, NotImplementedError):
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _parse(record: Mapping[str, Any]) -> tuple[Evaluation, ...]:

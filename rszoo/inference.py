@@ -29,18 +29,20 @@ class Prediction:
 class Classifier:
     """A model folder ready to predict.
 
+    `name`: how `rszoo.create` finds the folder's weights, if not in its `model.safetensors`.
+
     Raises:
         UsageError: the network does not take RGB; else as `rszoo.create`.
     """
 
-    def __init__(self, folder: ModelFolder, framework: Framework = "torch") -> None:
+    def __init__(self, folder: ModelFolder, framework: Framework = "torch", name: str | None = None) -> None:
         if folder.config.arch.in_chans != 3:
             raise UsageError(
                 f"{folder.path} takes {folder.config.arch.in_chans} channels; only RGB images can be predicted"
             )
         self.folder = folder
         self.framework = framework
-        self.model = create(folder.path, framework=framework)
+        self.model = create(name or folder.path, pretrained=True, framework=framework)
 
     def logits(self, images: Iterable[str | os.PathLike[str] | np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the logits of each image, float32 (num_classes,). Images as `rszoo.preprocess` takes them."""

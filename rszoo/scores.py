@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rszoo.errors import ImageError
+
 # The normal quantile of a 95 % interval.
 _Z95 = 1.959963984540054
 
@@ -31,9 +33,14 @@ class Scores:
         return cls(*(np.zeros(shape, np.int64) for shape in ((num_classes, num_classes), num_classes, num_classes)))
 
     def add(self, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """Count a batch: logits (N, C), labels int (N,), weights (N,), of which 0 marks padding."""
+        """Count a batch: logits (N, C), labels int (N,), weights (N,), of which 0 marks padding.
+
+        Raises:
+            ImageError: a label is none of the classes; nothing of the batch is counted.
+        """
         if weights is not None:
             logits, labels = logits[weights > 0], labels[weights > 0]
+        check_labels(labels, len(self.broken))
         finite = np.isfinite(logits).all(axis=1)
         np.add.at(self.broken, labels[~finite], 1)
         logits, labels = logits[finite], labels[finite]
@@ -78,9 +85,25 @@ class Scores:
         return 100 * int(self.in_top5.sum()) / self.images if self.images else math.nan
 
 
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Raise ImageError if a label, int (N,), is not from 0 to `num_classes` - 1; -1 would count as the last class."""
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if wrong.size:
+        raise ImageError(
+            f"{wrong.size} images have labels that are none of the {num_classes} classes, counted from 0: first "
+            f"{int(wrong[0])}; these data are of other classes (in TFRecords labels count from 1)"
+        )
+
+
 def wilson_interval(right: int, images: int) -> tuple[float, float]:
-    """Return the 95 % interval of an accuracy, in percent, after Wilson (1927), which stays within 0 to 100."""
+    """Return the 95 % interval of an accuracy, in percent, after Wilson (1927), which stays within 0 to 100.
+
+    Of no images it is all from 0 to 100.
+    """
+    if images == 0:
+        return 0.0, 100.0
     share, z2 = right / images, _Z95**2
     center = (share + z2 / (2 * images)) / (1 + z2 / images)
     half = _Z95 / (1 + z2 / images) * math.sqrt(share * (1 - share) / images + z2 / (4 * images**2))
-    return 100 * max(0.0, center - half), 100 * min(1.0, center + half)
+    # None right, or all: there the formula is exact, and its rounding is not.
+    return 0.0 if right == 0 else 100 * (center - half), 100.0 if right == images else 100 * (center + half)

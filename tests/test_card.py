@@ -498,7 +498,7 @@ def test_pieces_of_markdown():
 )
 def test_impossible_evaluations_are_refused(folder, change, message):
     evaluated(folder, change)
-    with pytest.raises(ConfigError, match=rf"evaluation\.json.*{message}.*delete it, or measure"):
+    with pytest.raises(ConfigError, match=rf"evaluation\.json.*{message}.*delete it, (or|then) measure"):
         card_of(folder)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import rszoo
@@ -149,6 +150,19 @@ def test_without_pretrained_only_the_config_is_fetched(hub, files, logits):
     model = rszoo.create(NAME)
     assert list(moved(hub)) == ["config.json"]
     assert not torch.equal(run(model.eval()), logits["ema"])
+
+
+def test_predictions_are_of_the_weights_that_are_named(hub, files, source, tmp_path):
+    hub.put_repo("me/demo", files)
+    image = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(image)
+
+    def predict(model: str) -> list[float]:
+        result = CliRunner().invoke(app, ["predict", model, str(image), "--json"])
+        return [guess["probability"] for guess in json.loads(result.stdout)[0]["predictions"]]
+
+    assert predict(NAME) == predict(str(source["ema"]))
+    assert predict(f"{NAME}/model.raw.safetensors") == predict(str(source["raw"])) != predict(NAME)
 
 
 def test_revisions_are_of_one_commit(hub, files, logits, source):

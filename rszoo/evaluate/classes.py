@@ -1,0 +1,131 @@
+"""Which of a model's classes each of the data's is. Never by position where names say, or could say, something else.
+
+Folders of images have names in alphabetical order; TFRecords have numbers. ImageNet's folders are named by WordNet ids,
+whose place among the model's classes is that in `rszoo/data/imagenet_1k_labels.txt`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rszoo.errors import UsageError, summarize
+from rszoo.folder import ModelConfig
+from rszoo.registry import load_labels
+from rszoo.scores import check_labels
+
+_IMAGENET = "imagenet-1k"
+_SYNSETS = Path(__file__).parent.parent / "data" / "imagenet_1k_labels.txt"
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """`indices`: the model's class of each of the data's classes, in the order of their labels; `how`: in words."""
+
+    indices: tuple[int, ...]
+    how: str
+
+    def apply(self, labels: np.ndarray) -> np.ndarray:
+        """Return the model's classes of labels of the data, both int (N,).
+
+        Raises:
+            ImageError: a label is none of the data's classes.
+        """
+        check_labels(labels, len(self.indices))
+        return np.asarray(self.indices, np.int64)[labels]
+
+
+def match_classes(names: Sequence[str] | None, count: int | None, config: ModelConfig) -> ClassMap:
+    """Find the model's class of each of the data's classes.
+
+    In this order: the names are among the model's labels; they are WordNet ids and the model is of ImageNet-1k; they
+    are the numbers of the model's classes, from 0; or the model has no labels, and as many classes: then by position.
+
+    Args:
+        names: of the data's classes, in the order of their labels; None if the data have numbers alone.
+        count: how many classes the data have, None if that is not known.
+        config: the model's.
+
+    Raises:
+        UsageError: the classes are not the model's, or it cannot be told in which order.
+    """
+    classes = config.arch.num_classes
+    if names is None:
+        if count not in (None, classes):
+            raise UsageError(f"the data have {count} classes and {config.title} has {classes}; {_ADVICE}")
+        return ClassMap(tuple(range(classes)), f"by number, 0 to {classes - 1}")
+    known = _by_label(names, config) or _by_synset(names, config) or _by_number(names, config)
+    if known is None and config.labels is None and len(names) == classes:
+        known = _by_position(names)
+    if known is None:
+        raise UsageError(_mismatch(names, config))
+    absent = classes - len(names)
+    return ClassMap(known.indices, f"{known.how}; {absent} of {classes} are not in the data" if absent else known.how)
+
+
+_ADVICE = (
+    "give data of the model's classes, or a model of the data's, such as `rszoo train --init MODEL --data DATA` makes"
+)
+
+
+def _by_label(names: Sequence[str], config: ModelConfig) -> ClassMap | None:
+    places = _unique_labels(config)
+    if not set(names) <= set(places):
+        return None
+    return ClassMap(tuple(places[name] for name in names), "by name")
+
+
+def _unique_labels(config: ModelConfig) -> dict[str, int]:
+    """Return where labels are; of ImageNet's two cranes nobody can say which one is meant."""
+    labels = config.labels or ()
+    counts = Counter(labels)
+    return {label: index for index, label in enumerate(labels) if counts[label] == 1}
+
+
+def _by_synset(names: Sequence[str], config: ModelConfig) -> ClassMap | None:
+    synsets = [line.split("\t", 1)[0] for line in _SYNSETS.read_text(encoding="utf-8").splitlines()]
+    if config.labels not in (None, load_labels(_IMAGENET)) or config.arch.num_classes != len(synsets):
+        return None
+    places = {synset: index for index, synset in enumerate(synsets)}
+    if not set(names) <= set(places):
+        return None
+    return ClassMap(tuple(places[name] for name in names), "by WordNet id, as ImageNet-1k counts them")
+
+
+def _by_number(names: Sequence[str], config: ModelConfig) -> ClassMap | None:
+    if config.labels is None or not _are_numbers(names):
+        return None
+    numbers = tuple(map(int, names))
+    if sorted(numbers) != list(range(config.arch.num_classes)):
+        return None
+    return ClassMap(numbers, "by number: the names are those of the model's classes, from 0")
+
+
+def _by_position(names: Sequence[str]) -> ClassMap | None:
+    # Where counting and the alphabet differ (10 before 2), nobody can say which of them the model learned.
+    if _are_numbers(names) and list(map(int, names)) != sorted(map(int, names)):
+        return None
+    return ClassMap(tuple(range(len(names))), "by position in the alphabet: the model has no labels")
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return all(name.isascii() and name.isdigit() for name in names)
+
+
+def _mismatch(names: Sequence[str], config: ModelConfig) -> str:
+    classes = config.arch.num_classes
+    counts = f"the data have {len(names)} classes ({summarize(names)}), {config.title} has {classes}"
+    if config.labels is None:
+        why = "without names; what the model's classes are cannot be told"
+        return f"{counts} {why}. Save it with labels (rszoo.save(model, FOLDER, labels=[...])), or {_ADVICE}"
+    known = _unique_labels(config)
+    unknown = [name for name in names if name not in known]
+    ids = ", or their WordNet ids" if config.labels == load_labels(_IMAGENET) else ""
+    return (
+        f"{counts} ({summarize(config.labels)}); {len(unknown)} of the data's are not among the model's: "
+        f"{summarize(unknown)}. Name the folders by the model's labels{ids} or their numbers from 0, or {_ADVICE}"
+    )

@@ -1,0 +1,201 @@
+"""An evaluation on paper: the text for the terminal, and a folder with all counts.
+
+The folder has `result.json` (`Result.to_dict`), `classes.csv` (one row for each class of the model) and
+`confusion.json` (the worst classes, and what they were taken for). It appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from converters.staging import staged_folder
+from rszoo.console import table
+from rszoo.errors import OutputError, printable
+from rszoo.evaluate.result import Result
+
+RESULT = "result.json"
+CLASSES = "classes.csv"
+CONFUSION = "confusion.json"
+
+_WORST = 20
+_TAKEN_FOR = 5
+_COLUMNS = (
+    "index",
+    "label",
+    "images",
+    "top1",
+    "top5",
+    "taken_for_index",
+    "taken_for",
+    "taken_for_images",
+    "not_finite",
+)
+
+
+@dataclass(frozen=True)
+class Confused:
+    """What images of a class were taken for: another class, and how many of them."""
+
+    index: int
+    label: str
+    images: int
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class: how many images it has, `right` in first place and `in_top5`, and the wrong predictions by number."""
+
+    index: int
+    label: str
+    images: int
+    right: int
+    in_top5: int
+    not_finite: int
+    taken_for: tuple[Confused, ...]
+
+
+def class_scores(result: Result) -> list[ClassScore]:
+    """Return the scores of every class of the model, in its order; classes without images have zeros."""
+    scores, classes = result.scores, result.config.arch.num_classes
+    labels = result.config.labels or tuple(f"class {index}" for index in range(classes))
+    return [
+        ClassScore(
+            index=index,
+            label=labels[index],
+            images=int(row.sum() + scores.broken[index]),
+            right=int(row[index]),
+            in_top5=int(scores.in_top5[index]),
+            not_finite=int(scores.broken[index]),
+            taken_for=tuple(Confused(int(other), labels[other], int(row[other])) for other in _wrong(row, index)),
+        )
+        for index, row in enumerate(scores.confusion)
+    ]
+
+
+def worst_classes(result: Result, count: int = _WORST) -> list[ClassScore]:
+    """Return the classes with the lowest top-1, and any mistakes at all; of equals those with more mistakes first."""
+    mistaken = [score for score in class_scores(result) if score.right < score.images]
+    mistaken.sort(key=lambda score: (score.right / score.images, score.right - score.images, score.index))
+    return mistaken[:count]
+
+
+def summary(result: Result) -> str:
+    """Return the result as text: figures beside the published ones, what was measured how, and the worst classes."""
+    facts = result.to_dict()
+    rows = [("", "measured, %", "95 % interval", "right")]
+    for name, key in (("top-1", "top1"), ("top-5", "top5")):
+        figure = facts[key]
+        interval = f"{figure['low']:.2f} to {figure['high']:.2f}"
+        rows.append((name, f"{figure['percent']:.2f}", interval, f"{figure['right']:,} of {facts['images']:,}"))
+    return "\n\n".join(
+        [table(rows), *_references(facts), *_doubts(result), table(_how(result, facts)), *_worst(result)]
+    )
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Check that a folder for the result can be made, before it is spent time on.
+
+    Raises:
+        OutputError: something is in the way.
+    """
+    if not os.path.lexists(output) or (output.is_dir() and not output.is_symlink() and not any(output.iterdir())):
+        return
+    if not output.is_dir() or output.is_symlink() or not _is_report(output):
+        raise OutputError(f"{output} exists and is not a former result of rszoo eval; choose another --output")
+    if not overwrite:
+        raise OutputError(f"{output} has a former result; add --overwrite to replace it, or choose another --output")
+
+
+def write_report(result: Result, output: Path, *, overwrite: bool = False) -> None:
+    """Write a result's files into a new folder, or in the place of a former result.
+
+    Raises:
+        OutputError: it is in the way, or cannot be written.
+    """
+    check_output(output, overwrite=overwrite)
+    with staged_folder(output, overwrite=overwrite, is_ours=_is_report) as folder:
+        _write_json(folder / RESULT, result.to_dict())
+        worst = [{**asdict(score), "top1": _percent(score.right, score.images)} for score in worst_classes(result)]
+        _write_json(folder / CONFUSION, {"worst_classes": worst})
+        with (folder / CLASSES).open("w", encoding="utf-8", newline="") as opened:
+            writer = csv.writer(opened)
+            writer.writerow(_COLUMNS)
+            writer.writerows(_row(score) for score in class_scores(result))
+
+
+def _is_report(folder: Path) -> bool:
+    return {child.name for child in folder.iterdir()} == {RESULT, CLASSES, CONFUSION}
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _wrong(row: np.ndarray, index: int) -> list[int]:
+    """Return the classes that a class was taken for, the most frequent first."""
+    order = np.argsort(-row, kind="stable")
+    return [int(other) for other in order if other != index and row[other] > 0][:_TAKEN_FOR]
+
+
+def _row(score: ClassScore) -> tuple[object, ...]:
+    # Empty cells where there is nothing to say: no image, no mistake.
+    first = score.taken_for[0] if score.taken_for else None
+    taken_for = (None, None, None) if first is None else (first.index, first.label, first.images)
+    figures = _percent(score.right, score.images), _percent(score.in_top5, score.images)
+    return score.index, score.label, score.images, *figures, *taken_for, score.not_finite
+
+
+def _percent(right: int, images: int) -> float | None:
+    return round(100 * right / images, 2) if images else None
+
+
+def _references(facts: dict) -> list[str]:
+    if not facts["references"]:
+        return ["No figure of these weights is registered."]
+    rows = [("others' top-1", "images went through", "%", "measured here", "")]
+    for reference in facts["references"]:
+        place = "within the interval" if reference["in_interval"] else "outside the interval"
+        through = reference["preprocessing"]
+        rows.append((reference["source"], through, f"{reference['top1']:g}", f"{reference['difference']:+.2f}", place))
+    return [table(rows)]
+
+
+def _doubts(result: Result) -> list[str]:
+    doubts = []
+    if result.broken:
+        of = "" if result.in_data is None else f" of {result.in_data:,}"
+        first = "".join(f"\n  {printable(fault)}" for fault in result.faults[:5])
+        counted = f"{result.scores.images:,}{of} images were counted"
+        doubts.append(f"BROKEN: {result.broken:,} images or files could not be read, {counted}; first:{first}")
+    if broken := int(result.scores.broken.sum()):
+        doubts.append(f"NOT FINITE: the logits of {broken:,} images; they count as wrong")
+    if result.limit is not None:
+        doubts.append(f"IN PART: at most the first {result.limit:,} images; no accuracy on the data set")
+    return doubts
+
+
+def _how(result: Result, facts: dict) -> list[tuple[str, str]]:
+    runtime = result.runtime
+    backend = "" if facts["backend"] == runtime.framework else f" on {facts['backend']}"
+    speed = f"{facts['images_per_s']:,.0f} images/s, reading included"
+    return [
+        ("model", f"{facts['model']}, weights {facts['weights']}"),
+        ("data", f"{result.data}, {result.split}"),
+        ("classes", result.classes),
+        ("preprocessing", f"{result.preprocessing}, {facts['image_size']} x {facts['image_size']}"),
+        ("run", f"{runtime.framework}{backend}, {runtime.device}, {runtime.dtype}; {speed}"),
+    ]
+
+
+def _worst(result: Result) -> list[str]:
+    rows = [("worst classes", "images", "top-1, %", "taken for")]
+    for score in worst_classes(result, 10):
+        taken_for = ", ".join(f"{one.label} ({one.images})" for one in score.taken_for[:3])
+        rows.append((score.label, f"{score.images:,}", f"{_percent(score.right, score.images):.1f}", taken_for))
+    return [table(rows)] if len(rows) > 1 else []

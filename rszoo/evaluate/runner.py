@@ -1,0 +1,191 @@
+"""`rszoo.evaluate.evaluate`: a model and data in, counted accuracy out; each image goes through the network once.
+
+The pipeline prepares batches in threads of TensorFlow's while the network computes. Weights and preprocessing are those
+of the model folder, of which the weights' hash is taken first: the figures are of these bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, get_args
+
+import numpy as np
+
+from rszoo.cache import find_folder
+from rszoo.endpoints import is_hub_name
+from rszoo.errors import ImageError, UsageError, VerificationError
+from rszoo.evaluate.classes import ClassMap, match_classes
+from rszoo.evaluate.network import Network, Runtime, open_network
+from rszoo.evaluate.result import Result
+from rszoo.evaluation import Transform
+from rszoo.factory import Framework, import_model_module
+from rszoo.folder import ModelFolder, sha256_of
+from rszoo.hub.address import parse_address
+from rszoo.pipeline.sources import ShardSource, Split, open_source
+from rszoo.progress import progress_bar
+from rszoo.scores import Scores
+
+_DEFAULT_RUNTIME = Runtime()
+# Batches under way: one is computed while the next is fetched.
+_UNDER_WAY = 2
+
+
+def evaluate(
+    model: str | os.PathLike[str],
+    data: str,
+    *,
+    split: Split = "validation",
+    preprocessing: Transform = "published",
+    limit: int | None = None,
+    runtime: Runtime = _DEFAULT_RUNTIME,
+) -> Result:
+    """Count top-1 and top-5 of a model on data.
+
+    Args:
+        model: a registered name (the published averages), a model folder, or a model on the Hub (`hf-hub:OWNER/NAME`).
+        data: what `rszoo.pipeline` opens: "digits", a folder of TFRecords here or at `gs://`, a folder of images.
+        split: "train", "validation", or "all" of a folder without splits, of which "validation" is a tenth.
+        preprocessing: "published", the model's own, or "timm": timm's transform for the same input size.
+        limit: take only the first so many images, to try things out; of a folder those are the first classes'.
+        runtime: framework, batch size, dtype and device.
+
+    Raises:
+        UnknownModelError, SourceNotFoundError: there is no such model or data.
+        UsageError: an argument is not allowed, or the data's classes are not the model's.
+        ImageError: nothing could be counted, too much could not be read, or a label is none of the model's.
+        VerificationError: the pipeline gave other images than the data have.
+        MissingPackageError: the framework, or TensorFlow, which reads the images, is not installed.
+    """
+    if preprocessing not in get_args(Transform):
+        raise UsageError(f"preprocessing must be {' or '.join(get_args(Transform))}, received {preprocessing!r}")
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit must be at least 1 image, received {limit!r}")
+    from rszoo.pipeline.faults import Faults
+
+    _leave_accelerators_to(runtime.framework)
+    # The data first: a mistake there should not cost a download.
+    source = open_source(data, split)
+    folder, name = _find(model)
+    classes = match_classes(source.class_names, source.num_classes, folder.config)
+    sha256 = sha256_of(folder.weights_path)
+    # TFRecords are counted by their headers where nothing says how many they are.
+    total = sum(source.record_counts) if isinstance(source, ShardSource) else source.num_images
+    network, faults = open_network(name, runtime), Faults()
+    batches = _open_batches(source, folder, faults, runtime, preprocessing)
+    scores, started = Scores.empty(folder.config.arch.num_classes), time.perf_counter()
+    with progress_bar(f"{folder.config.title} on {source.title}", limit or total, "images") as bar:
+        for done in _count(network, batches if limit is None else _first(batches, limit), classes, scores):
+            bar.update(done)
+    seconds = time.perf_counter() - started
+    result = Result(
+        config=folder.config,
+        weights_sha256=sha256,
+        data=source.title,
+        split=source.split,
+        classes=classes.how,
+        preprocessing=preprocessing,
+        runtime=replace(runtime, device=network.device),
+        backend=network.backend,
+        limit=limit,
+        in_data=total,
+        broken=faults.count,
+        faults=tuple(faults.first),
+        seconds=seconds,
+        scores=scores,
+    )
+    _check_complete(result)
+    return result
+
+
+def _find(model: str | os.PathLike[str]) -> tuple[ModelFolder, str]:
+    """Return a model's folder, and the name under which `rszoo.create` finds those very weights."""
+    if isinstance(model, str) and is_hub_name(model):
+        from rszoo.hub.pull import find_model
+
+        hub = find_model(parse_address(model))
+        folder, name = hub.fetch_weights(), str(hub.address)
+    else:
+        folder = find_folder(model)
+        name = str(folder.path.absolute())
+    if (channels := folder.config.arch.in_chans) != 3:
+        raise UsageError(f"{model} takes {channels} channels; only a model of RGB images can be evaluated")
+    return folder, name
+
+
+def _leave_accelerators_to(framework: Framework) -> None:
+    """Have TensorFlow read images on the CPU alone, unless it is what computes."""
+    from rszoo.pipeline.devices import keep_off_accelerators
+
+    if framework == "keras":
+        import_model_module(framework)
+        import keras
+
+        if keras.backend.backend() == "tensorflow":
+            return
+    keep_off_accelerators()
+
+
+def _open_batches(
+    source: Any, folder: ModelFolder, faults: Any, runtime: Runtime, preprocessing: Transform
+) -> Iterator[Mapping[str, np.ndarray]]:
+    from rszoo.pipeline.evaluation import evaluation_dataset
+    from rszoo.pipeline.faults import iterate
+    from rszoo.pipeline.share import Share
+
+    dataset = evaluation_dataset(
+        source,
+        folder.preprocessing,
+        share=Share(),
+        batch_size=runtime.batch_size,
+        faults=faults,
+        transform=preprocessing,
+    )
+    for batch in iterate(dataset, faults):
+        yield {name: values.numpy() for name, values in batch.items()}
+
+
+def _first(batches: Iterable[Mapping[str, np.ndarray]], limit: int) -> Iterator[Mapping[str, np.ndarray]]:
+    """Yield batches until so many images are in them; those beyond get weight 0."""
+    for batch in batches:
+        weight = batch["weight"].copy()
+        weight[np.flatnonzero(weight)[limit:]] = 0
+        limit -= int(np.count_nonzero(weight))
+        yield {**batch, "weight": weight}
+        if limit == 0:
+            return
+
+
+def _count(
+    network: Network, batches: Iterable[Mapping[str, np.ndarray]], classes: ClassMap, scores: Scores
+) -> Iterator[int]:
+    """Count batches into the scores; yield how many images each had."""
+    under_way: deque[tuple[Any, Mapping[str, np.ndarray]]] = deque()
+    for batch in batches:
+        under_way.append((network.start(batch["image"]), batch))
+        if len(under_way) == _UNDER_WAY:
+            yield _finish(network, *under_way.popleft(), classes, scores)
+    while under_way:
+        yield _finish(network, *under_way.popleft(), classes, scores)
+
+
+def _finish(network: Network, handle: Any, batch: Mapping[str, np.ndarray], classes: ClassMap, scores: Scores) -> int:
+    real = batch["weight"] > 0
+    logits, labels = network.finish(handle)[real], classes.apply(batch["label"][real])
+    scores.add(logits, labels)
+    return len(labels)
+
+
+def _check_complete(result: Result) -> None:
+    images, expected = result.scores.images, result.in_data
+    if images == 0:
+        broken = f"; {result.broken} could not be read: {'; '.join(result.faults[:3])}" if result.broken else ""
+        raise ImageError(f"no image of {result.data}, {result.split}, could be counted{broken}")
+    if result.limit is None and not result.broken and expected not in (None, images):
+        raise VerificationError(
+            f"{result.data}, {result.split}, has {expected:,} images, but {images:,} were counted; this would not be "
+            "the accuracy. Were files added or removed meanwhile?"
+        )
