@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class DropConnect(nn.Module):
@@ -70,3 +75,29 @@ class SqueezeExcite(nn.Module):
         """Map (N, C, H, W) to the same shape."""
         gate = self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True))))
         return x * gate.sigmoid()
+
+
+def checkpointed(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return `function(x)`, a part of the module, of which only `x` is kept for the backward pass.
+
+    Moving statistics are updated once, not again when the backward pass computes the function anew.
+    """
+    if torch.compiler.is_compiling():
+        # The compiler sees to that by itself, and takes no context.
+        return checkpoint(function, x, use_reentrant=False)
+    return checkpoint(function, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _untracked(module)))
+
+
+@contextmanager
+def _untracked(module: nn.Module) -> Iterator[None]:
+    """Let batch normalizations in training mode leave their moving statistics as they are."""
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        # Not by `track_running_stats`: what autograd saves must be the same as in the first pass.
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

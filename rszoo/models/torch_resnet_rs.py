@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from rszoo.config import Activation, ArchConfig, Block, StemConv
 from rszoo.models.features import FeatureInfo
 from rszoo.models.initial import TRUNCATED_STD
-from rszoo.models.torch_layers import DropConnect, SameConv2d, SamePool2x2, SamePool3x3, SqueezeExcite
+from rszoo.models.torch_layers import DropConnect, SameConv2d, SamePool2x2, SamePool3x3, SqueezeExcite, checkpointed
 from rszoo.names import torch_name, torch_shape
 from rszoo.tensors import Initial, TensorSpec, iter_tensors
 
@@ -40,9 +41,13 @@ class Bottleneck(nn.Module):
         self.drop_connect = DropConnect(block.drop_connect_rate)
         self.downsample = _projection(block, config) if block.has_projection else None
         self.act3 = _activation(config.activation)
+        self.checkpointed = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', H', W')."""
+        return checkpointed(self, self._forward, x) if self.checkpointed and self.training else self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.act2(self.bn2(self.conv2(x)))
@@ -64,6 +69,8 @@ class Backbone(nn.Module):
     def __init__(self, config: ArchConfig, last: int = 4) -> None:
         super().__init__()
         self.config = config
+        #: Modules that stay in evaluation mode, by name; see `rszoo.train.freezing.freeze`.
+        self.frozen: tuple[str, ...] = ()
         self._last = last
         (*before, conv), strided = config.split_stem()
         layers = [layer for first in before for layer in _conv_bn_act(first, config)]
@@ -81,6 +88,19 @@ class Backbone(nn.Module):
     def iter_tensors(self) -> Iterator[TensorSpec]:
         """Yield the walk's tensors that this network has."""
         return FeatureInfo(self.config, (self._last,)).iter_tensors()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """In training, keep only each block's input for the backward pass, and compute the rest of it again there."""
+        for module in self.modules():
+            if isinstance(module, Bottleneck):
+                module.checkpointed = enable
 
     def init_weights(self) -> None:
         """Set every tensor to its published initial values; the last normalization of each block starts at 0."""

@@ -1,8 +1,9 @@
 """What the training loop asks of an engine: PyTorch or Keras, one device or many, one process or several.
 
 Tensors leave and enter an engine under canonical names: `model/NAME`, `ema/NAME` and `momentum/NAME`, NAME and layout
-being those of the weights file (`rszoo.names.torch_name`), float32; so a run can go on in the other engine. What only
-one engine understands, the state of its random numbers, is under `random/ENGINE/RANK/...`.
+being those of the weights file (`rszoo.names.torch_name`), float32; so a run can go on in the other engine. `step` is
+how many steps were taken, int64 of no axes: the decay of the averages depends on it. What only one engine understands,
+the state of its random numbers, is under `random/ENGINE/RANK/...`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from rszoo.errors import ConfigError
 from rszoo.pipeline.share import Position, Share
 from rszoo.scores import Scores
+from rszoo.train.recipe import Recipe
 
 EngineName = Literal["torch", "keras"]
 #: The averaged weights, or those that the optimizer moves.
@@ -34,6 +37,8 @@ class Engine(Protocol):
     ranks: int
     #: Devices that compute a micro-batch each, over all processes; the batch is divided by it times `accumulate`.
     replicas: int
+    #: Places that read training images, each its share: the processes, or with TensorFlow on a TPU slice the hosts.
+    readers: int
 
     def start(self, open_dataset: OpenTraining, positions: Sequence[Position]) -> None:
         """Begin to read training images; `positions`: of each reader, empty for the beginning."""
@@ -54,7 +59,7 @@ class Engine(Protocol):
         """Return whether the flag is set in any process."""
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that the next step depends on by canonical name, but for position and step; rank 0 gets it all."""
+        """Return all that the next step depends on by canonical name, but for the position; rank 0 gets it all."""
 
     def load_state(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Go on from a state. Random numbers of another engine or number of processes are started anew."""
@@ -67,3 +72,21 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of what was started."""
+
+
+def micro_batch(recipe: Recipe, replicas: int, kind: str) -> int:
+    """Return how many images each of `replicas` devices takes at once; `kind` is what they are called in the error.
+
+    Raises:
+        ConfigError: the batch cannot be divided.
+    """
+    batch, accumulate = recipe.train.batch_size, recipe.train.accumulate
+    parts = replicas * accumulate
+    size, rest = divmod(batch, parts)
+    if rest:
+        nearest = f"{size * parts} or {(size + 1) * parts}" if size else str(parts)
+        raise ConfigError(
+            f"train.batch_size {batch} cannot be divided by {replicas} {kind} times {accumulate} accumulated "
+            f"micro-batches; nearest: {nearest}"
+        )
+    return size

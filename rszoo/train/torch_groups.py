@@ -1,0 +1,55 @@
+"""The optimizer of a recipe in PyTorch: which parameters decay, and the share of the learning rate that each gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+
+from rszoo.models.torch_resnet_rs import ResNetRS
+from rszoo.names import torch_name
+from rszoo.train.recipe import OptimizerSettings
+
+#: The head; the stem is 0, and the stages are 1 to 4.
+_LAST_GROUP = 5
+
+
+def layer_group(name: str) -> int:
+    """Return the place of a parameter, by its state dict key: 0 the stem, 1 to 4 the stages, 5 the head."""
+    module = name.partition(".")[0]
+    if module.startswith("layer"):
+        return int(module.removeprefix("layer"))
+    return _LAST_GROUP if module == "fc" else 0
+
+
+def make_optimizer(network: ResNetRS, settings: OptimizerSettings) -> torch.optim.SGD:
+    """Return SGD over the parameters that are not frozen, its momenta at 0.
+
+    Each group's "rate" is what the learning rate of a step is to be multiplied with, see `set_learning_rate`.
+    """
+    groups: dict[tuple[float, float], list[Parameter]] = {}
+    # The published L2 term leaves out what is batch normalization's, and nothing else.
+    spared = {torch_name(spec) for spec in network.iter_tensors() if spec.kind.layer_type == "bn"}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            rate = settings.layer_decay ** (_LAST_GROUP - layer_group(name))
+            decay = 0.0 if name in spared else settings.weight_decay
+            groups.setdefault((rate, decay), []).append(parameter)
+    listed: list[dict[str, Any]] = [
+        {"params": parameters, "weight_decay": decay, "rate": rate} for (rate, decay), parameters in groups.items()
+    ]
+    # Without momentum Nesterov's rule is the plain one, and PyTorch refuses it.
+    nesterov = settings.nesterov and settings.momentum > 0
+    optimizer = torch.optim.SGD(listed, lr=0.0, momentum=settings.momentum, nesterov=nesterov, fused=True)
+    if settings.momentum:
+        for parameters in groups.values():
+            for parameter in parameters:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of the next step, of each group its share."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["rate"]
