@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import keras
@@ -42,12 +43,14 @@ def build_model(
     config: ArchConfig,
     weights: Mapping[tuple[str, str], np.ndarray] | None = None,
     features: FeatureInfo | None = None,
+    batch_norm: Callable[..., keras.Layer] | None = None,
 ) -> keras.Model:
     """Build the classifier, which returns logits (N, num_classes), or a model that returns a list of feature maps.
 
     `weights`: Keras names (`rszoo.names.keras_name`) to values in Keras's layout (HWIO; in x out). They go straight
     into the variables, with no random draw before. Where there are none, the published initial values are drawn.
     `features`: which maps (N, H, W, C), in the list's order. Keras itself turns a list of one into the map alone.
+    `batch_norm`: makes batch normalizations from the arguments of Keras's, which is the one used if it is left out.
     """
     # Keras makes tens of thousands of objects, all of which live on: looking for garbage among them takes a second.
     collecting = gc.isenabled()
@@ -57,7 +60,7 @@ def build_model(
         # Python's generator is where Keras's own initializers get their seeds from.
         seed = random.getrandbits(64) if weights is None else 0
         with KernelDraws(specs if weights is None else (), seed) as draws:
-            builder = _Builder(config, weights, draws, specs)
+            builder = _Builder(config, weights, draws, specs, batch_norm)
             return builder.build() if features is None else builder.build_features(features)
     finally:
         if collecting:
@@ -84,8 +87,10 @@ class _Builder:
         weights: Mapping[tuple[str, str], np.ndarray] | None,
         draws: KernelDraws,
         specs: list[TensorSpec],
+        batch_norm: Callable[..., keras.Layer] | None,
     ) -> None:
         self.config = config
+        self.batch_norm = batch_norm or partial(layers.BatchNormalization, momentum=_BN_MOMENTUM)
         self.weights = weights or {}
         self.draws = draws
         self.specs: dict[str, list[TensorSpec]] = {}
@@ -186,9 +191,7 @@ class _Builder:
 
     def bn(self, x: Any, name: str) -> Any:
         epsilon = self.config.bn_epsilon
-        layer = layers.BatchNormalization(
-            axis=-1, momentum=_BN_MOMENTUM, epsilon=epsilon, name=name, **self.initializers(name)
-        )
+        layer = self.batch_norm(axis=-1, epsilon=epsilon, name=name, **self.initializers(name))
         return self.applied(layer, x)
 
     def dense(self, x: Any) -> Any:
