@@ -18,34 +18,18 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 from converters.tf1_graph import build_training
 from rszoo.config import ArchConfig
 from rszoo.images import preprocess, resize_legacy_bicubic
+from rszoo.pipeline.digits import digit_images, split_digits
 from rszoo.preprocessing import Preprocessing
 
 DATA = Path(__file__).parent.parent / "rszoo" / "data"
 ARCH = ArchConfig((2, 2, 2, 2), num_classes=10, width_multiplier=0.125, dropout_rate=0.25)
 SETTINGS = Preprocessing(image_size=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 SEED, EPOCHS, BATCH, BASE_LR, WARMUP_EPOCHS = 0, 60, 128, 0.2, 3
-
-
-def digit_images() -> tuple[np.ndarray, np.ndarray]:
-    """Return all digits as uint8 (N, 10, 10, 3) and their labels.
-
-    A border of one black pixel surrounds each, so that the published centre crop of 10x10 is exactly the 8x8 digit.
-    """
-    digits = load_digits()
-    gray = np.rint(digits.images * 255 / 16).astype(np.uint8)
-    return np.pad(gray, ((0, 0), (1, 1), (1, 1)))[..., None].repeat(3, axis=3), digits.target
-
-
-def split(images: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
-    """Return train images, held-out images, train labels, held-out labels: 1437 and 360, stratified."""
-    return train_test_split(images, labels, test_size=360, stratify=labels, random_state=SEED)
 
 
 def batches(
@@ -106,7 +90,7 @@ def main() -> None:
     """Train, pack, and print the held-out accuracy of the packed checkpoint in the original graph."""
     from converters.tf1_graph import build_inference
 
-    train_images, test_images, train_labels, test_labels = split(*digit_images())
+    train_images, test_images, train_labels, test_labels = split_digits(*digit_images())
     np.savez_compressed(DATA / "demo_digits.npz", images=test_images[..., 0], labels=test_labels.astype(np.uint8))
     with tempfile.TemporaryDirectory() as folder:
         prefix = train(Path(folder), train_images, train_labels)

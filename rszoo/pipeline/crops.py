@@ -1,0 +1,66 @@
+"""In the graph: where an image is cut, the legacy bicubic resize, and normalization.
+
+Boxes are int32 (4,): top, left, height, width in pixels. Facts: tensorflow/tpu
+`models/official/resnet/resnet_preprocessing.py`; the same in numpy is `rszoo.images`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from rszoo.preprocessing import Preprocessing
+from rszoo.train.recipe import AugmentSettings
+
+_MIN_COVERED = 0.1
+_ATTEMPTS = 10
+
+
+def center_box(shape: tf.Tensor, settings: Preprocessing, *, at_least: int = 0) -> tf.Tensor:
+    """Return the evaluation's box in an image of this shape, int32 (2,).
+
+    Its sides are `at_least` so long: by the formula they are 0 in an image of one pixel.
+    """
+    padding = round(settings.image_size * (1 / settings.crop - 1))
+    # float32 and truncated: another rounding moves the crop by a pixel for some sizes.
+    ratio = np.float32(settings.image_size / (settings.image_size + padding))
+    side = tf.cast(ratio * tf.cast(tf.reduce_min(shape), tf.float32), tf.int32)
+    side = tf.maximum(side, at_least)
+    return tf.stack([(shape[0] - side + 1) // 2, (shape[1] - side + 1) // 2, side, side])
+
+
+def random_box(shape: tf.Tensor, seed: tf.Tensor, augment: AugmentSettings, settings: Preprocessing) -> tf.Tensor:
+    """Return a box of random area and aspect ratio; the evaluation's if none of ten attempts fits.
+
+    `seed`, int64 (2,), decides.
+    """
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.concat([shape, [3]], 0),
+        tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+        seed=seed,
+        min_object_covered=_MIN_COVERED,
+        aspect_ratio_range=augment.crop_aspect_ratio,
+        area_range=augment.crop_area,
+        max_attempts=_ATTEMPTS,
+    )
+    # The op returns the whole image when it gives up.
+    gave_up = tf.reduce_all(size[:2] == shape)
+    return tf.where(gave_up, center_box(shape, settings, at_least=1), tf.concat([begin[:2], size[:2]], 0))
+
+
+def shifted_box(shape: tf.Tensor, seed: tf.Tensor, augment: AugmentSettings, settings: Preprocessing) -> tf.Tensor:
+    """Return the evaluation's box moved by up to `augment.shift` pixels in each direction, within the image."""
+    box = center_box(shape, settings, at_least=1)
+    moved = box[:2] + tf.random.stateless_uniform([2], seed, -augment.shift, augment.shift + 1, tf.int32)
+    return tf.concat([tf.clip_by_value(moved, 0, shape - box[2:]), box[2:]], 0)
+
+
+def resize(pixels: tf.Tensor, size: int) -> tf.Tensor:
+    """Return uint8 (H, W, 3) resized to float32 (size, size, 3), whose values may leave 0 to 255."""
+    return tf.raw_ops.ResizeBicubic(images=pixels[None], size=[size, size])[0]
+
+
+def normalize(image: tf.Tensor, settings: Preprocessing) -> tf.Tensor:
+    """Return an image of 0 to 255 as the network takes it, float32."""
+    mean, std = (np.asarray(values, np.float32) * np.float32(255) for values in (settings.mean, settings.std))
+    return (image - mean) / std

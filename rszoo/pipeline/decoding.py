@@ -1,0 +1,185 @@
+"""From what a source holds to cut pixels: in the graph where TensorFlow can, else through Pillow, else a named fault.
+
+TensorFlow decodes JPEG (CMYK, too), PNG, GIF and BMP, by their first bytes and whatever they are called; of a JPEG only
+the box is decoded. Its errors cannot be caught in a graph, but a dataset of one element that ignores them is empty.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from rszoo.errors import ImageError
+from rszoo.images import load_rgb
+from rszoo.pipeline.faults import Faults
+from rszoo.pipeline.sources import Source
+
+#: From an image's shape, int32 (2,), to the box that is wanted of it, int32 (4,).
+Box = Callable[[tf.Tensor], tf.Tensor]
+
+#: The published layout counts classes from 1.
+FIRST_LABEL = 1
+_FEATURES = {
+    "image/encoded": tf.io.FixedLenFeature([], tf.string, ""),
+    "image/class/label": tf.io.FixedLenFeature([], tf.int64, FIRST_LABEL - 1),
+}
+_JPEG = b"\xff\xd8\xff"
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes elements of a source; labels must be below `num_classes`, if that is known."""
+
+    source: Source
+    num_classes: int | None
+    faults: Faults
+
+    def crop(self, element: dict[str, tf.Tensor], box: Box) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the box's pixels, uint8 (H, W, 3), and the label, int32 from 0.
+
+        What cannot be used has no pixels (H is 0); it is noted among the faults.
+        """
+
+        def fast(content: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            encoded, own_label = self._read(content, label)
+            return _decode_box(encoded, box), own_label
+
+        def slow() -> tuple[tf.Tensor, tf.Tensor]:
+            inputs = [element["content"], element["label"], element["file"], element["record"]]
+            pixels, own_label = tf.numpy_function(self._decode_slowly, inputs, (tf.uint8, tf.int64))
+            pixels.set_shape([None, None, 3])
+            own_label.set_shape([])
+            return self._cut_or_note(pixels, box, element), own_label
+
+        if self.source.content == "image":
+            # Our own, and whole: an attempt would cost more than the decoding.
+            pixels, label = fast(element["content"], element["label"])
+            return pixels, tf.cast(label, tf.int32)
+        failed = (tf.zeros([0, 0, 3], tf.uint8), tf.constant(-1, tf.int64))
+        pixels, label = _attempt(fast, (element["content"], element["label"]), failed)
+        usable = (tf.size(pixels) > 0) & (label >= 0)
+        if self.num_classes is not None:
+            usable &= label < self.num_classes
+        pixels, label = tf.cond(usable, lambda: (pixels, label), slow)
+        pixels.set_shape([None, None, 3])
+        return pixels, tf.cast(label, tf.int32)
+
+    def bytes_of(self, content: bytes, label: int) -> tuple[bytes, int]:
+        """Return an element's encoded image and its label, in Python.
+
+        Raises:
+            ImageError: it cannot be read, or its label is none of the classes.
+        """
+        if self.source.content == "example":
+            content, label = _parse_example(content)
+        elif self.source.content == "path":
+            content = _read_file(content.decode())
+        allowed = self.num_classes
+        if label < 0 or (allowed is not None and label >= allowed):
+            first = FIRST_LABEL if self.source.content == "example" else 0
+            last = "" if allowed is None else f" to {allowed - 1 + first}"
+            raise ImageError(f"its label is {label + first}, allowed are {first}{last}")
+        return content, label
+
+    def note(self, file: int, record: int, error: Exception) -> None:
+        """Count an element as broken. Raises as `Faults.note` does."""
+        self.faults.note(self.source.name_of(int(file), int(record)), str(error).splitlines()[0])
+
+    def _cut_or_note(self, pixels: tf.Tensor, box: Box, element: dict[str, tf.Tensor]) -> tf.Tensor:
+        def note(file: np.int64, record: np.int64) -> np.ndarray:
+            self.note(int(file), int(record), ImageError("too small to be cropped"))
+            return np.zeros((0, 0, 3), np.uint8)
+
+        def cut() -> tf.Tensor:
+            crop = _cut(pixels, box)
+            noted = [element["file"], element["record"]]
+            return tf.cond(tf.size(crop) > 0, lambda: crop, lambda: tf.numpy_function(note, noted, tf.uint8))
+
+        return tf.cond(tf.size(pixels) > 0, cut, lambda: pixels)
+
+    def _read(self, content: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        if self.source.content == "path":
+            return tf.io.read_file(content), label
+        if self.source.content == "image":
+            return content, label
+        parsed = tf.io.parse_single_example(content, _FEATURES)
+        return parsed["image/encoded"], parsed["image/class/label"] - FIRST_LABEL
+
+    def _decode_slowly(self, content: bytes, label: int, file: int, record: int) -> tuple[np.ndarray, np.int64]:
+        try:
+            encoded, own_label = self.bytes_of(content, int(label))
+            return open_rgb(encoded), np.int64(own_label)
+        except ImageError as error:
+            self.note(file, record, error)
+            return np.zeros((0, 0, 3), np.uint8), np.int64(-1)
+
+
+def open_rgb(encoded: bytes) -> np.ndarray:
+    """Return an image as uint8 (H, W, 3), decoded by Pillow.
+
+    Raises:
+        ImageError: it is not one.
+    """
+    from PIL import Image
+
+    if not encoded:
+        raise ImageError("it is empty")
+    try:
+        with Image.open(io.BytesIO(encoded)) as opened:
+            return load_rgb(opened)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise error if isinstance(error, ImageError) else ImageError(f"not a readable image ({error})") from error
+
+
+def _attempt(
+    function: Callable[..., tuple[tf.Tensor, ...]], inputs: tuple[tf.Tensor, ...], otherwise: tuple[tf.Tensor, ...]
+) -> tuple[tf.Tensor, ...]:
+    """Return what a function returns, or `otherwise` if an op of it fails."""
+    tried = tf.data.Dataset.from_tensors(inputs).map(function).ignore_errors()
+    return tried.concatenate(tf.data.Dataset.from_tensors(otherwise)).take(1).get_single_element()
+
+
+def _decode_box(encoded: tf.Tensor, box: Box) -> tf.Tensor:
+    def jpeg() -> tf.Tensor:
+        shape = tf.image.extract_jpeg_shape(encoded)[:2]
+        return tf.image.decode_and_crop_jpeg(encoded, box(shape), channels=3)
+
+    def other() -> tf.Tensor:
+        return _cut(tf.io.decode_image(encoded, channels=3, expand_animations=False), box)
+
+    pixels = tf.cond(tf.strings.substr(encoded, 0, len(_JPEG)) == _JPEG, jpeg, other)
+    pixels.set_shape([None, None, 3])
+    return pixels
+
+
+def _cut(pixels: tf.Tensor, box: Box) -> tf.Tensor:
+    top, left, height, width = tf.unstack(box(tf.shape(pixels)[:2]))
+    return pixels[top : top + height, left : left + width]
+
+
+def _parse_example(record: bytes) -> tuple[bytes, int]:
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        features = tf.train.Example.FromString(record).features.feature
+    except DecodeError as error:
+        raise ImageError("the record is not a tf.train.Example") from error
+    encoded, labels = features["image/encoded"].bytes_list.value, features["image/class/label"].int64_list.value
+    if not encoded or not labels:
+        raise ImageError("the record lacks image/encoded or image/class/label")
+    return encoded[0], labels[0] - FIRST_LABEL
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        if "://" not in path:
+            return Path(path).read_bytes()
+        with tf.io.gfile.GFile(path, "rb") as opened:
+            return opened.read()
+    except (OSError, tf.errors.OpError) as error:
+        raise ImageError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error

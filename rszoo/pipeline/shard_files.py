@@ -1,0 +1,129 @@
+"""TFRecord files one by one: counted by their headers, copied to a cache, and opened without surprises.
+
+A file is records of: length uint64, masked CRC-32C of it uint32, data, masked CRC-32C of the data uint32, little-endian
+(tensorflow/core/lib/io/record_writer.h).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import shutil
+import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from rszoo.errors import FILE_SYSTEM_ERRORS, OutputError, SourceNotFoundError
+from rszoo.progress import progress_bar
+from rszoo.temporary import temporary_path
+
+#: Bytes of a record beside its data.
+RECORD_OVERHEAD = 16
+
+_HEADER = struct.Struct("<QI")
+_MASK_DELTA = 0xA282EAD8
+_THREADS = 16
+_CHUNK = 1 << 24
+
+
+def size_of(path: str) -> int:
+    """Return a file's size after a byte of it was read, so that what cannot be read is known before.
+
+    Raises:
+        SourceNotFoundError: it cannot be read.
+    """
+    import tensorflow as tf
+
+    try:
+        with tf.io.gfile.GFile(path, "rb") as opened:
+            opened.read(1)
+            return opened.size()
+    except tf.errors.OpError as error:
+        raise SourceNotFoundError(f"cannot be read: {error.message.splitlines()[0]}") from error
+
+
+def count_records(files: Sequence[int], local: Callable[[int], str]) -> tuple[int, ...]:
+    """Return how many records files have, as their headers say; of a damaged one those before the damage.
+
+    Args:
+        files: numbers of files.
+        local: from a file's number to its path.
+
+    Raises:
+        SourceNotFoundError: one cannot be read.
+        OutputError: the cache cannot be written.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool, progress_bar("counting images", len(files), "files") as bar:
+        counts = []
+        for count in pool.map(lambda file: _count(local(file)), files):
+            counts.append(count)
+            bar.update()
+    return tuple(counts)
+
+
+def _count(path: str) -> int:
+    import tensorflow as tf
+
+    size, start, count = size_of(path), 0, 0
+    opened: Any
+    with tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb") as opened:
+        while start + RECORD_OVERHEAD <= size:
+            opened.seek(start)
+            header = opened.read(_HEADER.size)
+            length, checksum = _HEADER.unpack(header)
+            start += RECORD_OVERHEAD + length
+            if _masked_crc(header[:8]) != checksum or start > size:
+                break
+            count += 1
+    return count
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def cached_copy(path: str, cache: Path) -> str:
+    """Return the path of a file's copy in a cache; it is made if it is not there in the same size.
+
+    Raises:
+        SourceNotFoundError: the file cannot be read.
+        OutputError: the cache cannot be written.
+    """
+    # Files of different data sets have the same names.
+    folder = cache / hashlib.sha256(posixpath.dirname(path).encode()).hexdigest()[:16]
+    copy, size = folder / posixpath.basename(path), size_of(path)
+    if copy.is_file() and copy.stat().st_size == size:
+        return str(copy)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_path(copy)
+        try:
+            _copy(path, temporary, size)
+            temporary.replace(copy)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if isinstance(error, SourceNotFoundError) or error.errno not in FILE_SYSTEM_ERRORS:
+            raise
+        raise OutputError(
+            f"cannot copy {path} to the cache {cache}: {os.strerror(error.errno)}; choose another --cache, or none"
+        ) from error
+    return str(copy)
+
+
+def _copy(path: str, copy: Path, size: int) -> None:
+    import tensorflow as tf
+
+    try:
+        with tf.io.gfile.GFile(path, "rb") as opened, copy.open("xb") as written:
+            shutil.copyfileobj(opened, written, _CHUNK)
+            if written.tell() != size:
+                raise SourceNotFoundError(f"{path} changed while it was copied: {written.tell()} bytes of {size}")
+    except tf.errors.OpError as error:
+        raise SourceNotFoundError(f"cannot read {path}: {error.message}") from error

@@ -1,0 +1,93 @@
+"""Folders of TFRecords in the published layout: which files belong to a split, and what `dataset.json` says of them."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rszoo.errors import ConfigError, SourceNotFoundError, UsageError, summarize
+from rszoo.pipeline.files import list_folder, read_text
+
+#: What `rszoo tfrecords` writes beside the records: classes, and how many records each file has.
+DESCRIPTION = "dataset.json"
+FORMAT_VERSION = 1
+
+_SHARD = re.compile(r"(train|validation)-(\d{5})-of-(\d{5})")
+_SPLITS = ("train", "validation")
+
+
+class Known(NamedTuple):
+    """What `dataset.json` says, or None each."""
+
+    title: str | None = None
+    class_names: tuple[str, ...] | None = None
+    counts: tuple[int, ...] | None = None
+
+
+def shard_name(split: str, index: int, count: int) -> str:
+    """Return a file's name in the published layout."""
+    return f"{split}-{index:05}-of-{count:05}"
+
+
+def find_shards(root: str, names: Sequence[str], split: str) -> tuple[str, ...] | None:
+    """Return the paths of a split's files in a folder in which these names are; None if it holds no TFRecords.
+
+    Raises:
+        SourceNotFoundError: it has TFRecords, but none of this split.
+        UsageError: files are missing, or of two sets, or there are images, too.
+    """
+    found = {match[1]: root for name in names if (match := _SHARD.fullmatch(name))}
+    below = [name for name in _SPLITS if name in names]
+    if found and below:
+        raise UsageError(f"{root} has TFRecords and folders named {' and '.join(below)}; give the one or the other")
+    listings = {root: list(names)}
+    for name in below:
+        folder = posixpath.join(root, name)
+        listings[folder] = list_folder(folder)
+        if any(_SHARD.fullmatch(file) for file in listings[folder]):
+            found[name] = folder
+    if not found:
+        return None
+    if split not in found:
+        raise SourceNotFoundError(f"no {split}-*-of-* in {root}, only {' and '.join(sorted(found))}")
+    folder = found[split]
+    matches = [match for name in listings[folder] if (match := _SHARD.fullmatch(name)) and match[1] == split]
+    counts = sorted({match[3] for match in matches})
+    if len(counts) != 1:
+        raise UsageError(f"{folder} mixes sets of {' and '.join(counts)} {split} files; keep one set to a folder")
+    expected = [shard_name(split, index, int(counts[0])) for index in range(int(counts[0]))]
+    if missing := sorted(set(expected) - {match[0] for match in matches}):
+        raise UsageError(
+            f"{len(missing)} of {len(expected)} {split} files are missing in {folder}: {summarize(missing)}"
+        )
+    return tuple(posixpath.join(folder, name) for name in expected)
+
+
+def read_description(root: str, shards: Sequence[str], split: str) -> Known:
+    """Return what `dataset.json` in the folder says of a split; nothing if there is no such file.
+
+    Raises:
+        ConfigError: it is damaged, or of other files.
+    """
+    path = posixpath.join(root, DESCRIPTION)
+    text = read_text(path)
+    if text is None:
+        return Known()
+    try:
+        return _parse(json.loads(text), len(shards), split)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged: {error}; delete it, or write the TFRecords again") from error
+
+
+def _parse(values: Any, num_shards: int, split: str) -> Known:
+    if values["format_version"] != FORMAT_VERSION:
+        raise ConfigError(f"format_version {values['format_version']!r}, this rszoo reads {FORMAT_VERSION}")
+    names, counts = values["class_names"], values["splits"][split]["records"]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError("class_names must be texts")
+    if len(counts) != num_shards or not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise ConfigError(f"records of {split} must be {num_shards} whole numbers, one for each file")
+    return Known(str(values["title"]), tuple(names), tuple(counts))

@@ -1,0 +1,196 @@
+"""What there is to read: a folder of TFRecords or images, or the built-in digits, as a `Source` that the datasets take.
+
+Opening lists names and checks that they make sense; no image is read. TFRecords are those of the published layout
+(`train-00000-of-01024`, `validation-00000-of-00128`, in the folder or in its subfolders `train` and `validation`), here
+or wherever TensorFlow can read (`gs://`); images are in one folder for each class.
+"""
+
+from __future__ import annotations
+
+import io
+import posixpath
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from rszoo.errors import UsageError, nearest
+from rszoo.paths import expand_user
+from rszoo.pipeline.devices import require_tensorflow
+
+#: "all" is every image of a folder of images that has no splits of its own.
+Split = Literal["train", "validation", "all"]
+#: What an element is before it is decoded: a tf.train.Example, the path of an image, or an image's bytes.
+Content = Literal["example", "path", "image"]
+DIGITS = "digits"
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One split of a data set. `title` is its name in results; None is what is not known without reading it all."""
+
+    title: str
+    split: Split
+    num_classes: int | None
+    class_names: tuple[str, ...] | None
+    num_images: int | None
+
+    @property
+    def content(self) -> Content:
+        """What an element is before it is decoded."""
+        raise NotImplementedError
+
+    def name_of(self, file: int, record: int) -> str:
+        """Return what an image is called in error texts."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSource(Source):
+    """Images that are listed. `names` are relative to `root`; `labels` int64, from 0.
+
+    `images` are their bytes if they are in memory, None if they are files.
+    """
+
+    root: str
+    names: tuple[str, ...]
+    labels: np.ndarray
+    images: tuple[bytes, ...] | None = None
+
+    @property
+    def content(self) -> Content:
+        """What an element is before it is decoded."""
+        return "path" if self.images is None else "image"
+
+    @cached_property
+    def contents(self) -> list[str] | list[bytes]:
+        """The paths, or the images' bytes."""
+        if self.images is not None:
+            return list(self.images)
+        return [posixpath.join(self.root, name) for name in self.names]
+
+    def name_of(self, file: int, record: int) -> str:
+        """Return an image's name; `record` is 0."""
+        return self.names[file]
+
+
+@dataclass(frozen=True, eq=False)
+class ShardSource(Source):
+    """TFRecords: the files' full paths in their order, and how many records each has, if that is written somewhere.
+
+    `cache` is a folder for copies of them, None if they are read where they are.
+    """
+
+    shards: tuple[str, ...]
+    counts: tuple[int, ...] | None = None
+    cache: Path | None = None
+
+    @property
+    def content(self) -> Content:
+        """What an element is before it is decoded."""
+        return "example"
+
+    def local(self, file: int) -> str:
+        """Return the path to read a file from; it is copied to the cache first if there is one.
+
+        Raises:
+            SourceNotFoundError: the file cannot be read.
+            OutputError: the cache cannot be written.
+        """
+        from rszoo.pipeline.shard_files import cached_copy
+
+        return self.shards[file] if self.cache is None else cached_copy(self.shards[file], self.cache)
+
+    @cached_property
+    def record_counts(self) -> tuple[int, ...]:
+        """How many records each file has; counted by their headers, with a progress bar, if nothing says it."""
+        from rszoo.pipeline.shard_files import count_records
+
+        return self.counts or count_records(range(len(self.shards)), self.local)
+
+    def name_of(self, file: int, record: int) -> str:
+        """Return a record's name."""
+        return f"{posixpath.basename(self.shards[file])} record {record}"
+
+
+def open_source(data: str, split: Split, *, cache: str | Path | None = None) -> Source:
+    """Return what there is to read of one split.
+
+    Args:
+        data: "digits" (scikit-learn's, built in); a folder of TFRecords or of images, also `gs://...`.
+        split: "train" or "validation". Of a folder of images without splits (`DATA/CLASS/x.jpg`) a tenth of each
+            class is held out for validation, the same at every call; "all" is both together.
+        cache: a folder on this machine for copies of TFRecords, made as they are first read.
+
+    Raises:
+        SourceNotFoundError: there is no such folder, or it has no such split.
+        UsageError: it is not laid out as described, or is incomplete.
+        ConfigError: its `dataset.json` is damaged.
+        MissingPackageError: TensorFlow, or for the digits scikit-learn, is not installed.
+    """
+    if split not in get_args(Split):
+        likely = nearest(str(split), get_args(Split)) or get_args(Split)
+        raise UsageError(f"split must be {' or '.join(likely)}, received {split!r}")
+    require_tensorflow()
+    if data == DIGITS:
+        return _open_digits(split)
+    from rszoo.pipeline import image_folders, shard_folders
+    from rszoo.pipeline.files import list_folder
+
+    root = data.rstrip("/") if "://" in data else str(expand_user(data))
+    names = list_folder(root)
+    shards = shard_folders.find_shards(root, names, split)
+    if shards is None:
+        if cache is not None:
+            raise UsageError(f"{data} has no TFRecords, and only these are cached; run: rszoo tfrecords {data} OUTPUT")
+        listing = image_folders.list_images(root, names, split)
+        labels = np.asarray(listing.labels, np.int64)
+        classes = listing.classes
+        return ImageSource(_title(root), split, len(classes), classes, len(labels), listing.root, listing.names, labels)
+    known = shard_folders.read_description(root, shards, split)
+    return ShardSource(
+        known.title or _title(root),
+        split,
+        None if known.class_names is None else len(known.class_names),
+        known.class_names,
+        None if known.counts is None else sum(known.counts),
+        shards,
+        known.counts,
+        None if cache is None else expand_user(cache),
+    )
+
+
+def _title(root: str) -> str:
+    return posixpath.basename(root if "://" in root else Path(root).absolute().as_posix()) or root
+
+
+def _open_digits(split: Split) -> Source:
+    from PIL import Image
+
+    from rszoo.pipeline.digits import digit_images, split_digits
+    from rszoo.registry import get_entry
+
+    if split == "all":
+        images, labels = digit_images()
+    else:
+        train_images, held_out_images, train_labels, held_out_labels = split_digits(*digit_images())
+        chosen = {"train": (train_images, train_labels), "validation": (held_out_images, held_out_labels)}
+        images, labels = chosen[split]
+    stored = []
+    for image in images:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        stored.append(buffer.getvalue())
+    return ImageSource(
+        title=get_entry("resnet-rs-demo").dataset,
+        split=split,
+        num_classes=10,
+        class_names=tuple(map(str, range(10))),
+        num_images=len(stored),
+        root="",
+        names=tuple(f"digit {number}" for number in range(len(stored))),
+        labels=np.asarray(labels, np.int64),
+        images=tuple(stored),
+    )

@@ -1,0 +1,101 @@
+"""Training images: from a source to an endless dataset of augmented, normalized batches."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from rszoo.errors import UsageError
+from rszoo.pipeline import crops
+from rszoo.pipeline.decoding import Decoder
+from rszoo.pipeline.faults import Faults
+from rszoo.pipeline.randaugment import randaugment
+from rszoo.pipeline.records import image_seed, training_stream
+from rszoo.pipeline.share import Position, Share
+from rszoo.pipeline.sources import Source
+from rszoo.train.recipe import Recipe
+
+_START = Position()
+
+
+def training_dataset(
+    source: Source,
+    recipe: Recipe,
+    *,
+    share: Share,
+    batch_size: int,
+    position: Position = _START,
+    faults: Faults,
+) -> tf.data.Dataset:
+    """Return an endless dataset of batches of this reader's images.
+
+    Elements: "image" float32 (B, S, S, 3), normalized RGB; "label" int32 (B,), from 0; "position" int64 (B, 3), each
+    image's own. They follow from `recipe.train.seed`, the share and the data alone, and from a position on they are
+    what the uninterrupted stream has from there on; positions of broken images are missing. To go on behind an image,
+    begin at its position with `image + 1`.
+
+    Raises:
+        UsageError: the data have other classes than the recipe's model, or fewer images than readers.
+        RszooError: as `rszoo.pipeline.faults.reading`, of the first file.
+    """
+    classes = recipe.model.num_classes
+    if source.num_classes not in (None, classes):
+        raise UsageError(
+            f"{source.title} has {source.num_classes} classes, the recipe's model {classes}; "
+            f"set model.num_classes={source.num_classes}"
+        )
+    if source.num_images is not None:
+        # If all of them are broken, an endless stream would never give one.
+        faults.lower_limit(source.num_images - 1)
+    decoder = Decoder(source, classes, faults)
+    # Nothing here is Python to be converted, and trying takes longer than all else at the start.
+    prepare = tf.autograph.experimental.do_not_convert(lambda element: _prepare(element, decoder, recipe))
+    images = (
+        training_stream(source, recipe.train.seed, share, position, faults)
+        .map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+        .filter(lambda usable, element: usable)
+        .map(lambda usable, element: element)
+    )
+    return with_options(
+        images.batch(batch_size, drop_remainder=True, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Return a dataset whose order never depends on timing, and which no strategy divides once more."""
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.with_options(options)
+
+
+def _prepare(element: dict[str, tf.Tensor], decoder: Decoder, recipe: Recipe) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """Return whether an element is usable, and the image, label and position."""
+    settings, augment = recipe.data.preprocessing, recipe.augment
+    seeds = tf.random.experimental.stateless_split(image_seed(recipe.train.seed, element), 3)
+    make_box = crops.shifted_box if augment.shift else crops.random_box
+    pixels, label = decoder.crop(element, lambda shape: make_box(shape, seeds[0], augment, settings))
+    usable = tf.size(pixels) > 0
+
+    def finish() -> tf.Tensor:
+        return crops.normalize(_augment(crops.resize(pixels, settings.image_size), seeds, recipe), settings)
+
+    size = settings.image_size
+    image = tf.cond(usable, finish, lambda: tf.zeros([size, size, 3]))
+    return usable, {"image": tf.ensure_shape(image, [size, size, 3]), "label": label, "position": element["position"]}
+
+
+def _augment(image: tf.Tensor, seeds: tf.Tensor, recipe: Recipe) -> tf.Tensor:
+    augment = recipe.augment
+    if augment.flip:
+        image = tf.image.stateless_random_flip_left_right(image, seeds[1])
+    if augment.randaugment_layers == 0:
+        return image
+    levels = tf.cast(tf.clip_by_value(image, 0.0, 255.0), tf.uint8)
+    augmented = randaugment(
+        levels,
+        seeds[2],
+        layers=augment.randaugment_layers,
+        magnitude=augment.randaugment_magnitude,
+        operations=augment.randaugment_operations,
+    )
+    return tf.cast(augmented, tf.float32)

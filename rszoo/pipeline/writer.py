@@ -1,0 +1,193 @@
+"""TFRecords from a folder of images, in the published layout, so that training reads few large files one after another.
+
+JPEG and PNG are stored as they are, whatever their names say; anything else that Pillow reads as PNG, without loss.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+import rszoo
+from converters.staging import staged_folder
+from rszoo.errors import ImageError, OutputError, SourceNotFoundError, UsageError
+from rszoo.pipeline.decoding import FIRST_LABEL, Decoder, open_rgb
+from rszoo.pipeline.faults import DEFAULT_LIMIT, Faults
+from rszoo.pipeline.shard_folders import DESCRIPTION, FORMAT_VERSION, shard_name
+from rszoo.pipeline.sources import ImageSource, open_source
+from rszoo.progress import progress_bar
+
+_SPLITS = ("train", "validation")
+# As published: 1,281,167 images in 1024 files; 128 for validation.
+_RECORDS_PER_FILE, _MAX_SHARDS, _MIN_SHARDS, _VALIDATION_PART = 1252, 1024, 16, 8
+_MAX_COUNT = 99999
+_MAGIC = {b"\xff\xd8\xff": b"JPEG", b"\x89PNG\r\n\x1a\n": b"PNG"}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written. `records`: of each split, how many each file has; `broken`: images left out, with reasons."""
+
+    title: str
+    class_names: tuple[str, ...]
+    records: dict[str, tuple[int, ...]]
+    broken: tuple[str, ...]
+
+
+def write_tfrecords(
+    data: str,
+    output: Path,
+    *,
+    shards: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    limit: int = DEFAULT_LIMIT,
+) -> Written:
+    """Write the images of a folder as TFRecords; the folder `output` appears when all is written.
+
+    Args:
+        data: a folder of images as `open_source` takes it, or "digits". Without splits a tenth becomes validation.
+        output: a new folder.
+        shards: files for training; an eighth as many for validation. By default 16, or about 1,250 images in
+            each.
+        seed: of the order in which the images are written; the same seed gives the same files.
+        overwrite: replace what this function wrote there before.
+        limit: how many images may be broken; they are left out.
+
+    Raises:
+        SourceNotFoundError, UsageError: there are no such data, or no such layout.
+        ImageError: more images are broken than allowed.
+        OutputError: `output` is in the way or cannot be written.
+    """
+    if shards is not None and not 1 <= shards <= _MAX_COUNT:
+        raise UsageError(f"shards must be from 1 to {_MAX_COUNT}, received {shards}")
+    sources, faults = _open_splits(data), Faults(limit)
+    sizes = {split: len(source.names) for split, source in sources.items()}
+    counts = _shard_counts(sizes, shards)
+    records: dict[str, tuple[int, ...]] = {}
+    with staged_folder(output, overwrite=overwrite, is_ours=_is_ours) as staging:
+        with progress_bar(f"writing {output.name}", sum(sizes.values()), "images") as bar:
+            for split, source in sources.items():
+                order = np.random.default_rng([seed, _SPLITS.index(split)]).permutation(sizes[split])
+                records[split] = tuple(
+                    _write_shard(staging / shard_name(split, number, counts[split]), source, part.tolist(), faults, bar)
+                    for number, part in enumerate(np.array_split(order, counts[split]))
+                )
+        first = next(iter(sources.values()))
+        written = Written(first.title, first.class_names or (), records, tuple(faults.texts))
+        (staging / DESCRIPTION).write_text(json.dumps(_describe(written, seed), indent=1) + "\n", encoding="utf-8")
+    return written
+
+
+def _open_splits(data: str) -> dict[str, ImageSource]:
+    sources: dict[str, ImageSource] = {}
+    missing: SourceNotFoundError | None = None
+    for split in ("train", "validation"):
+        try:
+            source = open_source(data, split)
+        except SourceNotFoundError as error:
+            missing = error
+            continue
+        if not isinstance(source, ImageSource):
+            raise UsageError(f"{data} has TFRecords already; give a folder of images")
+        sources[split] = source
+    if not sources and missing is not None:
+        raise missing
+    return sources
+
+
+def _shard_counts(sizes: dict[str, int], shards: int | None) -> dict[str, int]:
+    largest = max(sizes.values())
+    fitting = _MIN_SHARDS
+    while fitting < _MAX_SHARDS and fitting * _RECORDS_PER_FILE < largest:
+        fitting *= 2
+    wanted = {"train": shards or fitting}
+    wanted["validation"] = max(1, wanted["train"] // _VALIDATION_PART)
+    # An empty file would be read every epoch for nothing.
+    return {split: min(wanted[split], size) for split, size in sizes.items()}
+
+
+def _write_shard(path: Path, source: ImageSource, indices: Sequence[int], faults: Faults, bar: Any) -> int:
+    """Write one file; return how many records it got."""
+    count = 0
+    try:
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for record in _examples(source, indices, faults):
+                bar.update()
+                if record is not None:
+                    writer.write(record)
+                    count += 1
+    except tf.errors.OpError as error:
+        raise OutputError(f"cannot write {path.name}: {error.message}; choose another output") from error
+    return count
+
+
+def _examples(source: ImageSource, indices: Sequence[int], faults: Faults) -> Iterator[bytes | None]:
+    """Yield the records in their order, None for each broken image."""
+    decoder = Decoder(source, source.num_classes, faults)
+
+    def make(index: int) -> bytes | None:
+        name, label = source.names[index], int(source.labels[index])
+        content = source.contents[index]
+        try:
+            encoded, _ = decoder.bytes_of(content.encode() if isinstance(content, str) else content, label)
+            return _example(encoded, label, (source.class_names or ())[label], name)
+        except ImageError as error:
+            decoder.note(index, 0, error)
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(make, indices)
+
+
+def _example(encoded: bytes, label: int, text: str, name: str) -> bytes:
+    # Decoded only to know that it can be.
+    pixels = open_rgb(encoded)
+    kind = next((kind for magic, kind in _MAGIC.items() if encoded.startswith(magic)), None)
+    if kind is None:
+        kind, buffer = b"PNG", io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        encoded = buffer.getvalue()
+    texts = {
+        "image/encoded": encoded,
+        "image/format": kind,
+        "image/colorspace": b"RGB",
+        "image/class/text": text.encode(),
+        "image/filename": name.encode(),
+    }
+    numbers = {
+        "image/class/label": label + FIRST_LABEL,
+        "image/height": pixels.shape[0],
+        "image/width": pixels.shape[1],
+        "image/channels": pixels.shape[2],
+    }
+    features = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for key, value in texts.items()}
+    features |= {key: tf.train.Feature(int64_list=tf.train.Int64List(value=[value])) for key, value in numbers.items()}
+    example: bytes = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(
+        deterministic=True
+    )
+    return example
+
+
+def _describe(written: Written, seed: int) -> dict[str, Any]:
+    facts = asdict(written)
+    records = facts.pop("records")
+    splits = {split: {"images": sum(counts), "records": list(counts)} for split, counts in records.items()}
+    return {"format_version": FORMAT_VERSION, **facts, "splits": splits, "seed": seed, "rszoo": rszoo.__version__}
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return "format_version" in json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
