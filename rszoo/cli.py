@@ -1,4 +1,4 @@
-"""`rszoo`: list, info, verify, predict, demo. Each command imports what it needs when it runs."""
+"""`rszoo`: all commands in one place. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ import typer
 from rszoo.cache_cli import cache_app, manifest_app, prefetch
 from rszoo.console import Json, examples, load_frameworks, new_app, print_json, run, table
 from rszoo.errors import SourceNotFoundError, UsageError, VerificationError, printable
+from rszoo.evaluate.cli import evaluate
 from rszoo.hub.cli import publish, pull, push
+from rszoo.pipeline.cli import make_tfrecords
+from rszoo.train.cli import TRAIN_EXAMPLES, train
+from rszoo.train.recipes_cli import recipes_app
 
 
 class FrameworkChoice(StrEnum):
@@ -132,7 +136,7 @@ def predict(
             raise SourceNotFoundError(f"no image at {image}: give the path of a JPEG or PNG file")
     found = find_folder(model)
     load_frameworks(framework.value)
-    classifier = Classifier(found, framework.value)
+    classifier = Classifier(found, framework.value, model)
     results = []
     for image, logits in zip(images, classifier.logits(images), strict=True):
         predictions = classifier.top(logits, top)
@@ -166,6 +170,18 @@ app.command(epilog=examples('rszoo publish "resnet-rs-*" --to my-org', "rszoo pu
     publish
 )
 app.command(epilog=examples("rszoo pull hf-hub:me/mine", "rszoo pull me/mine@main --output my-model"))(pull)
+app.command(epilog=examples(*TRAIN_EXAMPLES))(train)
+app.command(
+    "eval",
+    epilog=examples(
+        "rszoo eval resnet-rs-152-i256 --data /data/imagenet --output results",
+        "rszoo eval runs/demo/model --data digits --record",
+    ),
+)(evaluate)
+app.command("tfrecords", epilog=examples("rszoo tfrecords my-images my-tfrecords", "rszoo tfrecords a b --shards 16"))(
+    make_tfrecords
+)
+app.add_typer(recipes_app, name="recipes")
 app.add_typer(cache_app, name="cache")
 app.add_typer(manifest_app, name="manifest")
 

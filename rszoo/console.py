@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -73,13 +74,14 @@ def run(app: typer.Typer) -> None:
         sys.exit(code)
 
 
-def load_frameworks(*frameworks: Framework) -> None:
+def load_frameworks(*frameworks: Framework | Literal["tensorflow"]) -> None:
     """Import what is installed of these, without the notes that TensorFlow's C++ writes to stderr as it starts.
 
     No setting of TensorFlow's silences them, and they would bury what the command has to say. An import that fails
-    shows them.
+    shows them. "tensorflow" is what reads images, whatever Keras is set to.
     """
     from rszoo.factory import import_model_module
+    from rszoo.pipeline.devices import require_tensorflow
 
     with tempfile.TemporaryFile() as held_back:
         stderr = os.dup(2)
@@ -87,7 +89,11 @@ def load_frameworks(*frameworks: Framework) -> None:
         try:
             for framework in frameworks:
                 with suppress(MissingPackageError):
-                    import_model_module(framework)
+                    if framework == "tensorflow":
+                        require_tensorflow()
+                        importlib.import_module(framework)
+                    else:
+                        import_model_module(framework)
         except BaseException:
             held_back.seek(0)
             os.write(stderr, held_back.read())

@@ -1,7 +1,7 @@
 """Every exception of rszoo and its converters, with the exit code that the command lines give it.
 
-Exit codes are part of the interface: 1 a check failed, 2 wrong usage, 3 input that cannot be used, 4 network,
-5 output that cannot be written, 6 a package is missing.
+Exit codes are part of the interface: 1 a check failed, or a training diverged; 2 wrong usage, 3 input that cannot be
+used, 4 network, 5 output that cannot be written, 6 a package is missing, 75 stopped: the same command goes on.
 """
 
 from __future__ import annotations
@@ -106,6 +106,19 @@ class VerificationError(RszooError):
     """A check that ran and failed."""
 
     exit_code = 1
+
+
+class TrainingError(RszooError):
+    """A training that cannot go on: its loss is not a number, or the devices' memory is full."""
+
+    exit_code = 1
+
+
+class TrainingStopped(RszooError):
+    """A training that was asked to stop, and saved its state: the same command goes on."""
+
+    # EX_TEMPFAIL of sysexits.h: try again.
+    exit_code = 75
 
 
 def nearest(received: str, allowed: Iterable[str], count: int = 3) -> list[str]:

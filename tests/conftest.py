@@ -16,6 +16,8 @@ from tests.tf1 import TINY, Tf1Checkpoint, write_checkpoint
 
 # Before any framework is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# As `rszoo train` does: two frameworks share the cores here.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 #: Tokens of the tests' Hub; the second may not write.
 ME, READER = "hf_me", "hf_reader"

@@ -1,0 +1,170 @@
+"""Checkpoints of a training: state and place in, `step-00001234/{state.safetensors,state.json}` out, and back.
+
+A checkpoint is there whole or not at all, and is known to be undamaged by the SHA-256 of its tensors. The last few are
+kept, and the best: the one with the highest top-1 among those that were evaluated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from converters.staging import staged_folder, sweep
+from rszoo.errors import CheckpointError
+from rszoo.folder import sha256_of
+from rszoo.pipeline.share import Position
+from rszoo.temporary import remove, temporary_path, write_whole
+
+_TENSORS = "state.safetensors"
+_FACTS = "state.json"
+_NAME = re.compile(r"step-(\d{8,})")
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands, besides its tensors.
+
+    `step`: optimizer steps taken. `positions`: of each reader of training images. `pending`: cross-entropy and top-1
+    fraction of the steps that no record of metrics has yet. `engine`: which one wrote it.
+    """
+
+    step: int
+    engine: str
+    positions: tuple[Position, ...]
+    pending: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One on disk. `top1` in percent, None if it was not evaluated (yet)."""
+
+    path: Path
+    progress: Progress
+    top1: float | None
+    sha256: str
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Read the tensors by name.
+
+        Raises:
+            CheckpointError: they are not what was written.
+        """
+        path = self.path / _TENSORS
+        try:
+            if sha256_of(path) != self.sha256:
+                raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one that {_FACTS} has")
+            with safe_open(path, framework="numpy") as opened:
+                return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except (FileNotFoundError, SafetensorError) as error:
+            raise CheckpointError(f"{path} is missing or damaged: {error}") from error
+
+
+def save_state(folder: Path, tensors: Mapping[str, np.ndarray], progress: Progress) -> Checkpoint:
+    """Write a checkpoint to a folder, whole or not at all; a former one of the same name is replaced.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with staged_folder(folder, overwrite=True, is_ours=lambda path: (path / _FACTS).is_file()) as staging:
+        # Its writer takes an array's memory as it lies, whatever the strides.
+        save_file({name: np.asarray(values, order="C") for name, values in tensors.items()}, staging / _TENSORS)
+        facts = {
+            "format_version": _FORMAT_VERSION,
+            **dataclasses.asdict(progress),
+            "top1": None,
+            "sha256": sha256_of(staging / _TENSORS),
+        }
+        (staging / _FACTS).write_text(_to_json(facts), encoding="utf-8")
+    return read_checkpoint(folder)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read what a checkpoint says of itself; its tensors are looked at when they are asked for.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another version.
+    """
+    path = folder / _FACTS
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if facts["format_version"] != _FORMAT_VERSION:
+            raise ValueError(f"format_version {facts['format_version']!r}, this rszoo reads {_FORMAT_VERSION}")
+        progress = Progress(
+            int(facts["step"]),
+            str(facts["engine"]),
+            tuple(Position(*map(int, position)) for position in facts["positions"]),
+            tuple((float(loss), float(top1)) for loss, top1 in facts["pending"]),
+        )
+        top1 = None if facts["top1"] is None else float(facts["top1"])
+        return Checkpoint(folder, progress, top1, str(facts["sha256"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is missing or damaged: {error}") from error
+
+
+class Checkpoints:
+    """The folder of a run's checkpoints, of which the last `keep` stay, and the best."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder = folder
+        self._keep = keep
+
+    def tidy(self) -> None:
+        """Take away what a killed process left half done, and do what it did not come to."""
+        sweep(self._folder)
+        self.prune()
+
+    def newest_first(self) -> Iterator[Path]:
+        """Yield the checkpoints' folders."""
+        numbered = [(int(match[1]), path) for path in self._paths() if (match := _NAME.fullmatch(path.name))]
+        yield from (path for _, path in sorted(numbered, reverse=True))
+
+    def save(self, tensors: Mapping[str, np.ndarray], progress: Progress) -> Checkpoint:
+        """Write a checkpoint under its step; remove those that need not be kept."""
+        checkpoint = save_state(self._folder / f"step-{progress.step:08d}", tensors, progress)
+        self.prune()
+        return checkpoint
+
+    def note_top1(self, checkpoint: Checkpoint, top1: float) -> Checkpoint:
+        """Add to a checkpoint how good it is; remove those that are no longer the best."""
+        path = checkpoint.path / _FACTS
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        write_whole(path, _to_json(facts | {"top1": top1}))
+        self.prune()
+        return dataclasses.replace(checkpoint, top1=top1)
+
+    def prune(self) -> None:
+        """Remove all but the last and the best; of equals, the earlier is the best."""
+        paths = list(self.newest_first())
+        rated = {path: top1 for path in reversed(paths) if (top1 := _top1_of(path)) is not None}
+        best = max(rated, key=lambda path: rated[path], default=None)
+        for path in paths[self._keep :]:
+            if path != best:
+                # Under a name that is no checkpoint's first: what a killed process leaves half removed is none.
+                gone = temporary_path(path)
+                path.rename(gone)
+                remove(gone)
+
+    def _paths(self) -> list[Path]:
+        return list(self._folder.iterdir()) if self._folder.is_dir() else []
+
+
+def _top1_of(path: Path) -> float | None:
+    try:
+        return read_checkpoint(path).top1
+    except CheckpointError:
+        return None
+
+
+def _to_json(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=1) + os.linesep

@@ -1,0 +1,81 @@
+"""A recipe for weights that are there already: name of the weights, recipe and data in, the recipe that fits them out.
+
+Architecture, image size and normalization are the weights'; the number of classes and of images the data's; all else is
+the recipe's, rates of dropout and drop-connect too. What the user overrides stays as the user said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from rszoo.config import ArchConfig
+from rszoo.endpoints import is_hub_name
+from rszoo.errors import ConfigError
+from rszoo.folder import looks_like_folder, read_folder
+from rszoo.hub.address import parse_address
+from rszoo.pipeline.sources import Source
+from rszoo.preprocessing import Preprocessing
+from rszoo.registry import get_entry
+from rszoo.train.recipe import Recipe, load_recipe
+
+RECIPE = "fine-tune"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    title: str
+    arch: ArchConfig
+    preprocessing: Preprocessing
+
+
+def fine_tuning_recipe(name: str, overrides: Sequence[str], *, init: str, images: Source) -> Recipe:
+    """Return the recipe `name` for training to go on from the weights `init` on other images.
+
+    Raises:
+        UnknownModelError, SourceNotFoundError, HubError: there are no such weights, or no such recipe.
+        ConfigError: a value is impossible, or the number of training images is not known.
+    """
+    start, recipe = _describe(init), load_recipe(name, overrides)
+    arch = dataclasses.replace(
+        start.arch,
+        num_classes=images.num_classes or start.arch.num_classes,
+        dropout_rate=recipe.model.dropout_rate,
+        drop_connect_rate=recipe.model.drop_connect_rate,
+    )
+    settings = start.preprocessing
+    changes: dict[str, Any] = {
+        "title": f"{start.title}, fine-tuned on {images.title}",
+        "model": arch.to_dict(),
+        "data.image_size": settings.image_size,
+        "data.crop": settings.crop,
+        "data.mean": list(settings.mean),
+        "data.std": list(settings.std),
+    }
+    if images.num_images is not None:
+        changes["data.train_images"] = images.num_images
+    elif name == RECIPE and not any(override.startswith("data.train_images") for override in overrides):
+        raise ConfigError(f"how many images {images.title} has is not known; add data.train_images=N")
+    return load_recipe(name, [*(f"{key}={_to_yaml(value)}" for key, value in changes.items()), *overrides])
+
+
+def _describe(init: str) -> _Start:
+    """Look up what the weights are, without fetching them."""
+    if is_hub_name(init):
+        from rszoo.hub.pull import find_model
+
+        config = find_model(parse_address(init)).config
+    elif looks_like_folder(init):
+        config = read_folder(init).config
+    else:
+        entry = get_entry(init)
+        return _Start(entry.name, entry.arch, entry.preprocessing)
+    return _Start(config.title, config.arch, config.preprocessing)
+
+
+def _to_yaml(value: Any) -> str:
+    # Not JSON: its 1e-05 is a text in YAML.
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n")

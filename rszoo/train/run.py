@@ -1,0 +1,227 @@
+"""`train`: a recipe and a job in, a trained model folder out, inside the run's folder.
+
+What can be refused is refused before the engine starts, which takes its time: data of other classes, a folder of
+another run. A run that is finished is left as it is.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from rszoo import __version__
+from rszoo.errors import ConfigError
+from rszoo.evaluation import Evaluation, record_evaluation
+from rszoo.folder import ModelFolder, sha256_of
+from rszoo.pipeline.faults import DEFAULT_LIMIT, Faults
+from rszoo.pipeline.share import Position, Share
+from rszoo.pipeline.sources import Source
+from rszoo.registry import get_entry, list_models
+from rszoo.saving import save
+from rszoo.train.curves import check_plotting, plot_curves
+from rszoo.train.engine import Engine, EngineName
+from rszoo.train.loop import Data, Loop, Plan
+from rszoo.train.metrics import last_evaluation, read_records
+from rszoo.train.recipe import Recipe
+from rszoo.train.run_folder import Identity, RunFolder
+from rszoo.train.stopping import StopRequest
+
+Resume = Literal["auto", "never"]
+
+_PACKAGES = ("torch", "tensorflow", "keras", "jax", "numpy")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done with a recipe.
+
+    `images`: to train on; `held_out`: to measure with, None if there are none. `output`: the run's folder. `init`:
+    weights to start from, as `rszoo.create` takes them. `max_steps`: end before the recipe does. `max_faults`: broken
+    images that are put up with. `command`: what the user typed.
+    """
+
+    images: Source
+    held_out: Source | None
+    output: Path
+    engine: EngineName = "torch"
+    init: str | None = None
+    resume: Resume = "auto"
+    max_steps: int | None = None
+    max_faults: int = DEFAULT_LIMIT
+    command: Sequence[str] = ()
+    quiet: bool = False
+
+
+def train(recipe: Recipe, job: Job) -> Path:
+    """Train by a recipe until its end or `job.max_steps`, going on where a former call was stopped or killed.
+
+    Returns:
+        The model folder, with the averaged weights if the recipe averages.
+
+    Raises:
+        ConfigError: the recipe does not fit the data or the devices.
+        UsageError, OutputError: the folder is another run's, or none.
+        TrainingStopped: a signal came; the state is saved.
+        TrainingError: the loss is not a number.
+        ImageError, SourceNotFoundError: the data cannot be read, or too much of it is broken.
+        MissingPackageError: a package is not installed.
+    """
+    check_plotting()
+    _check_data(recipe, job.images)
+    folder = RunFolder(job.output)
+    identity = Identity(recipe, job.images.title, job.images.num_images, _init_name(job.init))
+    folder.check(identity, may_resume=job.resume == "auto")
+    target = recipe.total_steps if job.max_steps is None else min(job.max_steps, recipe.total_steps)
+    if folder.finished_step >= target:
+        if not job.quiet:
+            print(f"{folder.path} is finished: step {folder.finished_step}, {folder.model}")
+        return folder.model
+    with StopRequest() as stop:
+        engine = _start_engine(recipe, job)
+        try:
+            if engine.rank == 0:
+                folder.open(identity, _session(recipe, job, engine))
+            plan = Plan(recipe, job.engine, _open_data(recipe, job), target, job.quiet)
+            loop = Loop(engine, plan, folder)
+            try:
+                loop.begin()
+                loop.run(stop)
+            finally:
+                loop.close()
+            return _finish(recipe, job, engine, loop)
+        finally:
+            engine.close()
+
+
+def _finish(recipe: Recipe, job: Job, engine: Engine, loop: Loop) -> Path:
+    """Write what a finished run has: the model, its accuracy, the curves."""
+    network, folder = engine.network("raw" if recipe.optimizer.ema_decay is None else "ema"), RunFolder(job.output)
+    if engine.rank == 0:
+        records = read_records(folder.metrics)
+        model = save(network, folder.model, title=recipe.title, labels=_labels(recipe, job.images), overwrite=True)
+        faults = loop.plan.data.faults
+        if faults.count:
+            loop.note(f"{faults.count} broken images or files were left out: {'; '.join(faults.first[:3])}")
+        elif (evaluation := _evaluation(recipe, job, model, loop.step)) is not None:
+            record_evaluation(model.path, evaluation)
+        plot_curves(records, recipe.title, folder.curves)
+        folder.finish(loop.step)
+        loop.say(f"step {loop.step}: the model is {folder.model}")
+    # The first process writes while the others wait.
+    engine.agree(False)
+    return folder.model
+
+
+def _evaluation(recipe: Recipe, job: Job, model: ModelFolder, step: int) -> Evaluation | None:
+    """Return the last measurement, if a model folder may keep it: of all images, and in float32."""
+    record = last_evaluation(RunFolder(job.output).metrics, step)
+    if record is None or job.held_out is None or recipe.train.precision != "float32":
+        return None
+    scores = record["raw" if record["ema"] is None else "ema"]
+    return Evaluation(
+        dataset=job.held_out.title,
+        split=job.held_out.split,
+        images=record["images"],
+        top1=scores["top1"],
+        top5=scores["top5"],
+        preprocessing="published",
+        image_size=recipe.data.image_size,
+        framework=job.engine,
+        weights_sha256=sha256_of(model.weights_path),
+        day=datetime.now(UTC).date().isoformat(),
+        rszoo_version=__version__,
+    )
+
+
+def _labels(recipe: Recipe, images: Source) -> tuple[str, ...] | None:
+    """Return the data's class names, or those of the published pair that the recipe belongs to."""
+    if images.class_names is not None:
+        return images.class_names
+    known = get_entry(recipe.name).labels if recipe.name in list_models() else ()
+    return known if len(known) == recipe.model.num_classes else None
+
+
+def _start_engine(recipe: Recipe, job: Job) -> Engine:
+    if job.engine == "torch":
+        from rszoo.train.torch_engine import TorchEngine
+
+        return TorchEngine(recipe, init=job.init)
+    from rszoo.train.keras_engine import KerasEngine
+
+    return KerasEngine(recipe, init=job.init)
+
+
+def _open_data(recipe: Recipe, job: Job) -> Data:
+    from rszoo.pipeline.evaluation import evaluation_dataset
+    from rszoo.pipeline.training import training_dataset
+
+    faults, images, held_out = Faults(job.max_faults), job.images, job.held_out
+
+    def open_training(share: Share, batch_size: int, position: Position) -> Any:
+        return training_dataset(images, recipe, share=share, batch_size=batch_size, position=position, faults=faults)
+
+    if held_out is None:
+        return Data(open_training, None, faults)
+    settings = recipe.data.preprocessing
+
+    def open_evaluation(share: Share, batch_size: int) -> Any:
+        return evaluation_dataset(held_out, settings, share=share, batch_size=batch_size, faults=faults)
+
+    return Data(open_training, open_evaluation, faults)
+
+
+def _check_data(recipe: Recipe, images: Source) -> None:
+    """Raise a ConfigError if the recipe is for other data."""
+    classes, wanted = images.num_classes, recipe.model.num_classes
+    if classes is not None and classes != wanted:
+        raise ConfigError(
+            f"{images.title} has {classes} classes, the recipe {recipe.name} {wanted}; add model.num_classes={classes}"
+        )
+    if images.num_images not in (None, recipe.data.train_images):
+        raise ConfigError(
+            f"{images.title} has {images.num_images:,} images to train on, and the recipe {recipe.name} counts its "
+            f"epochs by {recipe.data.train_images:,}; add data.train_images={images.num_images}"
+        )
+
+
+def _init_name(init: str | None) -> str | None:
+    """Return what tells weights apart wherever they lie: a name, or the name of a folder."""
+    return None if init is None else Path(init).name if Path(init).is_dir() else init
+
+
+def _session(recipe: Recipe, job: Job, engine: Engine) -> dict[str, Any]:
+    """Return the circumstances under which training begins or goes on."""
+    versions = {"python": platform.python_version(), "rszoo": __version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(job.command),
+        "engine": job.engine,
+        "seed": recipe.train.seed,
+        "processes": engine.ranks,
+        "replicas": engine.replicas,
+        "devices": _devices(job.engine),
+        "versions": versions,
+    }
+
+
+def _devices(engine: EngineName) -> list[str]:
+    """Return the names of this process's devices."""
+    if engine == "torch":
+        import torch
+
+        count = torch.cuda.device_count()
+        return [torch.cuda.get_device_name(index) for index in range(count)] or [f"CPU {platform.machine()}"]
+    import keras
+
+    return list(keras.distribution.list_devices()) or [f"CPU {platform.machine()}"]

@@ -1,0 +1,152 @@
+"""The folder of a run: recipe and circumstances in, a place for all that training writes out.
+
+`recipe.yaml` is the recipe with all its values, `run.json` says on what data, from what, and with what commands,
+engines, versions and devices it was trained. A folder is only gone on with by a command that trains the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rszoo.errors import ConfigError, OutputError, UsageError
+from rszoo.temporary import abandoned, write_whole
+from rszoo.train.recipe import Recipe
+
+_RECIPE = "recipe.yaml"
+_RUN = "run.json"
+_FORMAT_VERSION = 1
+# What may differ between a run and the command that goes on with it: texts, how often something is written, and what
+# changes the arithmetic by its rounding at most. Where the data are is another matter than what they are.
+_FREE = {
+    *("title", "status", "follows", "sources", "data.source", "evaluation.batch_size"),
+    *("train.log_every_steps", "train.checkpoint_every_steps", "train.keep_checkpoints"),
+    *("train.evaluate_every_epochs", "train.compile", "train.channels_last", "train.gradient_checkpointing"),
+}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes a run that run. `data`: title of the data; `init`: name of the weights it starts from."""
+
+    recipe: Recipe
+    data: str
+    train_images: int | None
+    init: str | None
+
+    def facts(self) -> dict[str, Any]:
+        """Return all but the recipe as JSON values."""
+        return {"data": self.data, "train_images": self.train_images, "init": self.init}
+
+
+class RunFolder:
+    """The places in a run's folder, and what it says of itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.failed = path / "failed"
+        self.damaged = path / "damaged"
+        self.curves = path / "curves.png"
+        self.model = path / "model"
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a run."""
+        return (self.path / _RECIPE).is_file()
+
+    @property
+    def finished_step(self) -> int:
+        """At which step the run was finished, with a model; 0 if it was not."""
+        return int(self._read().get("finished_step") or 0)
+
+    def check(self, identity: Identity, *, may_resume: bool) -> None:
+        """Refuse a folder that is not this run's.
+
+        Raises:
+            OutputError: it is no run's, or there is a run and `may_resume` is off.
+            UsageError: it is a run of another recipe or other data.
+            ConfigError: its files are damaged.
+        """
+        if not self.exists:
+            self._check_free()
+            return
+        if not may_resume:
+            raise OutputError(
+                f"{self.path} has a run, and --resume is never; delete the folder, or choose another --output"
+            )
+        there = {**self._recipe(), **_flatten({name: self._read().get(name) for name in identity.facts()})}
+        here = {**_flatten(identity.recipe.to_dict()), **_flatten(identity.facts())}
+        missing = object()
+        differing = [
+            f"{name} is {_shown(there.get(name))} there and {_shown(here.get(name))} here"
+            for name in {**there, **here}
+            if name not in _FREE and there.get(name, missing) != here.get(name, missing)
+        ]
+        if differing and self._read():
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise UsageError(
+                f"{self.path} is another run: {'; '.join(differing[:3])}{more}. Choose another --output, or go on with "
+                f"that run: its recipe is {self.path / _RECIPE}"
+            )
+
+    def open(self, identity: Identity, session: Mapping[str, Any]) -> None:
+        """Make the folder, or add a session to it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(identity.recipe.to_dict(), sort_keys=False, default_flow_style=None, allow_unicode=True)
+        write_whole(self.path / _RECIPE, text)
+        facts = self._read() or {"format_version": _FORMAT_VERSION, **identity.facts(), "finished_step": None}
+        sessions = [*facts.get("sessions", []), dict(session)]
+        self._write({**facts, "sessions": sessions, "finished_step": None})
+
+    def finish(self, step: int) -> None:
+        """Note that the run has its model."""
+        self._write({**self._read(), "finished_step": step})
+
+    def _check_free(self) -> None:
+        if not self.path.exists():
+            return
+        left = abandoned(self.path) if self.path.is_dir() else []
+        if not self.path.is_dir() or any(item not in left for item in self.path.iterdir()):
+            raise OutputError(f"{self.path} exists and is not a run of rszoo train; choose another --output")
+
+    def _recipe(self) -> dict[str, Any]:
+        path = self.path / _RECIPE
+        try:
+            # Read as a recipe, so that what a newer version adds has its default.
+            return _flatten(Recipe.from_dict(yaml.safe_load(path.read_text(encoding="utf-8"))).to_dict())
+        except (yaml.YAMLError, UnicodeDecodeError, ConfigError, AttributeError) as error:
+            raise ConfigError(f"{path} is damaged: {error}; choose another --output") from error
+
+    def _read(self) -> dict[str, Any]:
+        path = self.path / _RUN
+        if not path.is_file():
+            return {}
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            if facts["format_version"] != _FORMAT_VERSION:
+                raise ValueError(f"format_version {facts['format_version']!r}, this rszoo reads {_FORMAT_VERSION}")
+            return dict(facts)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(f"{path} is damaged: {error}; choose another --output") from error
+
+    def _write(self, facts: Mapping[str, Any]) -> None:
+        write_whole(self.path / _RUN, json.dumps(facts, indent=1) + "\n")
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value)

@@ -1,0 +1,327 @@
+"""What a run leaves on disk, with an engine of numpy: whatever happens, the same command ends where it would have."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tqdm import tqdm
+
+from rszoo.errors import ConfigError, ImageError, OutputError, TrainingError, TrainingStopped, UsageError
+from rszoo.pipeline.faults import Faults
+from rszoo.train.checkpoints import Checkpoints, Progress, read_checkpoint, save_state
+from rszoo.train.curves import plot_curves
+from rszoo.train.loop import Loop, Plan
+from rszoo.train.metrics import read_records
+from rszoo.train.recipe import Recipe, load_recipe
+from rszoo.train.run_folder import Identity, RunFolder
+from rszoo.train.schedule import learning_rate
+from rszoo.train.stopping import StopRequest
+from tests.fake_engine import FakeEngine, fake_data, fake_recipe
+
+# Forked from a server that has imported everything: dozens of processes, each there in milliseconds.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__])
+# What changes the file system, and so where a killed process may leave something half done.
+_CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "open", "shutil.rmtree"}
+
+
+def run(path: Path, recipe: Recipe | None = None, *, engine: FakeEngine | None = None, steps: int = 30, **plan) -> Loop:
+    """Take the loop to its end, as `rszoo train` does."""
+    recipe, engine, folder = recipe or fake_recipe(), engine or FakeEngine(), RunFolder(path)
+    identity = Identity(recipe, "fake data", 12, None)
+    folder.check(identity, may_resume=True)
+    folder.open(identity, {"command": "test"})
+    plan = {"data": fake_data(), "quiet": True} | plan
+    loop = Loop(engine, Plan(recipe, plan.pop("engine_name", "torch"), target=steps, **plan), folder)
+    with StopRequest() as stop:
+        try:
+            loop.begin()
+            loop.run(stop)
+        finally:
+            loop.close()
+    return loop
+
+
+def final_state(path: Path) -> dict[str, np.ndarray]:
+    newest = next(Checkpoints(path / "checkpoints", 1).newest_first())
+    return {"step": np.asarray(read_checkpoint(newest).progress.step), **read_checkpoint(newest).tensors()}
+
+
+def records(path: Path) -> list[dict]:
+    """The records but for what the clock says."""
+    clocks = ("time", "images_per_second", "seconds")
+    return [
+        {key: value for key, value in record.items() if key not in clocks}
+        for record in read_records(path / "metrics.jsonl")
+    ]
+
+
+def checkpoints(path: Path) -> list[int]:
+    return sorted(int(folder.name.removeprefix("step-")) for folder in (path / "checkpoints").iterdir())
+
+
+def assert_same_end(path: Path, reference: Path) -> None:
+    there, expected = final_state(path), final_state(reference)
+    assert there.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(there[name], values, err_msg=name)
+    assert records(path) == records(reference)
+    assert checkpoints(path) == checkpoints(reference)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    """A run that nothing interrupted."""
+    path = tmp_path_factory.mktemp("reference") / "run"
+    run(path)
+    return path
+
+
+def test_every_step_gets_its_own_learning_rate(tmp_path):
+    recipe, engines = fake_recipe(), (FakeEngine(), FakeEngine())
+    run(tmp_path / "run", engine=engines[0], steps=13)
+    run(tmp_path / "run", engine=engines[1])
+    assert engines[0].rates + engines[1].rates == [learning_rate(recipe, step) for step in range(30)]
+
+
+def test_records_say_what_happened_at_which_step(reference):
+    steps = [(record["kind"], record["step"]) for record in records(reference)]
+    trained = [("train", step) for step in (4, 8, 12, 16, 20, 24, 28, 30)]
+    assert sorted(steps) == sorted(trained + [("evaluation", step) for step in (6, 12, 18, 24, 30)])
+    first = records(reference)[0]
+    assert (first["epoch"], first["top1"]) == (0.6667, 50.0)
+    assert first["learning_rate"] == learning_rate(fake_recipe(), 3)
+    evaluation = next(record for record in records(reference) if record["kind"] == "evaluation")
+    assert (evaluation["ema"]["top1"], evaluation["raw"]["top1"], evaluation["images"]) == (50.0, 25.0, 100)
+
+
+def work(path: Path, kill_at: int | None, moments: multiprocessing.queues.SimpleQueue | None = None) -> None:
+    """Run in a process of its own, which is killed at its `kill_at`-th change of the file system."""
+    tqdm.set_lock(threading.RLock())
+    count, done = 0, False
+
+    def watch(event: str, arguments: tuple) -> None:
+        nonlocal count
+        if event not in _CHANGES or done or not str(arguments[0]).startswith(str(path)):
+            return
+        if event == "open" and arguments[1] in ("r", "rb", None) and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        count += 1
+        if count == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    run(path)
+    done = True
+    if moments is not None:
+        moments.put(count)
+
+
+def in_process(path: Path, kill_at: int | None, moments=None) -> int:
+    process = PROCESSES.Process(target=work, args=(path, kill_at, moments))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def test_killed_at_any_moment_and_gone_on_with_it_ends_the_same(reference, tmp_path):
+    moments = PROCESSES.SimpleQueue()
+    assert in_process(tmp_path / "whole", None, moments) == 0
+    assert_same_end(tmp_path / "whole", reference)
+    count = moments.get()
+    assert count > 100
+    # The last ones always: behind them no later checkpoint takes away what is left.
+    anywhere, last = np.random.default_rng().permutation(np.arange(1, count - 9))[:8], np.arange(count - 9, count + 1)
+    chosen = [*anywhere, *last]
+    for kill_at in map(int, chosen):
+        path = tmp_path / f"killed-{kill_at}"
+        assert in_process(path, kill_at) == -signal.SIGKILL
+        # And once more, somewhere in what is left.
+        assert in_process(path, max(1, kill_at // 3)) in (0, -signal.SIGKILL)
+        assert in_process(path, None) == 0, kill_at
+        assert_same_end(path, reference)
+        left = [item for item in path.rglob("*") if item.name.endswith(".tmp")]
+        assert left == [], kill_at
+
+
+def test_the_last_checkpoints_stay_and_the_best(tmp_path):
+    run(tmp_path / "run", engine=FakeEngine(top1={6: 60, 12: 90, 18: 90, 24: 70, 30: 80}))
+    assert checkpoints(tmp_path / "run") == [12, 25, 30] or checkpoints(tmp_path / "run") == [12, 24, 30]
+    best = read_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000012")
+    assert (best.top1, best.progress.step) == (90.0, 12)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(reference, tmp_path, capsys):
+    path = tmp_path / "run"
+    run(path, steps=20)
+    newest = path / "checkpoints" / "step-00000020" / "state.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    run(path)
+    told = capsys.readouterr().err
+    assert "step-00000020" in told
+    assert "is damaged" in told
+    assert_same_end(path, reference)
+    assert [folder.name.startswith("step-00000020-") for folder in (path / "damaged").iterdir()] == [True]
+    # All of them, and one without its description: it begins anew.
+    for folder in (path / "checkpoints").iterdir():
+        (folder / "state.json").unlink()
+    run(path)
+    assert_same_end(path, reference)
+
+
+def test_a_loss_that_is_no_number_stops_and_leaves_the_state_to_look_at(tmp_path):
+    with pytest.raises(TrainingError, match=r"loss of step 14 is nan, at learning rate 0\.0\d+.*learning_rate_per_256"):
+        run(tmp_path / "run", engine=FakeEngine(nan_at=14))
+    failed = read_checkpoint(tmp_path / "run" / "failed" / "step-00000014")
+    assert failed.tensors().keys() == FakeEngine().state().keys()
+    # Read with the next figures, and never a checkpoint.
+    assert failed.progress.step == 15
+    assert checkpoints(tmp_path / "run") == [6, 10, 12]
+
+
+def test_a_signal_saves_after_the_step_under_way(reference, tmp_path):
+    class Signalled(FakeEngine):
+        def step(self, learning_rate):
+            if self._steps == 10:
+                signal.raise_signal(signal.SIGTERM)
+            return super().step(learning_rate)
+
+    with pytest.raises(TrainingStopped, match="stopped by SIGTERM at step 11 of 30") as error:
+        run(tmp_path / "run", engine=Signalled())
+    assert error.value.exit_code == 75
+    assert checkpoints(tmp_path / "run")[-1] == 11
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    run(tmp_path / "run")
+    assert records(tmp_path / "run") == records(reference)
+    np.testing.assert_array_equal(final_state(tmp_path / "run")["model/w"], final_state(reference)["model/w"])
+
+
+def test_max_steps_ends_early_on_the_same_way(reference, tmp_path):
+    run(tmp_path / "run", steps=17)
+    assert records(tmp_path / "run")[-1]["kind"] == "evaluation"
+    with pytest.raises(UsageError, match="at step 17 already, beyond 16"):
+        run(tmp_path / "run", steps=16)
+    run(tmp_path / "run")
+    np.testing.assert_array_equal(final_state(tmp_path / "run")["ema/w"], final_state(reference)["ema/w"])
+
+
+def test_another_engine_or_number_of_processes_goes_on_and_says_what_is_new(tmp_path, capsys):
+    run(tmp_path / "run", steps=15)
+    run(tmp_path / "run", steps=20, engine_name="keras")
+    assert "of the torch engine" in capsys.readouterr().err
+    run(tmp_path / "run", steps=25, engine_name="keras", engine=FakeEngine(ranks=2))
+    told = capsys.readouterr().err
+    assert "in 1 places, and now are in 2" in told
+    # Step 20 was in the middle of the fourth epoch.
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000025").progress.positions == ((3, 0, 10),) * 2
+
+
+def test_without_validation_images_it_says_so_once_and_keeps_the_last(tmp_path, capsys):
+    run(tmp_path / "run", data=fake_data(held_out=False))
+    assert capsys.readouterr().err.count("no validation images") == 1
+    assert checkpoints(tmp_path / "run") == [25, 30]
+    assert {record["kind"] for record in records(tmp_path / "run")} == {"train"}
+
+
+def test_too_many_broken_images_are_rszoo_s_error(tmp_path):
+    faults = Faults(0)
+
+    class Broken(FakeEngine):
+        def step(self, learning_rate):
+            try:
+                faults.note("cat.jpg", "not a JPEG")
+            except ImageError as error:
+                raise tf.errors.UnknownError(None, None, "as TensorFlow passes it on") from error
+
+    with pytest.raises(ImageError, match=r"cat\.jpg"):
+        run(tmp_path / "run", data=fake_data(faults=faults), engine=Broken())
+
+
+def test_tensorboard_has_every_record_once(reference, tmp_path):
+    run(tmp_path / "run", steps=20)
+    run(tmp_path / "run")
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    found = {
+        (event.step, value.tag): value.simple_value
+        for event in tf.compat.v1.train.summary_iterator(str(events))
+        for value in event.summary.value
+    }
+    trained = [record for record in records(tmp_path / "run") if record["kind"] == "train"]
+    assert {step for step, tag in found if tag == "train/loss"} == {record["step"] for record in trained}
+    for record in trained:
+        assert found[record["step"], "train/loss"] == pytest.approx(record["loss"])
+        assert found[record["step"], "learning_rate"] == pytest.approx(record["learning_rate"])
+    assert found[30, "validation/ema_top1"] == 50
+    assert found[30, "validation/raw_top1"] == 25
+
+
+def test_another_run_s_folder_is_refused_with_what_differs(tmp_path):
+    path, recipe = tmp_path / "run", fake_recipe()
+    run(path, steps=5)
+    # What changes nothing about the outcome may differ.
+    run(path, fake_recipe(train__log_every_steps=3, train__compile=True, data__source="elsewhere"), steps=6)
+    folder = RunFolder(path)
+    identity = Identity(recipe, "fake data", 12, None)
+    differing = {
+        r"optimizer\.learning_rate is 0\.1 there and 0\.2 here": {
+            "recipe": fake_recipe(optimizer__learning_rate=0.2, train__log_every_steps=1)
+        },
+        r'data is "fake data" there and "other" here': {"data": "other"},
+        'init is null there and "resnet-rs-50-i160" here': {"init": "resnet-rs-50-i160"},
+    }
+    for message, change in differing.items():
+        with pytest.raises(UsageError, match=message):
+            folder.check(dataclasses.replace(identity, **change), may_resume=True)
+    with pytest.raises(OutputError, match="--resume is never"):
+        folder.check(identity, may_resume=False)
+    (path / "run.json").write_text("{}")
+    with pytest.raises(ConfigError, match="damaged"):
+        folder.check(identity, may_resume=True)
+    for name, other in {"file": tmp_path / "file", "folder": tmp_path}.items():
+        (tmp_path / "file").write_text(name)
+        with pytest.raises(OutputError, match="is not a run"):
+            RunFolder(other).check(identity, may_resume=True)
+
+
+def test_the_stored_recipe_and_account_are_complete(tmp_path):
+    recipe = fake_recipe(optimizer__weight_decay=1e-5)
+    run(tmp_path / "run", recipe, steps=2)
+    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")) == recipe
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["sessions"] == [{"command": "test"}]
+    run(tmp_path / "run", recipe, steps=3)
+    assert len(json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]) == 2
+
+
+def test_states_come_back_bit_by_bit_whatever_their_layout(tmp_path):
+    values = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    tensors = {
+        "model/a": values.T,
+        "model/b": values[::2],
+        "step": np.asarray(7, np.int64),
+        "random/torch/0/cpu": np.arange(9, dtype=np.uint8),
+        "ema/c": np.asarray([np.nan, -0.0, 1e-45], np.float32),
+    }
+    saved = save_state(tmp_path / "state", tensors, Progress(7, "torch", (), ((0.1 + 0.2, 1 / 3),)))
+    assert saved.progress == Progress(7, "torch", (), ((0.1 + 0.2, 1 / 3),))
+    for name, back in saved.tensors().items():
+        assert (back.dtype, back.shape) == (tensors[name].dtype, tensors[name].shape)
+        assert back.tobytes() == np.ascontiguousarray(tensors[name]).tobytes()
+
+
+def test_curves_of_one_record_and_of_many(reference, tmp_path):
+    for count in (0, 1, None):
+        plot_curves(read_records(reference / "metrics.jsonl")[:count], "A fake", tmp_path / "curves.png")
+        assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,257 @@
+"""Training from the command line on the built-in digits: accuracy, exact resumption, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import rszoo
+from converters.convert import convert
+from converters.parity import save_verification, verify
+from converters.tf1_export import export_tf1
+from rszoo import cli
+from rszoo.demo import held_out_digits
+from rszoo.evaluation import read_evaluations
+from rszoo.folder import read_folder
+from rszoo.hub.plan import Target, planned
+from rszoo.inference import Classifier
+from rszoo.train.checkpoints import Checkpoints
+from rszoo.train.metrics import read_records
+from rszoo.train.recipe import load_recipe
+
+ENGINES = ("torch", "keras")
+# A step in milliseconds, and a record of each.
+TINY = (
+    *("--recipe", "resnet-rs-demo", "model.blocks=[1,1,1,1]", "data.image_size=32", "train.batch_size=32"),
+    *("train.log_every_steps=1", "train.checkpoint_every_steps=3", "train.evaluate_every_epochs=0.1"),
+)
+STEPS = 14
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """`rszoo` in this process: words in, exit code, stdout and stderr out."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rszoo", *map(str, words)])
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out, told.err
+
+    return call
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "rszoo.train", *words], stderr=subprocess.PIPE, text=True)
+
+
+def steps_of(path: Path) -> list[int]:
+    return [record["step"] for record in read_records(path / "metrics.jsonl") if record["kind"] == "train"]
+
+
+def stop_at(process: subprocess.Popen[str], path: Path, step: int, number: signal.Signals) -> tuple[int, str]:
+    """Send a signal to a training when it has taken a step; return its exit code and what it said."""
+    while process.poll() is None and max(steps_of(path), default=0) < step:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=120)
+    return process.returncode, told
+
+
+def figures(path: Path) -> list[dict]:
+    """The records but for what the clock says."""
+    clocks = ("time", "images_per_second", "seconds")
+    return [
+        {key: value for key, value in record.items() if key not in clocks}
+        for record in read_records(path / "metrics.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def demo(request, tmp_path_factory) -> tuple[str, Path]:
+    """The demo's recipe in full, as a user runs it; an engine and the run's folder."""
+    path = tmp_path_factory.mktemp("demo") / request.param
+    words = ("train", "--recipe", "resnet-rs-demo", "--engine", request.param, "--output", str(path), "--json")
+    done = subprocess.run([sys.executable, "-m", "rszoo.cli", *words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["evaluation"]["ema"]["top1"] >= 97
+    return request.param, path
+
+
+def test_the_demo_s_recipe_reaches_97_percent_of_digits_it_never_saw(demo):
+    engine, path = demo
+    images, labels = held_out_digits()
+    for framework in ENGINES:
+        predicted = np.stack(list(Classifier(read_folder(path / "model"), framework).logits(images))).argmax(axis=1)
+        top1 = 100 * (predicted == labels).mean()
+        assert top1 >= 97
+        (measured,) = read_evaluations(path / "model")
+        assert (measured.framework, measured.images) == (engine, 360)
+        # The other framework rounds in another way, which may turn a digit or two.
+        assert measured.top1 == pytest.approx(top1, abs=1e-4 if framework == engine else 0.6)
+    best = max(record["ema"]["top1"] for record in read_records(path / "metrics.jsonl") if "ema" in record)
+    kept = [json.loads((folder / "state.json").read_text())["top1"] for folder in (path / "checkpoints").iterdir()]
+    assert best in [round(top1, 4) for top1 in kept if top1 is not None]
+    assert (path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_trained_model_is_verified_pushed_and_exported_like_any_other(demo, tmp_path):
+    _, path = demo
+    folder = read_folder(path / "model")
+    assert folder.config.labels == tuple("0123456789")
+    assert folder.config.preprocessing == load_recipe("resnet-rs-demo").data.preprocessing
+    checks = list(verify(folder))
+    assert {check.status for check in checks} <= {"passed", "not run"}
+    save_verification(folder, checks)
+    with planned(folder, Target("me/digits")) as plan:
+        assert {"model.safetensors", "evaluation.json"} <= set(plan.files)
+    assert export_tf1(folder, tmp_path / "tf1")
+    images = np.random.default_rng(0).standard_normal((4, 64, 64, 3)).astype(np.float32)
+    with torch.no_grad():
+        logits = rszoo.create(folder.path)(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    np.testing.assert_allclose(np.asarray(rszoo.create(folder.path, framework="keras")(images)), logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_stopped_and_killed_at_any_step_it_ends_with_the_same_bits(engine, tmp_path, command):
+    words = (*TINY, "--engine", engine, "--max-steps", str(STEPS), "--output")
+    whole, path = tmp_path / "whole", tmp_path / "stopped"
+    assert command("train", *words, whole)[0] == 0
+    first, second = sorted(random.sample(range(1, STEPS - 1), 2))
+    code, told = stop_at(start(*words, str(path)), path, first, signal.SIGTERM)
+    assert code == 75, told
+    assert "the same command goes on" in told
+    assert steps_of(path)[-1] >= first
+    if steps_of(path)[-1] < second:
+        code, told = stop_at(start(*words, str(path)), path, second, signal.SIGKILL)
+        assert code == -signal.SIGKILL, told
+    code, told, _ = command("train", *words, path)
+    assert code == 0
+    assert "going on from step" in told
+    assert figures(path) == figures(whole), (first, second)
+    for name in ("model/model.safetensors", f"checkpoints/step-{STEPS:08d}/state.safetensors"):
+        assert (path / name).read_bytes() == (whole / name).read_bytes(), (name, first, second)
+    assert len(json.loads((path / "run.json").read_text())["sessions"]) == 3
+    # Once more: there is nothing left to do.
+    before = (path / "run.json").read_bytes()
+    code, told, _ = command("train", *words, path)
+    assert (code, "is finished" in told) == (0, True)
+    assert (path / "run.json").read_bytes() == before
+
+
+def test_the_other_engine_goes_on(tmp_path, command):
+    path = tmp_path / "run"
+    assert command("train", *TINY, "--max-steps", "6", "--output", path)[0] == 0
+    code, told, noted = command("train", *TINY, "--engine", "keras", "--max-steps", "9", "--output", path)
+    assert (code, "going on from step 6" in told) == (0, True)
+    assert "state is of the torch engine" in noted
+    losses = {record["step"]: record["loss"] for record in figures(path) if record["kind"] == "train"}
+    assert list(losses) == list(range(1, 10))
+    # Not a new beginning.
+    assert np.mean([losses[step] for step in (7, 8, 9)]) < losses[1]
+    newest = next(Checkpoints(path / "checkpoints", 1).newest_first())
+    assert json.loads((newest / "state.json").read_text())["engine"] == "keras"
+
+
+def test_two_processes_under_torchrun(tmp_path):
+    path = tmp_path / "run"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for steps in ("4", "6"):
+        words = ("-m", "rszoo.train", *TINY, "--max-steps", steps, "--output", str(path))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*launcher, *words], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+    # One process writes, and each reads its share.
+    assert done.stdout.count("going on from step 4") == 1
+    assert steps_of(path) == list(range(1, 7))
+    facts = json.loads((path / "run.json").read_text())
+    assert [session["processes"] for session in facts["sessions"]] == [2, 2]
+    newest = next(Checkpoints(path / "checkpoints", 1).newest_first())
+    assert len(json.loads((newest / "state.json").read_text())["positions"]) == 2
+    assert [record["images"] for record in figures(path) if record["kind"] == "evaluation"][-1] == 360
+
+
+@pytest.fixture(scope="module")
+def digits_model(tmp_path_factory) -> Path:
+    """The demo's checkpoint, converted."""
+    output = tmp_path_factory.mktemp("converted") / "demo"
+    convert("resnet-rs-demo", output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory) -> Path:
+    """A folder of images of three classes."""
+    folder = tmp_path_factory.mktemp("letters")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 9), ("validation", 4)):
+        for number, name in enumerate(("anna", "bert", "carl")):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(60 * number, 60 * number + 80, (12, 12, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
+    return folder
+
+
+def test_fine_tuning_takes_the_classes_from_the_data_and_the_rest_from_the_weights(
+    letters, digits_model, tmp_path, command
+):
+    path = tmp_path / "run"
+    words = ("train", "--init", digits_model, "--data", letters, "--output", path, "train.batch_size=9")
+    code, _, told = command(*words, "--max-steps", "3", "train.freeze_through=2", "model.dropout_rate=0.1")
+    assert code == 0, told
+    recipe, model = load_recipe(str(path / "recipe.yaml")), read_folder(path / "model")
+    start = read_folder(digits_model).config
+    assert (recipe.name, recipe.data.train_images, recipe.model.dropout_rate) == ("fine-tune", 27, 0.1)
+    assert recipe.data.preprocessing == model.preprocessing == start.preprocessing
+    assert (model.config.labels, recipe.model.blocks) == (("anna", "bert", "carl"), start.arch.blocks)
+    assert model.config.title == f"{start.title}, fine-tuned on {letters.name}"
+    before, after = (rszoo.create(folder).state_dict() for folder in (digits_model, path / "model"))
+    convolutions = [name for name in before if name.endswith("conv1.weight")]
+    moved = {name.split(".")[0] for name in convolutions if not torch.equal(before[name], after[name])}
+    # Up to stage 2, what was frozen is as it was.
+    assert moved == {"layer3", "layer4"}
+
+
+MISTAKES = [
+    (("--output", "run"), 2, "--recipe is missing"),
+    (("--output", "run", "--recipe", "resnet-rs-50-i160"), 2, "--data is missing"),
+    (("--output", "run", "--recipe", "resnet-rs-50-i161", "--data", "digits"), 2, "resnet-rs-50-i160"),
+    (("--output", "run", *TINY, "train.batchsize=3"), 3, "did you mean batch_size?"),
+    (("--output", "run", *TINY, "--data", "nowhere"), 3, "nowhere"),
+    (("--output", "run", *TINY, "model.num_classes=9"), 3, "add model.num_classes=10"),
+    (("--output", "run", *TINY, "data.train_images=9"), 3, "add data.train_images=1437"),
+    (("--output", "run", *TINY, "train.accumulate=7"), 3, "nearest: 28 or 35"),
+    (("--output", "run", *TINY, "--ablate", "cosine"), 2, "leave out --recipe"),
+    (("--output", "run", *TINY, "--init", "resnet-rs-51"), 2, "resnet-rs-50-i160"),
+    (("--output", "run", *TINY, "--engine", "jax"), 2, "keras"),
+    (("--output", ".", *TINY), 5, "is not a run"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "hint"), MISTAKES, ids=[hint for *_, hint in MISTAKES])
+def test_mistakes_get_a_line_and_a_code_and_leave_nothing(tmp_path, command, monkeypatch, words, code, hint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text("")
+    ended, told, noted = command("train", *words)
+    assert (ended, told) == (code, "")
+    assert hint in noted
+    assert noted.count("\n") == 1 or code == 2
+    assert "Traceback" not in noted
+    assert [item.name for item in tmp_path.iterdir()] == ["mine"]
