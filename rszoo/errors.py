@@ -114,7 +114,7 @@ class TrainingError(RszooError):
     exit_code = 1
 
 
-class TrainingStopped(RszooError):
+class TrainingStoppedError(RszooError):
     """A training that was asked to stop, and saved its state: the same command goes on."""
 
     # EX_TEMPFAIL of sysexits.h: try again.

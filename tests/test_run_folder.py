@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 from tqdm import tqdm
 
-from rszoo.errors import ConfigError, ImageError, OutputError, TrainingError, TrainingStopped, UsageError
+from rszoo.errors import ConfigError, ImageError, OutputError, TrainingError, TrainingStoppedError, UsageError
 from rszoo.pipeline.faults import Faults
 from rszoo.train.checkpoints import Checkpoints, Progress, read_checkpoint, save_state
 from rszoo.train.curves import plot_curves
@@ -198,7 +198,7 @@ def test_a_signal_saves_after_the_step_under_way(reference, tmp_path):
                 signal.raise_signal(signal.SIGTERM)
             return super().step(learning_rate)
 
-    with pytest.raises(TrainingStopped, match="stopped by SIGTERM at step 11 of 30") as error:
+    with pytest.raises(TrainingStoppedError, match="stopped by SIGTERM at step 11 of 30") as error:
         run(tmp_path / "run", engine=Signalled())
     assert error.value.exit_code == 75
     assert checkpoints(tmp_path / "run")[-1] == 11

@@ -34,7 +34,7 @@ ENGINES = ("torch", "keras")
 # A step in milliseconds, and a record of each.
 TINY = (
     *("--recipe", "resnet-rs-demo", "model.blocks=[1,1,1,1]", "data.image_size=32", "train.batch_size=32"),
-    *("train.log_every_steps=1", "train.checkpoint_every_steps=3", "train.evaluate_every_epochs=0.1"),
+    *("train.log_every_steps=1", "train.checkpoint_every_steps=3", "train.evaluate_every_epochs=0.2"),
 )
 STEPS = 14
 

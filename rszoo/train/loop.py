@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from rszoo.errors import CheckpointError, TrainingError, TrainingStopped, UsageError, printable
+from rszoo.errors import CheckpointError, TrainingError, TrainingStoppedError, UsageError, printable
 from rszoo.pipeline.faults import Faults, reading
 from rszoo.pipeline.share import Position
 from rszoo.progress import progress_bar
@@ -114,7 +114,7 @@ class Loop:
         """Take the steps that are left, and evaluate at the end.
 
         Raises:
-            TrainingStopped: a signal came; the state is saved.
+            TrainingStoppedError: a signal came; the state is saved.
             TrainingError: the loss is not a number.
             RszooError: the data cannot be read.
         """
@@ -217,7 +217,7 @@ class Loop:
         self._save()
         # No process ends, and takes the others with it, before the first has written.
         self._engine.agree(False)
-        raise TrainingStopped(
+        raise TrainingStoppedError(
             f"stopped by {stop.signal or 'a signal to another process'} at step {self.step} of {self.plan.target}; its "
             f"state is saved in {self._folder.path}, and the same command goes on from there"
         )

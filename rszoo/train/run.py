@@ -67,7 +67,7 @@ def train(recipe: Recipe, job: Job) -> Path:
     Raises:
         ConfigError: the recipe does not fit the data or the devices.
         UsageError, OutputError: the folder is another run's, or none.
-        TrainingStopped: a signal came; the state is saved.
+        TrainingStoppedError: a signal came; the state is saved.
         TrainingError: the loss is not a number.
         ImageError, SourceNotFoundError: the data cannot be read, or too much of it is broken.
         MissingPackageError: a package is not installed.
