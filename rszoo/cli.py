@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rszoo.cache_cli import cache_app, manifest_app, prefetch
-from rszoo.console import Json, examples, load_frameworks, new_app, print_json, run, table
+from rszoo.console import FrameworkChoice, Json, examples, load_frameworks, new_app, print_json, run, table
 from rszoo.errors import SourceNotFoundError, UsageError, VerificationError, printable
 from rszoo.evaluate.cli import evaluate
 from rszoo.hub.cli import publish, pull, push
 from rszoo.pipeline.cli import make_tfrecords
+from rszoo.train.bench_cli import BENCH_EXAMPLES, bench
 from rszoo.train.cli import TRAIN_EXAMPLES, train
 from rszoo.train.recipes_cli import recipes_app
-
-
-class FrameworkChoice(StrEnum):
-    """Which framework runs the model."""
-
-    torch = "torch"
-    keras = "keras"
-
 
 app = new_app("ResNet-RS checkpoints, converted and verified, in PyTorch and Keras. See also: rszoo-convert --help")
 
@@ -181,6 +173,7 @@ app.command(
 app.command("tfrecords", epilog=examples("rszoo tfrecords my-images my-tfrecords", "rszoo tfrecords a b --shards 16"))(
     make_tfrecords
 )
+app.command(epilog=examples(*BENCH_EXAMPLES))(bench)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(cache_app, name="cache")
 app.add_typer(manifest_app, name="manifest")

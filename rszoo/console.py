@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from rszoo.factory import Framework
 
 EXIT_CODES = """
-Exit codes: 0 done, 1 a check failed, 2 wrong usage or unknown model, 3 unusable input, 4 network, 5 output cannot be
-written, 6 a package is missing. RSZOO_DEBUG=1 shows tracebacks.
+Exit codes: 0 done, 1 a check failed or a training diverged, 2 wrong usage or unknown model, 3 unusable input, 4
+network, 5 output cannot be written, 6 a package is missing, 75 stopped: the same command goes on. RSZOO_DEBUG=1 shows
+tracebacks.
 """
 
 
@@ -31,6 +32,13 @@ class WeightsChoice(StrEnum):
 
     ema = "ema"
     raw = "raw"
+
+
+class FrameworkChoice(StrEnum):
+    """Which framework runs or trains a model."""
+
+    torch = "torch"
+    keras = "keras"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -105,6 +105,7 @@ def test_any_value_can_be_overridden():
         ("train.batchsize=8", "unknown key 'train.batchsize'; did you mean batch_size"),
         ("trian.batch_size=8", "unknown key 'trian'; did you mean train"),
         ("model.se_ration=0.5", "unknown architecture field 'se_ration'; did you mean se_ratio"),
+        ("batch_size=8", "does not say of which section; did you mean train.batch_size or evaluation.batch_size"),
         ("train.batch_size=many", "train.batch_size must be a whole number, received 'many'"),
         ("train.batch_size=0", "train.batch_size must be from 1"),
         ("train.seed=true", "train.seed must be a whole number"),
@@ -171,7 +172,7 @@ def test_the_ladder_starts_before_all_of_it_and_takes_names_in_any_order():
     assert ablate(["ema", "cosine"]) == ablate(["cosine", "ema"]) != ablate(["cosine"])
     assert ablate(["cosine"], ["train.batch_size=1024"]).learning_rate == pytest.approx(0.4)
     assert ablate(["epochs_350"]).schedule.step_epochs == (116, 233, 311)
-    with pytest.raises(UsageError, match="no step 'cosin'; did you mean cosine"):
+    with pytest.raises(UsageError, match="no step 'cosin' in the additive study; there are: cosine, "):
         ablate(["cosin"])
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rszoo.console import Json, load_frameworks, print_json
+from rszoo.console import FrameworkChoice, Json, load_frameworks, print_json
 from rszoo.endpoints import is_hub_name
 from rszoo.errors import UsageError
 
@@ -24,13 +24,6 @@ class SplitChoice(StrEnum):
     train = "train"
     validation = "validation"
     all = "all"
-
-
-class FrameworkChoice(StrEnum):
-    """Which framework runs the model."""
-
-    torch = "torch"
-    keras = "keras"
 
 
 class TransformChoice(StrEnum):

@@ -59,8 +59,8 @@ def ablate(steps: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
     known = {step.name: step for step in ABLATION_STEPS}
     for name in steps:
         if name not in known:
-            likely = nearest(name, known) or known
-            raise UsageError(f"no step {name!r}; did you mean {', '.join(likely)}? There are: {', '.join(known)}")
+            ordered = dict.fromkeys([*nearest(name, known), *known])
+            raise UsageError(f"no step {name!r} in the additive study; there are: {', '.join(ordered)}")
     chosen = [step for step in ABLATION_STEPS if step.name in steps]
     changes = [override for step in chosen for override in step.overrides]
     if "epochs_350" in steps and "cosine" not in steps:

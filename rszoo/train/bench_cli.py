@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rszoo.console import Json, print_json, table
-from rszoo.train.cli import EngineChoice
+from rszoo.console import FrameworkChoice, Json, print_json, table
 
 if TYPE_CHECKING:
     from rszoo.train.bench import StepTime
@@ -38,7 +37,7 @@ def bench(
     protocol: Annotated[
         ProtocolChoice, typer.Option(help="paper: a training step of batch 128, halved until it fits into memory.")
     ] = ProtocolChoice.paper,
-    framework: Annotated[EngineChoice, typer.Option(help="PyTorch or Keras 3.")] = EngineChoice.torch,
+    framework: Annotated[FrameworkChoice, typer.Option(help="PyTorch or Keras 3.")] = FrameworkChoice.torch,
     precision: Annotated[PrecisionChoice, typer.Option(help="What to compute in.")] = PrecisionChoice.float32,
     batch: Annotated[int, typer.Option(min=1, help="The batch size that is tried first.")] = 128,
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed, behind 5 to warm up.")] = 20,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rszoo.console import Json, load_frameworks, print_json
+from rszoo.console import FrameworkChoice, Json, load_frameworks, print_json
 from rszoo.errors import SourceNotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -24,13 +24,6 @@ TRAIN_EXAMPLES = (
     "torchrun --nproc-per-node 8 -m rszoo.train --recipe resnet-rs-50-i160 --data /data/imagenet --output runs/rs50",
     "rszoo train --init resnet-rs-50-i160 --data my-images --output runs/mine train.freeze_through=2",
 )
-
-
-class EngineChoice(StrEnum):
-    """What trains."""
-
-    torch = "torch"
-    keras = "keras"
 
 
 class ResumeChoice(StrEnum):
@@ -51,7 +44,7 @@ def train(
     data: Annotated[
         str | None, typer.Option(help="Folder of TFRecords or images, gs://..., digits. Default: the recipe's.")
     ] = None,
-    engine: Annotated[EngineChoice, typer.Option(help="PyTorch or Keras 3.")] = EngineChoice.torch,
+    engine: Annotated[FrameworkChoice, typer.Option(help="PyTorch or Keras 3.")] = FrameworkChoice.torch,
     init: Annotated[
         str | None, typer.Option(help="Weights to start from: registered name, model folder, hf-hub:OWNER/NAME.")
     ] = None,
@@ -69,14 +62,17 @@ def train(
 
     OUTPUT/model is the finished model folder. SIGTERM saves and ends with exit code 75: the same command goes on.
     """
+    from rszoo.train.fine_tuning import fine_tuning_recipe
     from rszoo.train.run import Job
     from rszoo.train.run import train as run
 
     # OpenMP's threads wait for each other spinning, on cores that the pipeline needs; read when PyTorch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     changes = [*(overrides or []), *([] if seed is None else [f"train.seed={seed}"])]
+    # What is wrong with the recipe is said before frameworks are imported, which takes its time.
+    name, source = _choose(recipe, data, init, ablate, changes)
+    built = None if init is not None else _build(name, changes, ablate)
     load_frameworks(engine.value, "tensorflow")
-    name, source = _choose(recipe, data, init, ablate)
     images, held_out = _open(source, cache)
     job = Job(
         images=images,
@@ -90,13 +86,14 @@ def train(
         command=sys.argv,
         quiet=as_json,
     )
-    built = _build(name, changes, ablate=ablate, init=init, images=images)
-    run(built, job)
+    run(built or fine_tuning_recipe(name, changes, init=str(init), images=images), job)
     if as_json:
         _print_outcome(job)
 
 
-def _choose(recipe: str | None, data: str | None, init: str | None, ablate: str | None) -> tuple[str, str]:
+def _choose(
+    recipe: str | None, data: str | None, init: str | None, ablate: str | None, changes: list[str]
+) -> tuple[str, str]:
     """Return the name of the recipe, and the data.
 
     Raises:
@@ -111,7 +108,7 @@ def _choose(recipe: str | None, data: str | None, init: str | None, ablate: str 
     name = recipe or (BASELINE if ablate is not None else RECIPE if init is not None else None)
     if name is None:
         raise UsageError("--recipe is missing: `rszoo recipes` lists them; with --init NAME it may be left out")
-    source = data or load_recipe(name).data.source
+    source = data or load_recipe(name, changes).data.source
     if source is None:
         raise UsageError(f"--data is missing: the recipe {name} names none; give a folder of TFRecords or images")
     return name, source
@@ -127,16 +124,13 @@ def _open(data: str, cache: Path | None) -> tuple[Source, Source | None]:
         return images, None
 
 
-def _build(name: str, changes: list[str], *, ablate: str | None, init: str | None, images: Source) -> Recipe:
+def _build(name: str, changes: list[str], ablate: str | None) -> Recipe:
     from rszoo.train.ablation import ablate as add_steps
-    from rszoo.train.fine_tuning import fine_tuning_recipe
     from rszoo.train.recipe import load_recipe
 
-    if ablate is not None:
-        return add_steps([step.strip() for step in ablate.split(",") if step.strip()], changes)
-    if init is not None:
-        return fine_tuning_recipe(name, changes, init=init, images=images)
-    return load_recipe(name, changes)
+    if ablate is None:
+        return load_recipe(name, changes)
+    return add_steps([step.strip() for step in ablate.split(",") if step.strip()], changes)
 
 
 def _print_outcome(job: Job) -> None:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
@@ -22,6 +21,7 @@ from rszoo.config import ArchConfig
 from rszoo.errors import ConfigError, UnknownModelError, nearest
 from rszoo.paths import expand_user
 from rszoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from rszoo.train.yaml_values import build, override_value, plain
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -32,8 +32,6 @@ Precision = Literal["float32", "bfloat16"]
 #: RandAugment's outcomes: the 16 operations of the TF1 code, or the Model Garden's, of which the 17th does nothing.
 Operations = Literal["tf1", "model-garden"]
 BatchNorm = Literal["train", "frozen"]
-
-_T = TypeVar("_T")
 
 
 def _require(condition: bool, text: str, received: object) -> None:
@@ -234,7 +232,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as YAML and JSON values; `from_dict` takes them back."""
         return {
-            field.name: value.to_dict() if isinstance(value, ArchConfig) else _plain(value)
+            field.name: value.to_dict() if isinstance(value, ArchConfig) else plain(value)
             for field in dataclasses.fields(self)
             for value in (getattr(self, field.name),)
         }
@@ -250,7 +248,7 @@ class Recipe:
         Raises:
             ConfigError: a key is unknown or missing, or a value impossible.
         """
-        return _build(cls, values, "")
+        return build(cls, values)
 
 
 def list_recipes() -> list[str]:
@@ -279,93 +277,11 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold the recipe's sections, received {type(values).__name__}")
     for override in overrides:
-        _override(values, override)
+        override_value(values, override, cls=Recipe)
     try:
         return Recipe.from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"recipe {name}: {error}") from error
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    *sections, name = key.strip().split(".")
-    if not equals or not name:
-        raise ConfigError(f"an override must look like train.batch_size=1024, received {override!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"cannot read the value of {override!r}: {error}") from error
-    place = values
-    for section in sections:
-        place = place.setdefault(section, {})
-        if not isinstance(place, dict):
-            raise ConfigError(f"{override!r}: {section} is a value, not a section")
-    place[name] = value
-
-
-def _build(cls: type[_T], values: object, where: str) -> _T:
-    """Build a settings class from YAML values; `where` is its section, for error texts."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where or 'a recipe'} must be a section with keys, received {values!r}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in values:
-        if key not in fields:
-            likely = nearest(str(key), fields) or list(fields)
-            raise ConfigError(f"unknown key {_dotted(where, key)!r}; did you mean {', '.join(likely)}?")
-    if missing := [name for name, field in fields.items() if _is_required(field) and name not in values]:
-        raise ConfigError(f"{_dotted(where, missing[0])} is missing")
-    hints = get_type_hints(cls)
-    return cls(**{key: _value(hints[key], value, _dotted(where, key)) for key, value in values.items()})
-
-
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """Check a YAML value against a field's type; whole numbers do as numbers, lists become tuples."""
-    if hint is ArchConfig:
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} must be a section with keys, received {value!r}")
-        return ArchConfig.from_dict(value)
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)  # type: ignore[arg-type]
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        if value not in args:
-            raise ConfigError(f"{where} must be {' or '.join(args)}, received {value!r}")
-        return value
-    if origin in (Union, types.UnionType):
-        return None if value is None else _value(next(arg for arg in args if arg is not types.NoneType), value, where)
-    if origin is tuple:
-        return _tuple(args, value, where)
-    # YAML reads 4e-5, without a point, as a text.
-    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            value = float(value)
-        except ValueError as error:
-            raise ConfigError(f"{where} must be a number, received {value!r}") from error
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)) or value != value:
-        kinds = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-        raise ConfigError(f"{where} must be {kinds[hint]}, received {value!r}")
-    return value
-
-
-def _tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)) or (args[-1] is not Ellipsis and len(value) != len(args)):
-        count = "values" if args[-1] is Ellipsis else f"{len(args)} values"
-        raise ConfigError(f"{where} must be a list of {count}, received {value!r}")
-    return tuple(_value(args[0], item, where) for item in value)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _dotted(where: str, key: object) -> str:
-    return f"{where}.{key}" if where else str(key)
 
 
 def _order(name: str) -> tuple[int, int, str]:
