@@ -56,6 +56,10 @@ class SourceNotFoundError(RszooError, FileNotFoundError):
     """A checkpoint, folder or image that is not there."""
 
 
+class SplitNotFoundError(SourceNotFoundError):
+    """Data that are there, but have no images of this split."""
+
+
 class ArchiveError(RszooError, ValueError):
     """An archive that is damaged, hostile, or not an archive."""
 

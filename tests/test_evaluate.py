@@ -466,6 +466,13 @@ def rszoo_eval(*words: str, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
+def test_the_command_line_starts_without_numpy_and_frameworks():
+    slow = {"numpy", "PIL", "torch", "tensorflow", "keras", "jax", "sklearn"}
+    program = f"import sys, rszoo.cli; print(sorted({slow} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_what_the_command_records_is_on_the_card(folder, tmp_path):
     words = (str(folder), "--data", "digits", "--record", "--output", str(tmp_path / "scores"), "--json")
     done = rszoo_eval(*words, "--framework", "keras")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import rszoo
-from rszoo.errors import ConfigError, UsageError, WeightsError
+from rszoo.errors import ConfigError, TrainingError, UsageError, WeightsError
 from rszoo.pipeline.share import Position
 from rszoo.train.keras_engine import KerasEngine
+from rszoo.train.tf_config import process_place
 from tests import keras_worker
 from tests.keras_worker import (
     BATCH,
@@ -87,6 +88,7 @@ def test_two_replicas_equal_one_that_accumulates(workers: dict) -> None:
     assert different(mirrored, alone) == set()
 
 
+@pytest.mark.slow
 def test_an_accumulated_step_is_the_mean_of_its_micro_batches() -> None:
     micro, count = 8, IMAGES // 8
     settings = {"weight_decay": 0.0, "momentum": 0.5}
@@ -132,6 +134,7 @@ def test_resuming_is_exact(tmp_path: Path) -> None:
         resumed.load_state({**whole.state(), "model/fc.bias": np.zeros(3, np.float32)})
 
 
+@pytest.mark.slow
 def test_dropout_draws_anew_in_each_step() -> None:
     recipe = make_recipe({"dropout_rate": 0.5}, {"batch_size": IMAGES})
     engine = started(KerasEngine(recipe))
@@ -157,6 +160,7 @@ def test_frozen_layers_and_layer_rates() -> None:
         np.testing.assert_allclose(changes[0.5][name], factor * changes[1.0][name], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_frozen_stages_compute_as_in_evaluation() -> None:
     drops = {"drop_connect_rate": 0.9}
     figures = [
@@ -233,12 +237,55 @@ def test_what_cannot_be_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "fc.weight",
         "fc.bias",
     }
+    from tensorflow import errors
+
+    def fail(*_: object) -> None:
+        raise errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    engine.start(open_training, [])
+    monkeypatch.setattr(engine._devices, "step", fail)
+    with pytest.raises(TrainingError, match=r"micro-batch of 16 images of 32 px did not fit.*raise train.accumulate"):
+        engine.step(0.1)
     monkeypatch.setenv("TF_CONFIG", "worker 1")
     with pytest.raises(UsageError, match="TF_CONFIG is 'worker 1'; it must look like"):
         KerasEngine(make_recipe())
     monkeypatch.setattr("keras.backend.backend", lambda: "torch")
     with pytest.raises(UsageError, match=r"Keras runs on torch.*set KERAS_BACKEND to tensorflow or jax"):
         KerasEngine(make_recipe())
+
+
+def test_the_head_follows_the_names_of_the_classes(tmp_path: Path) -> None:
+    model = rszoo.create(make_recipe().model, framework="keras")
+    model.preprocessing = rszoo.Preprocessing(32)
+    kernel, _ = model.layers[-1].get_weights()
+    bias = np.arange(7, dtype=np.float32)
+    model.layers[-1].set_weights([kernel, bias])
+    rszoo.save(model, tmp_path / "model", labels=list("abcdefg"))
+    ordered = KerasEngine(make_recipe(), init=tmp_path / "model", classes=list("gabcdef")).state()
+    assert ordered["model/fc.bias"].tolist() == ordered["ema/fc.bias"].tolist() == [6, 0, 1, 2, 3, 4, 5]
+    assert np.array_equal(ordered["model/fc.weight"], np.roll(kernel.T, 1, axis=0))
+    new = KerasEngine(make_recipe(), init=tmp_path / "model", classes=list("abcdefh")).state()
+    assert {name for name in different(ordered, new) if "model/" in name} == {"model/fc.weight", "model/fc.bias"}
+    assert not new["model/fc.bias"].any()
+    assert 0.005 < new["model/fc.weight"].std() < 0.02
+
+
+def test_the_chief_is_the_first_process() -> None:
+    def place(kind: str, index: int, **cluster: list[str]) -> tuple[int, int]:
+        return process_place(json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}}))
+
+    both = {"chief": ["a:1"], "worker": ["b:1", "c:1"]}
+    assert [place("chief", 0, **both), place("worker", 0, **both), place("worker", 1, **both)] == [
+        (0, 3),
+        (1, 3),
+        (2, 3),
+    ]
+    assert place("worker", 1, worker=["a:1", "b:1"]) == (1, 2)
+    assert process_place(None) == place("worker", 0, worker=["a:1"]) == (0, 1)
+    with pytest.raises(UsageError, match="makes this process evaluator 0, which does not train"):
+        place("evaluator", 0, **both)
+    with pytest.raises(UsageError, match="worker 2, but names 2"):
+        place("worker", 2, **both)
 
 
 @pytest.mark.slow

@@ -101,3 +101,5 @@ def test_a_wheel_works_where_the_checkout_is_not(tmp_path):
     program = tmp_path / "venv" / "bin" / "rszoo"
     listed = subprocess.run([program, "list", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert len(json.loads(listed.stdout)) == 12
+    recipes = subprocess.run([program, "recipes", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert len(json.loads(recipes.stdout)) == 14

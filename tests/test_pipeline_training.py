@@ -49,7 +49,11 @@ def stream(source: Source, share: Share, position: Position, count: int, seed: i
     """Return (epoch, group, image, file, record) of the first elements."""
     faults = Faults()
     dataset = records.training_stream(source, seed, share, position, faults).take(count)
-    found = [(*map(int, e["position"]), int(e["file"]), int(e["record"])) for e in dataset]
+    found = []
+    # In one batch: Python takes long for each element.
+    for batch in dataset.batch(count).as_numpy_iterator():
+        columns = [*batch["position"].T.tolist(), batch["file"].tolist(), batch["record"].tolist()]
+        found += zip(*columns, strict=True)
     assert faults.count == 0
     return found
 
@@ -60,7 +64,10 @@ def one_epoch(source: Source, share: Share, epoch: int = 0) -> list[tuple[int, .
 
 
 # By file where there are at least 3 for each reader, or as many for each; else by record.
-@pytest.mark.parametrize(("kind", "readers"), [("folder", 7), ("shards", 2), ("shards", 3), ("shards", 7)])
+@pytest.mark.parametrize(
+    ("kind", "readers"),
+    [("folder", 4), ("shards", 2), ("shards", 3), pytest.param("shards", 7, marks=pytest.mark.slow)],
+)
 def test_readers_together_have_each_image_once_an_epoch(sources, kind, readers):
     parts = [one_epoch(sources[kind], Share(i, readers), epoch=1) for i in range(readers)]
     seen = Counter((file, record) for part in parts for *_, file, record in part)
@@ -101,14 +108,14 @@ def test_a_stream_from_behind_an_image_is_the_rest_of_the_whole_one(sources, kin
     whole = stream(sources[kind], share, Position(), 40)
     last_of_group = next(i for i, (a, b) in enumerate(itertools.pairwise(whole)) if a[:2] != b[:2])
     last_of_epoch = next(i for i, (a, b) in enumerate(itertools.pairwise(whole)) if a[0] != b[0])
-    for done in {0, 2, last_of_group, last_of_group + 2, last_of_epoch, last_of_epoch + 3}:
+    for done in (last_of_group, last_of_epoch + 3):
         epoch, group, image = whole[done][:3]
         assert stream(sources[kind], share, Position(epoch, group, image + 1), 8) == whole[done + 1 : done + 9]
 
 
 def test_the_digits_resume_in_the_middle_of_an_epoch(sources):
     whole = stream(sources["digits"], Share(1, 4), Position(), 500)
-    for done in (0, 200, 358, 359, 360, 450):
+    for done in (200, 359):
         assert stream(sources["digits"], Share(1, 4), Position(*whole[done][:3]), 10) == whole[done : done + 10]
 
 
@@ -131,7 +138,7 @@ def test_resuming_reads_no_file_of_an_earlier_group(sources, monkeypatch):
 
 
 def test_batches_resume_bit_for_bit(sources):
-    settings = recipe(augment=AugmentSettings(randaugment_layers=2, randaugment_magnitude=15))
+    settings = recipe(augment=AugmentSettings(randaugment_layers=1, randaugment_magnitude=15))
 
     def batches(position: Position, count: int, size: int = 8) -> dict[str, np.ndarray]:
         dataset = training_dataset(
@@ -140,14 +147,13 @@ def test_batches_resume_bit_for_bit(sources):
         elements = list(dataset.take(count).as_numpy_iterator())
         return {key: np.concatenate([element[key] for element in elements]) for key in elements[0]}
 
-    whole = batches(Position(), 6)
-    assert (whole["image"].shape, whole["image"].dtype) == ((48, 32, 32, 3), np.float32)
+    whole = batches(Position(), 5)
+    assert (whole["image"].shape, whole["image"].dtype) == ((40, 32, 32, 3), np.float32)
     assert (whole["label"].dtype, whole["position"].dtype) == (np.int32, np.int64)
-    for done in (8, 24, 32):
-        epoch, group, image = whole["position"][done - 1]
-        rest = batches(Position(int(epoch), int(group), int(image) + 1), 4, size=4)
-        for key, values in rest.items():
-            np.testing.assert_array_equal(values, whole[key][done : done + 16])
+    epoch, group, image = whole["position"][23]
+    rest = batches(Position(int(epoch), int(group), int(image) + 1), 4, size=4)
+    for key, values in rest.items():
+        np.testing.assert_array_equal(values, whole[key][24:40])
 
 
 def test_augmentation_belongs_to_the_image_whoever_reads_it(sources):

@@ -6,9 +6,12 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +19,25 @@ import pytest
 import tensorflow as tf
 from tqdm import tqdm
 
-from rszoo.errors import ConfigError, ImageError, OutputError, TrainingError, TrainingStoppedError, UsageError
+from rszoo.errors import (
+    ConfigError,
+    ImageError,
+    OutputError,
+    SourceNotFoundError,
+    TrainingError,
+    TrainingStoppedError,
+    UsageError,
+)
 from rszoo.pipeline.faults import Faults
+from rszoo.pipeline.sources import ImageSource, ShardSource
 from rszoo.train.checkpoints import Checkpoints, Progress, read_checkpoint, save_state
 from rszoo.train.curves import plot_curves
+from rszoo.train.fine_tuning import lost_start
+from rszoo.train.identity import Identity, data_sha256
 from rszoo.train.loop import Loop, Plan
-from rszoo.train.metrics import read_records
+from rszoo.train.metrics import Metrics, read_records
 from rszoo.train.recipe import Recipe, load_recipe
-from rszoo.train.run_folder import Identity, RunFolder
+from rszoo.train.run_folder import RunFolder
 from rszoo.train.schedule import learning_rate
 from rszoo.train.stopping import StopRequest
 from tests.fake_engine import FakeEngine, fake_data, fake_recipe
@@ -38,8 +52,9 @@ _CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "open", "shutil.rm
 def run(path: Path, recipe: Recipe | None = None, *, engine: FakeEngine | None = None, steps: int = 30, **plan) -> Loop:
     """Take the loop to its end, as `rszoo train` does."""
     recipe, engine, folder = recipe or fake_recipe(), engine or FakeEngine(), RunFolder(path)
-    identity = Identity(recipe, "fake data", 12, None)
-    folder.check(identity, may_resume=True)
+    identity = Identity(recipe, "fake data", 12)
+    folder.check_usable(may_resume=True)
+    folder.check_same(identity)
     folder.open(identity, {"command": "test"})
     plan = {"data": fake_data(), "quiet": True} | plan
     loop = Loop(engine, Plan(recipe, plan.pop("engine_name", "torch"), target=steps, **plan), folder)
@@ -182,13 +197,19 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(reference, tmp
 
 
 def test_a_loss_that_is_no_number_stops_and_leaves_the_state_to_look_at(tmp_path):
-    with pytest.raises(TrainingError, match=r"loss of step 14 is nan, at learning rate 0\.0\d+.*learning_rate_per_256"):
+    with pytest.raises(
+        TrainingError, match=r"loss of step 14 is nan, at learning rate 0\.0\d+.*optimizer\.learning_rate,"
+    ):
         run(tmp_path / "run", engine=FakeEngine(nan_at=14))
+    # The key that is in force.
+    with pytest.raises(TrainingError, match=r"lower optimizer\.learning_rate_per_256,"):
+        run(tmp_path / "other", fake_recipe(optimizer__learning_rate=None), engine=FakeEngine(nan_at=1))
     failed = read_checkpoint(tmp_path / "run" / "failed" / "step-00000014")
     assert failed.tensors().keys() == FakeEngine().state().keys()
     # Read with the next figures, and never a checkpoint.
     assert failed.progress.step == 15
     assert checkpoints(tmp_path / "run") == [6, 10, 12]
+    assert not (tmp_path / "run" / "RESUME").exists()
 
 
 def test_a_signal_saves_after_the_step_under_way(reference, tmp_path):
@@ -203,9 +224,38 @@ def test_a_signal_saves_after_the_step_under_way(reference, tmp_path):
     assert error.value.exit_code == 75
     assert checkpoints(tmp_path / "run")[-1] == 11
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    # For scripts, until the command runs again.
+    assert (tmp_path / "run" / "RESUME").exists()
     run(tmp_path / "run")
+    assert not (tmp_path / "run" / "RESUME").exists()
     assert records(tmp_path / "run") == records(reference)
     np.testing.assert_array_equal(final_state(tmp_path / "run")["model/w"], final_state(reference)["model/w"])
+
+
+@pytest.mark.parametrize(("step", "ranks", "weights"), [(12, 1, "raw"), (30, 1, "raw"), (18, 2, "raw"), (29, 1, None)])
+def test_a_signal_waits_for_one_pass_of_an_evaluation_at_most(reference, tmp_path, step, ranks, weights):
+    passes = []
+
+    class Signalled(FakeEngine):
+        def step(self, learning_rate):
+            if weights is None and self._steps == step:
+                signal.raise_signal(signal.SIGTERM)
+            return super().step(learning_rate)
+
+        def evaluate(self, open_dataset, chosen):
+            passes.append((self._steps, chosen))
+            if (self._steps, chosen) == (step, weights):
+                signal.raise_signal(signal.SIGTERM)
+            return super().evaluate(open_dataset, chosen)
+
+    # While the last step is taken, the signal comes before the evaluation.
+    stopped = step if weights else step + 1
+    with pytest.raises(TrainingStoppedError, match=f"at step {stopped} of 30"):
+        run(tmp_path / "run", engine=Signalled(ranks=ranks))
+    assert passes[-1] == ((step, "raw") if weights else (24, "ema"))
+    assert checkpoints(tmp_path / "run")[-1] == stopped
+    run(tmp_path / "run", engine=FakeEngine(ranks=ranks))
+    assert records(tmp_path / "run") == records(reference)
 
 
 def test_max_steps_ends_early_on_the_same_way(reference, tmp_path):
@@ -213,6 +263,11 @@ def test_max_steps_ends_early_on_the_same_way(reference, tmp_path):
     assert records(tmp_path / "run")[-1]["kind"] == "evaluation"
     with pytest.raises(UsageError, match="at step 17 already, beyond 16"):
         run(tmp_path / "run", steps=16)
+    # Finished or not.
+    folder = RunFolder(tmp_path / "run")
+    folder.finish(17)
+    with pytest.raises(UsageError, match="at step 17 already, beyond 16"):
+        folder.check_step(folder.finished_step, 16)
     run(tmp_path / "run")
     np.testing.assert_array_equal(final_state(tmp_path / "run")["ema/w"], final_state(reference)["ema/w"])
 
@@ -273,26 +328,113 @@ def test_another_run_s_folder_is_refused_with_what_differs(tmp_path):
     # What changes nothing about the outcome may differ.
     run(path, fake_recipe(train__log_every_steps=3, train__compile=True, data__source="elsewhere"), steps=6)
     folder = RunFolder(path)
-    identity = Identity(recipe, "fake data", 12, None)
+    identity = Identity(recipe, "fake data", 12)
     differing = {
         r"optimizer\.learning_rate is 0\.1 there and 0\.2 here": {
             "recipe": fake_recipe(optimizer__learning_rate=0.2, train__log_every_steps=1)
         },
         r'data is "fake data" there and "other" here': {"data": "other"},
         'init is null there and "resnet-rs-50-i160" here': {"init": "resnet-rs-50-i160"},
+        'init_sha256 is null there and "12" here': {"init_sha256": "12"},
+        'data_sha256 is null there and "34" here': {"data_sha256": "34"},
+        r'class_names is null there and \["cat", "dog"\] here': {"class_names": ("cat", "dog")},
     }
     for message, change in differing.items():
         with pytest.raises(UsageError, match=message):
-            folder.check(dataclasses.replace(identity, **change), may_resume=True)
+            folder.check_same(dataclasses.replace(identity, **change))
     with pytest.raises(OutputError, match="--resume is never"):
-        folder.check(identity, may_resume=False)
+        folder.check_usable(may_resume=False)
     (path / "run.json").write_text("{}")
     with pytest.raises(ConfigError, match="damaged"):
-        folder.check(identity, may_resume=True)
+        folder.check_same(identity)
     for name, other in {"file": tmp_path / "file", "folder": tmp_path}.items():
         (tmp_path / "file").write_text(name)
         with pytest.raises(OutputError, match="is not a run"):
-            RunFolder(other).check(identity, may_resume=True)
+            RunFolder(other).check_usable(may_resume=True)
+
+
+def test_data_are_known_by_what_is_listed(tmp_path):
+    images = ImageSource("cats", "train", 2, ("a", "b"), 2, "/root", ("a/1.png", "b/2.png"), np.asarray([0, 1]))
+    changes = [{"names": ("a/1.png", "b/3.png")}, {"labels": np.asarray([1, 0])}, {}, {"root": "/elsewhere"}]
+    sums = [data_sha256(dataclasses.replace(images, **change)) for change in changes]
+    assert len(set(sums)) == 3
+    assert sums[2] == sums[3]
+    found = []
+    for place, content in (("one", b"12"), ("other", b"34"), ("longer", b"123")):
+        (tmp_path / place).mkdir()
+        shard = tmp_path / place / "train-00000-of-00001"
+        shard.write_bytes(content)
+        found.append(data_sha256(ShardSource("tf", "train", None, None, None, (str(shard),))))
+    assert found[0] == found[1] != found[2]
+    with pytest.raises(SourceNotFoundError, match="gone"):
+        data_sha256(ShardSource("tf", "train", None, None, None, (str(tmp_path / "gone"),)))
+
+
+def hold_lock(path: Path, ready: multiprocessing.queues.SimpleQueue) -> None:
+    with RunFolder(path).locked() as free:
+        ready.put(free)
+        signal.pause()
+
+
+def test_one_process_at_a_time_until_it_ends_however_it_ends(tmp_path):
+    ready = PROCESSES.SimpleQueue()
+    process = PROCESSES.Process(target=hold_lock, args=(tmp_path / "run", ready))
+    process.start()
+    assert ready.get()
+    with RunFolder(tmp_path / "run").locked() as free:
+        assert not free
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with RunFolder(tmp_path / "run").locked() as free:
+        assert free
+        # The other processes of the same command look at the folder meanwhile.
+        RunFolder(tmp_path / "run").check_usable(may_resume=True)
+
+
+def test_a_full_disk_is_rszoo_s_error(reference, tmp_path):
+    def limited(action: Callable[[], object], limit: int = 100) -> None:
+        """No file may be longer than a disk without room would let it be."""
+        former = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, former[1]))
+        try:
+            with pytest.raises(OutputError, match=r"cannot write .*File too large|cannot write .*No space left"):
+                action()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+    big, figures = {"model/w": np.zeros(10_000, np.float32)}, read_records(reference / "metrics.jsonl")
+    limited(lambda: save_state(tmp_path / "state", big, Progress(7, "torch", ())))
+    assert list(tmp_path.iterdir()) == []
+    metrics = Metrics(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    metrics.start(0, evaluated=False)
+    for record in figures:
+        metrics.add(record)
+    limited(lambda: metrics.add(figures[0]))
+    limited(lambda: metrics.start(30, evaluated=True))
+    limited(lambda: plot_curves(figures, "A fake", tmp_path / "curves.png"))
+    run(tmp_path / "run", steps=2)
+    limited(lambda: RunFolder(tmp_path / "run").finish(2))
+
+    def add_to_events() -> None:
+        for record in figures * 9:
+            (tmp_path / "lines").unlink()
+            metrics.add(record)
+
+    # TensorFlow's own error.
+    metrics = Metrics(tmp_path / "lines", tmp_path / "events")
+    metrics.start(0, evaluated=False)
+    limited(add_to_events, 1000)
+    with suppress(OutputError):
+        metrics.close()
+
+
+def test_a_recipe_of_a_fine_tuned_run_says_that_it_names_no_weights(tmp_path):
+    path, recipe = tmp_path / "run", fake_recipe()
+    RunFolder(path).open(Identity(recipe, "fake data", 12, init="resnet-rs-demo"), {})
+    assert "add --init resnet-rs-demo" in lost_start(str(path / "recipe.yaml"))
+    run(tmp_path / "other", steps=1)
+    for name in (str(tmp_path / "other" / "recipe.yaml"), "resnet-rs-demo", str(path)):
+        assert lost_start(name) is None
 
 
 def test_the_stored_recipe_and_account_are_complete(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -16,12 +17,16 @@ import pytest
 import torch
 
 import rszoo
-from rszoo.errors import ConfigError, UsageError, WeightsError
+from rszoo.errors import ConfigError, TrainingError, UsageError, WeightsError
+from rszoo.folder import ModelConfig
 from rszoo.names import torch_name
 from rszoo.pipeline.share import Position, Share
+from rszoo.registry import get_entry, load_labels
 from rszoo.scores import Scores
 from rszoo.tensors import iter_tensors
 from rszoo.train.freezing import freeze
+from rszoo.train.heads import head_order
+from rszoo.train.memory import is_out_of_memory
 from rszoo.train.recipe import OptimizerSettings
 from rszoo.train.torch_batches import Batches
 from rszoo.train.torch_engine import TorchEngine
@@ -364,6 +369,75 @@ def test_fine_tuning_goes_from_a_model_folder_to_another(tmp_path: Path) -> None
         if not name.endswith("num_batches_tracked"):
             np.testing.assert_array_equal(engine.state()[f"ema/{name}"], values.numpy())
     engine.close()
+
+
+@pytest.fixture(scope="module")
+def lettered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder whose classes are a to g."""
+    model = rszoo.create(TINY)
+    torch.nn.init.normal_(model.fc.bias)
+    model.preprocessing = rszoo.Preprocessing(SIZE)
+    return rszoo.save(
+        model, tmp_path_factory.mktemp("lettered") / "model", title="Lettered", labels=list("abcdefg")
+    ).path
+
+
+@pytest.mark.parametrize(
+    ("classes", "order", "said"),
+    [
+        (None, range(7), ""),
+        ("abcdefg", range(7), ""),
+        ("gabcdef", [6, 0, 1, 2, 3, 4, 5], "put into the data's order"),
+        ("abcdefh", None, "new head: the data's 7 classes"),
+    ],
+)
+def test_the_head_follows_the_names_of_the_classes(
+    lettered: Path, classes: str | None, order: list[int] | None, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = rszoo.create(lettered).state_dict()
+    with caplog.at_level(logging.WARNING, "rszoo"):
+        engine = TorchEngine(make_recipe(), init=lettered, classes=classes and tuple(classes))
+    assert (said in caplog.text) if said else not caplog.text
+    after = engine.network("raw").state_dict()
+    for name, values in after.items():
+        if not name.startswith("fc."):
+            torch.testing.assert_close(values, before[name], rtol=0, atol=0)
+        elif order is not None:
+            torch.testing.assert_close(values, before[name][list(order)], rtol=0, atol=0)
+    if order is None:
+        assert not after["fc.bias"].any()
+        assert 0.005 < after["fc.weight"].std() < 0.02
+        assert not torch.equal(after["fc.weight"], before["fc.weight"])
+    assert engine.network("ema").origin.labels == tuple(classes or "abcdefg")
+
+
+def test_imagenet_folders_by_wordnet_id_keep_the_head() -> None:
+    """Also ImageNet's own labels, of which two are the same."""
+    labels = load_labels("imagenet-1k")
+    lines = (Path(rszoo.__file__).parent / "data" / "imagenet_1k_labels.txt").read_text(encoding="utf-8").splitlines()
+    synsets = [line.split("\t")[0] for line in lines]
+    entry = get_entry("resnet-rs-50")
+    origin = ModelConfig(entry.name, entry.name, entry.arch, entry.preprocessing, labels, "averaged")
+    assert head_order(origin, labels) == head_order(origin, synsets) == tuple(range(1000))
+    assert head_order(origin, synsets[::-1]) == tuple(range(999, -1, -1))
+    assert head_order(origin, [f"class {index}" for index in range(1000)]) is None
+    assert head_order(replace(origin, labels=None), synsets[::-1]) == tuple(range(1000))
+
+
+def test_used_up_memory_is_named() -> None:
+    engine = start_engine(make_recipe(accumulate=2))
+
+    def fail(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    engine.network("raw").maxpool.register_forward_hook(fail)
+    advice = r"micro-batch of 8 images of 32 px .* raise train.accumulate \(it is 2\) or set train.gradient_check"
+    with pytest.raises(TrainingError, match=advice) as caught:
+        engine.step(0.1)
+    engine.close()
+    # `rszoo bench` halves the batch then.
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(TrainingError("out of memory"))
 
 
 def test_initial_values_depend_on_the_seed_alone() -> None:

@@ -57,6 +57,7 @@ def evaluate(
         UnknownModelError, SourceNotFoundError: there is no such model or data.
         UsageError: an argument is not allowed, or the data's classes are not the model's.
         ImageError: nothing could be counted, too much could not be read, or a label is none of the model's.
+        ConfigError: the labels of TFRecords count from 0.
         VerificationError: the pipeline gave other images than the data have.
         MissingPackageError: the framework, or TensorFlow, which reads the images, is not installed.
     """

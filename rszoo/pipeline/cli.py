@@ -16,7 +16,11 @@ def make_tfrecords(
     data: Annotated[str, typer.Argument(help="Folder of images: DATA/train/CLASS/x.jpg, or DATA/CLASS/x.jpg.")],
     output: Annotated[Path, typer.Argument(help="New folder for the TFRecords.")],
     shards: Annotated[
-        int | None, typer.Option(min=1, help="Files for training; an eighth as many for validation.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Files for training; an eighth as many for validation. Default: 1 per 1,000 images, at most 1024.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order in which the images are written.")] = 0,
     allow_broken: Annotated[int, typer.Option(min=0, help="How many broken images may be left out.")] = 100,

@@ -7,6 +7,7 @@ the box is decoded. Its errors cannot be caught in a graph, but a dataset of one
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from rszoo.errors import ImageError
+from rszoo.errors import ConfigError, ImageError
 from rszoo.images import load_rgb
 from rszoo.pipeline.faults import Faults
 from rszoo.pipeline.sources import Source
@@ -29,6 +30,8 @@ _FEATURES = {
     "image/class/label": tf.io.FixedLenFeature([], tf.int64, FIRST_LABEL - 1),
 }
 _JPEG = b"\xff\xd8\xff"
+# Python's words for an object in memory: no two runs have the same.
+_ADDRESS = re.compile(r" *<[^<>]* at 0x[0-9a-f]+>")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Decoder:
     def crop(self, element: dict[str, tf.Tensor], box: Box) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the box's pixels, uint8 (H, W, 3), and the label, int32 from 0.
 
-        What cannot be used has no pixels (H is 0); it is noted among the faults.
+        What cannot be used has no pixels (H is 0); it is noted among the faults. That labels count from 0 ends the
+        reading.
         """
 
         def fast(content: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -74,9 +78,12 @@ class Decoder:
 
         Raises:
             ImageError: it cannot be read, or its label is none of the classes.
+            ConfigError: labels count from 0, so that all others are another class's.
         """
         if self.source.content == "example":
             content, label = _parse_example(content)
+            if label == -FIRST_LABEL:
+                raise self.faults.stop(_wrong_count(self.source))
         elif self.source.content == "path":
             content = _read_file(content.decode())
         allowed = self.num_classes
@@ -133,7 +140,9 @@ def open_rgb(encoded: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(encoded)) as opened:
             return load_rgb(opened)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise error if isinstance(error, ImageError) else ImageError(f"not a readable image ({error})") from error
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"not a readable image ({_ADDRESS.sub('', str(error))})") from error
 
 
 def _attempt(
@@ -160,6 +169,14 @@ def _decode_box(encoded: tf.Tensor, box: Box) -> tf.Tensor:
 def _cut(pixels: tf.Tensor, box: Box) -> tf.Tensor:
     top, left, height, width = tf.unstack(box(tf.shape(pixels)[:2]))
     return pixels[top : top + height, left : left + width]
+
+
+def _wrong_count(source: Source) -> ConfigError:
+    return ConfigError(
+        f"{source.title}, {source.split}: labels count from 0 (image/class/label is 0), the published layout counts "
+        f"from {FIRST_LABEL}; write the TFRecords again, with 1 added to each label, or from a folder of images with "
+        "`rszoo tfrecords`"
+    )
 
 
 def _parse_example(record: bytes) -> tuple[bytes, int]:

@@ -34,6 +34,6 @@ def keep_off_accelerators() -> None:
             if not tf.config.get_visible_devices(kind):
                 continue
             raise UsageError(
-                f"TensorFlow uses a {kind} of this process already, which the training was to have for itself; "
+                f"TensorFlow uses a {kind} of this process already, which another framework is to compute on; "
                 "call rszoo before anything else runs in TensorFlow"
             ) from error

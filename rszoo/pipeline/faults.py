@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rszoo.errors import ImageError, RszooError, SourceNotFoundError, summarize
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 DEFAULT_LIMIT = 100
+_LEAST_ROW = 1000
 _LISTED = 20
 
 
@@ -49,6 +50,14 @@ class Faults:
         """The first few of `texts`."""
         return self.texts[:_LISTED]
 
+    @property
+    def longest_row(self) -> int:
+        """So many broken images in a row an endless stream has only if all of its images are broken.
+
+        A good image comes once an epoch, so that between two of them are all broken ones twice at most.
+        """
+        return max(_LEAST_ROW, 2 * self._limit + 1)
+
     def lower_limit(self, limit: int) -> None:
         """Put up with no more than this, such as one less than there are images at all."""
         self._limit = min(self._limit, limit)
@@ -70,6 +79,19 @@ class Faults:
                 )
             )
 
+    def end_row(self) -> NoReturn:
+        """End a stream that has given `longest_row` broken images and nothing else.
+
+        Raises:
+            ImageError: always; it names the first few.
+        """
+        raise self.stop(
+            ImageError(
+                f"{self.longest_row:,} images in a row are broken, so all are: {summarize(self.texts)}. Check "
+                "that the data are what they should be; `rszoo tfrecords` writes TFRecords that can be read"
+            )
+        )
+
     def stop(self, error: RszooError) -> RszooError:
         """Keep the error that ends the reading, which TensorFlow passes on as a text only; return it to be raised."""
         self.error = self.error or error
@@ -82,6 +104,7 @@ def reading(faults: Faults) -> Iterator[None]:
 
     Raises:
         ImageError: more is broken than `faults` allows, or the data cannot be read.
+        ConfigError: labels count from 0.
         SourceNotFoundError: a file is gone, or may not be read.
         RszooError: whatever else ended the reading, such as a full disk under the cache.
     """

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from rszoo.errors import SourceNotFoundError, UsageError, summarize
+from rszoo.errors import SplitNotFoundError, UsageError, summarize
 from rszoo.pipeline.files import is_folder, list_folder
 
 #: What the folder of a split may be called.
@@ -27,19 +27,24 @@ _THREADS = 16
 
 
 class Listing(NamedTuple):
-    """Images by class: names relative to `root`, labels from 0, and the classes' names."""
+    """Images by class: names relative to `root`, labels from 0, and the classes' names.
+
+    `folder` is the split's in the data, "" if they have no splits.
+    """
 
     root: str
     names: tuple[str, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
+    folder: str = ""
 
 
 def list_images(root: str, names: Sequence[str], split: str) -> Listing:
     """Return the images of a split of a folder in which these names are.
 
     Raises:
-        SourceNotFoundError: it has no such split.
+        SplitNotFoundError: it has no such split.
+        SourceNotFoundError: it cannot be read.
         UsageError: it is not laid out as described, or a class has no images.
     """
     of_splits = {name for folders in SPLIT_FOLDERS.values() for name in folders} & set(names)
@@ -49,7 +54,7 @@ def list_images(root: str, names: Sequence[str], split: str) -> Listing:
         raise UsageError(f"{root} has splits of its own ({', '.join(sorted(of_splits))}); ask for one of them")
     folder = next((name for name in SPLIT_FOLDERS[split] if name in of_splits), None)
     if folder is None:
-        raise SourceNotFoundError(
+        raise SplitNotFoundError(
             f"no {split} split in {root}, only {', '.join(sorted(of_splits))}; make {root}/{split}/CLASS/x.jpg"
         )
     found = _list_classes(posixpath.join(root, folder))
@@ -59,7 +64,7 @@ def list_images(root: str, names: Sequence[str], split: str) -> Listing:
         raise UsageError(f"{root}/{folder} has classes that train has not: {summarize(unknown)}")
     listing = _list_split(posixpath.join(root, folder), found, "all")
     labels = tuple(classes.index(listing.classes[label]) for label in listing.labels)
-    return listing._replace(labels=labels, classes=classes)
+    return listing._replace(labels=labels, classes=classes, folder=folder)
 
 
 def _list_classes(root: str) -> tuple[str, ...]:

@@ -120,7 +120,8 @@ def _shard_groups(source: ShardSource, seed: int, share: Share, faults: Faults) 
         return records.filter(lambda element: (element["record"] + file) % share.count == share.index)
 
     # An endless stream of nothing would be waited for for ever.
-    first = tf.data.Dataset.range(total).flat_map(open_shard).take(1)
+    own = tf.data.Dataset.range(share.index, total, share.count) if by_file else tf.data.Dataset.range(total)
+    first = own.flat_map(open_shard).take(1)
     if not any(True for _ in iterate(first, faults)):
         raise UsageError(f"{source.title} has no image for process {share.index} of {share.count}; start fewer")
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rszoo.errors import ConfigError, SourceNotFoundError, UsageError, summarize
+from rszoo.errors import ConfigError, SplitNotFoundError, UsageError, summarize
 from rszoo.pipeline.files import list_folder, read_text
 
 #: What `rszoo tfrecords` writes beside the records: classes, and how many records each file has.
@@ -36,7 +36,8 @@ def find_shards(root: str, names: Sequence[str], split: str) -> tuple[str, ...] 
     """Return the paths of a split's files in a folder in which these names are; None if it holds no TFRecords.
 
     Raises:
-        SourceNotFoundError: it has TFRecords, but none of this split.
+        SplitNotFoundError: it has TFRecords, but none of this split.
+        SourceNotFoundError: it cannot be read.
         UsageError: files are missing, or of two sets, or there are images, too.
     """
     found = {match[1]: root for name in names if (match := _SHARD.fullmatch(name))}
@@ -52,7 +53,7 @@ def find_shards(root: str, names: Sequence[str], split: str) -> tuple[str, ...] 
     if not found:
         return None
     if split not in found:
-        raise SourceNotFoundError(f"no {split}-*-of-* in {root}, only {' and '.join(sorted(found))}")
+        raise SplitNotFoundError(f"no {split}-*-of-* in {root}, only {' and '.join(sorted(found))}")
     folder = found[split]
     matches = [match for name in listings[folder] if (match := _SHARD.fullmatch(name)) and match[1] == split]
     counts = sorted({match[3] for match in matches})

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
 
-from rszoo.errors import RszooError, SourceNotFoundError
+from rszoo.errors import ImageError, RszooError, SourceNotFoundError, summarize
 from rszoo.pipeline.faults import Faults
 from rszoo.pipeline.shard_files import RECORD_OVERHEAD, size_of
 from rszoo.pipeline.sources import ShardSource
 
 _LOCAL_BUFFER, _REMOTE_BUFFER = 1 << 20, 1 << 23
+# Files that are opened ahead, so that their ends come before that of one which is long.
+_AHEAD = 100
 
 Pair = tuple[tf.Tensor, tf.Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ShardReader:
-    """Reads the files of a source."""
+    """Reads the files of a source, for one stream."""
 
     source: ShardSource
     faults: Faults
+    _empty_row: int = field(default=0, init=False)
 
     def records(self, file: tf.Tensor) -> tf.data.Dataset:
         """Return the elements of the file of this number, in their order; see `rszoo.pipeline.records`.
@@ -77,4 +80,9 @@ class ShardReader:
         if length != size:
             reason = f"damaged: {count} records of {length} bytes can be read, the file has {size}"
             self.faults.note(self.source.name_of(int(file), int(count)), reason)
+        self._empty_row = 0 if count else self._empty_row + 1
+        # A file with records comes once an epoch; an endless stream of nothing would be waited for for ever.
+        if self._empty_row > 2 * len(self.source.shards) + _AHEAD:
+            broken = summarize(self.faults.texts) or "all are empty"
+            raise self.faults.stop(ImageError(f"no file of {self.source.title} has images any more: {broken}"))
         return count

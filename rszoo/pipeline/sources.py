@@ -51,13 +51,14 @@ class Source:
 class ImageSource(Source):
     """Images that are listed. `names` are relative to `root`; `labels` int64, from 0.
 
-    `images` are their bytes if they are in memory, None if they are files.
+    `images` are their bytes if they are in memory, None if they are files. `folder` is the split's in the data.
     """
 
     root: str
     names: tuple[str, ...]
     labels: np.ndarray
     images: tuple[bytes, ...] | None = None
+    folder: str = ""
 
     @property
     def content(self) -> Content:
@@ -72,8 +73,8 @@ class ImageSource(Source):
         return [posixpath.join(self.root, name) for name in self.names]
 
     def name_of(self, file: int, record: int) -> str:
-        """Return an image's name; `record` is 0."""
-        return self.names[file]
+        """Return an image's name, which no other split has; `record` is 0."""
+        return posixpath.join(self.folder, self.names[file])
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +126,9 @@ def open_source(data: str, split: Split, *, cache: str | Path | None = None) -> 
         cache: a folder on this machine for copies of TFRecords, made as they are first read.
 
     Raises:
-        SourceNotFoundError: there is no such folder, or it has no such split.
-        UsageError: it is not laid out as described, or is incomplete.
+        SourceNotFoundError: there is no such folder, or it cannot be read.
+        SplitNotFoundError: it has data, but not this split.
+        UsageError: it is not laid out as described, or is incomplete, or has nothing that a cache is for.
         ConfigError: its `dataset.json` is damaged.
         MissingPackageError: TensorFlow, or for the digits scikit-learn, is not installed.
     """
@@ -135,6 +137,8 @@ def open_source(data: str, split: Split, *, cache: str | Path | None = None) -> 
         raise UsageError(f"split must be {' or '.join(likely)}, received {split!r}")
     require_tensorflow()
     if data == DIGITS:
+        if cache is not None:
+            raise UsageError("the digits are in memory, and only TFRecords are cached; leave out --cache")
         return _open_digits(split)
     from rszoo.pipeline import image_folders, shard_folders
     from rszoo.pipeline.files import list_folder
@@ -148,7 +152,17 @@ def open_source(data: str, split: Split, *, cache: str | Path | None = None) -> 
         listing = image_folders.list_images(root, names, split)
         labels = np.asarray(listing.labels, np.int64)
         classes = listing.classes
-        return ImageSource(_title(root), split, len(classes), classes, len(labels), listing.root, listing.names, labels)
+        return ImageSource(
+            title=_title(root),
+            split=split,
+            num_classes=len(classes),
+            class_names=classes,
+            num_images=len(labels),
+            root=listing.root,
+            names=listing.names,
+            labels=labels,
+            folder=listing.folder,
+        )
     known = shard_folders.read_description(root, shards, split)
     return ShardSource(
         known.title or _title(root),
@@ -193,4 +207,5 @@ def _open_digits(split: Split) -> Source:
         names=tuple(f"digit {number}" for number in range(len(stored))),
         labels=np.asarray(labels, np.int64),
         images=tuple(stored),
+        folder=split,
     )

@@ -14,6 +14,9 @@ from rszoo.pipeline.share import Position, Share
 from rszoo.pipeline.sources import Source
 from rszoo.train.recipe import Recipe
 
+#: Whether an image is usable; and the image, its label and its position.
+Prepared = tuple[tf.Tensor, dict[str, tf.Tensor]]
+
 _START = Position()
 
 
@@ -52,6 +55,7 @@ def training_dataset(
     images = (
         training_stream(source, recipe.train.seed, share, position, faults)
         .map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+        .scan(tf.zeros([], tf.int64), lambda row, image: _end_row(row, image, faults))
         .filter(lambda usable, element: usable)
         .map(lambda usable, element: element)
     )
@@ -68,7 +72,7 @@ def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.with_options(options)
 
 
-def _prepare(element: dict[str, tf.Tensor], decoder: Decoder, recipe: Recipe) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+def _prepare(element: dict[str, tf.Tensor], decoder: Decoder, recipe: Recipe) -> Prepared:
     """Return whether an element is usable, and the image, label and position."""
     settings, augment = recipe.data.preprocessing, recipe.augment
     seeds = tf.random.experimental.stateless_split(image_seed(recipe.train.seed, element), 3)
@@ -82,6 +86,15 @@ def _prepare(element: dict[str, tf.Tensor], decoder: Decoder, recipe: Recipe) ->
     size = settings.image_size
     image = tf.cond(usable, finish, lambda: tf.zeros([size, size, 3]))
     return usable, {"image": tf.ensure_shape(image, [size, size, 3]), "label": label, "position": element["position"]}
+
+
+def _end_row(row: tf.Tensor, image: Prepared, faults: Faults) -> tuple[tf.Tensor, Prepared]:
+    """Count unusable images in a row; an endless stream of nothing else would be waited for for ever."""
+    row = tf.where(image[0], tf.zeros_like(row), row + 1)
+    row = tf.cond(
+        row < faults.longest_row, lambda: row, lambda: tf.numpy_function(lambda _: faults.end_row(), [row], tf.int64)
+    )
+    return tf.ensure_shape(row, []), image
 
 
 def _augment(image: tf.Tensor, seeds: tf.Tensor, recipe: Recipe) -> tf.Tensor:

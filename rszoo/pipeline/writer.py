@@ -20,7 +20,7 @@ from PIL import Image
 
 import rszoo
 from converters.staging import staged_folder
-from rszoo.errors import ImageError, OutputError, SourceNotFoundError, UsageError
+from rszoo.errors import ImageError, OutputError, SplitNotFoundError, UsageError
 from rszoo.pipeline.decoding import FIRST_LABEL, Decoder, open_rgb
 from rszoo.pipeline.faults import DEFAULT_LIMIT, Faults
 from rszoo.pipeline.shard_folders import DESCRIPTION, FORMAT_VERSION, shard_name
@@ -29,7 +29,7 @@ from rszoo.progress import progress_bar
 
 _SPLITS = ("train", "validation")
 # As published: 1,281,167 images in 1024 files; 128 for validation.
-_RECORDS_PER_FILE, _MAX_SHARDS, _MIN_SHARDS, _VALIDATION_PART = 1252, 1024, 16, 8
+_RECORDS_PER_FILE, _MAX_SHARDS, _VALIDATION_PART = 1000, 1024, 8
 _MAX_COUNT = 99999
 _MAGIC = {b"\xff\xd8\xff": b"JPEG", b"\x89PNG\r\n\x1a\n": b"PNG"}
 
@@ -58,8 +58,8 @@ def write_tfrecords(
     Args:
         data: a folder of images as `open_source` takes it, or "digits". Without splits a tenth becomes validation.
         output: a new folder.
-        shards: files for training; an eighth as many for validation. By default 16, or about 1,250 images in
-            each.
+        shards: files for training; an eighth as many for validation. By default one for each 1,000 images, at
+            most 1024.
         seed: of the order in which the images are written; the same seed gives the same files.
         overwrite: replace what this function wrote there before.
         limit: how many images may be broken; they are left out.
@@ -91,11 +91,11 @@ def write_tfrecords(
 
 def _open_splits(data: str) -> dict[str, ImageSource]:
     sources: dict[str, ImageSource] = {}
-    missing: SourceNotFoundError | None = None
+    missing: SplitNotFoundError | None = None
     for split in ("train", "validation"):
         try:
             source = open_source(data, split)
-        except SourceNotFoundError as error:
+        except SplitNotFoundError as error:
             missing = error
             continue
         if not isinstance(source, ImageSource):
@@ -107,10 +107,7 @@ def _open_splits(data: str) -> dict[str, ImageSource]:
 
 
 def _shard_counts(sizes: dict[str, int], shards: int | None) -> dict[str, int]:
-    largest = max(sizes.values())
-    fitting = _MIN_SHARDS
-    while fitting < _MAX_SHARDS and fitting * _RECORDS_PER_FILE < largest:
-        fitting *= 2
+    fitting = min(max(1, max(sizes.values()) // _RECORDS_PER_FILE), _MAX_SHARDS)
     wanted = {"train": shards or fitting}
     wanted["validation"] = max(1, wanted["train"] // _VALIDATION_PART)
     # An empty file would be read every epoch for nothing.

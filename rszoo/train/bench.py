@@ -23,13 +23,11 @@ import numpy as np
 
 from rszoo.errors import RszooError
 from rszoo.train.engine import Engine, EngineName
+from rszoo.train.memory import is_out_of_memory
 from rszoo.train.recipe import Recipe, load_recipe
 
 FIRST_BATCH = 128
 _PACKAGES = ("rszoo", "torch", "tensorflow", "keras", "jax")
-#: How the frameworks say that memory is used up: by the error's name, or within its text.
-_OUT_OF_MEMORY = ("OutOfMemoryError", "ResourceExhaustedError", "MemoryError")
-_OUT_OF_MEMORY_TEXTS = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
 
 
 @dataclass(frozen=True)
@@ -118,18 +116,14 @@ def _work(recipe: Recipe, engine: EngineName, timing: Timing, result: Connection
     try:
         measured: StepTime | RszooError | None = _measure(recipe, engine, timing)
     except Exception as error:
-        if isinstance(error, RszooError):
-            measured = error
-        elif is_out_of_memory(error):
+        # First: an engine's error of that kind is one of rszoo's.
+        if is_out_of_memory(error):
             measured = None
+        elif isinstance(error, RszooError):
+            measured = error
         else:
             raise
     result.send(measured)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of PyTorch, TensorFlow or JAX says that a batch is too large for the device."""
-    return type(error).__name__ in _OUT_OF_MEMORY or any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
 
 
 def _measure(recipe: Recipe, engine_name: EngineName, timing: Timing) -> StepTime:

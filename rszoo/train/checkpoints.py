@@ -24,6 +24,7 @@ from rszoo.errors import CheckpointError
 from rszoo.folder import sha256_of
 from rszoo.pipeline.share import Position
 from rszoo.temporary import remove, temporary_path, write_whole
+from rszoo.train.output import writing
 
 _TENSORS = "state.safetensors"
 _FACTS = "state.json"
@@ -76,7 +77,8 @@ def save_state(folder: Path, tensors: Mapping[str, np.ndarray], progress: Progre
     Raises:
         OutputError: it cannot be written.
     """
-    with staged_folder(folder, overwrite=True, is_ours=lambda path: (path / _FACTS).is_file()) as staging:
+    replaced = staged_folder(folder, overwrite=True, is_ours=lambda path: (path / _FACTS).is_file())
+    with writing(folder), replaced as staging:
         # Its writer takes an array's memory as it lies, whatever the strides.
         save_file({name: np.asarray(values, order="C") for name, values in tensors.items()}, staging / _TENSORS)
         facts = {
@@ -136,10 +138,15 @@ class Checkpoints:
         return checkpoint
 
     def note_top1(self, checkpoint: Checkpoint, top1: float) -> Checkpoint:
-        """Add to a checkpoint how good it is; remove those that are no longer the best."""
+        """Add to a checkpoint how good it is; remove those that are no longer the best.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         path = checkpoint.path / _FACTS
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        write_whole(path, _to_json(facts | {"top1": top1}))
+        with writing(path):
+            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            write_whole(path, _to_json(facts | {"top1": top1}))
         self.prune()
         return dataclasses.replace(checkpoint, top1=top1)
 
@@ -152,7 +159,8 @@ class Checkpoints:
             if path != best:
                 # Under a name that is no checkpoint's first: what a killed process leaves half removed is none.
                 gone = temporary_path(path)
-                path.rename(gone)
+                with writing(path):
+                    path.rename(gone)
                 remove(gone)
 
     def _paths(self) -> list[Path]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rszoo.console import FrameworkChoice, Json, load_frameworks, print_json
-from rszoo.errors import SourceNotFoundError, UsageError
+from rszoo.errors import SplitNotFoundError, UsageError
 
 if TYPE_CHECKING:
     from rszoo.pipeline.sources import Source
@@ -62,7 +62,7 @@ def train(
 
     OUTPUT/model is the finished model folder. SIGTERM saves and ends with exit code 75: the same command goes on.
     """
-    from rszoo.train.fine_tuning import fine_tuning_recipe
+    from rszoo.train.fine_tuning import fine_tuning_recipe, lost_start
     from rszoo.train.run import Job
     from rszoo.train.run import train as run
 
@@ -84,6 +84,7 @@ def train(
         max_steps=max_steps,
         max_faults=max_faults,
         command=sys.argv,
+        note=None if init else lost_start(name),
         quiet=as_json,
     )
     run(built or fine_tuning_recipe(name, changes, init=str(init), images=images), job)
@@ -120,7 +121,7 @@ def _open(data: str, cache: Path | None) -> tuple[Source, Source | None]:
     images = open_source(data, "train", cache=cache)
     try:
         return images, open_source(data, "validation", cache=cache)
-    except SourceNotFoundError:
+    except SplitNotFoundError:
         return images, None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rszoo.errors import MissingPackageError
 from rszoo.train.metrics import Record
+from rszoo.train.output import writing
 
 _INCHES = (7.0, 8.0)
 _DOTS_PER_INCH = 110
@@ -29,6 +30,7 @@ def plot_curves(records: Sequence[Record], title: str, path: Path) -> None:
 
     Raises:
         MissingPackageError: matplotlib is not installed.
+        OutputError: it cannot be written.
     """
     check_plotting()
     from matplotlib.figure import Figure
@@ -48,7 +50,8 @@ def plot_curves(records: Sequence[Record], title: str, path: Path) -> None:
     top1.set_xlabel("epoch")
     top1.legend(loc="lower right", fontsize="small")
     figure.suptitle(title)
-    figure.savefig(path, format="png")
+    with writing(path):
+        figure.savefig(path, format="png")
 
 
 def _line(axes: Any, records: Sequence[Record], values: Sequence[float], style: tuple[str, str]) -> None:

@@ -17,10 +17,12 @@ from rszoo.endpoints import is_hub_name
 from rszoo.errors import ConfigError
 from rszoo.folder import looks_like_folder, read_folder
 from rszoo.hub.address import parse_address
+from rszoo.paths import expand_user
 from rszoo.pipeline.sources import Source
 from rszoo.preprocessing import Preprocessing
 from rszoo.registry import get_entry
 from rszoo.train.recipe import Recipe, load_recipe
+from rszoo.train.run_folder import RECIPE_FILE, RunFolder
 
 RECIPE = "fine-tune"
 
@@ -60,6 +62,24 @@ def fine_tuning_recipe(name: str, overrides: Sequence[str], *, init: str, images
     elif name == RECIPE and not any(override.startswith("data.train_images") for override in overrides):
         raise ConfigError(f"how many images {images.title} has is not known; add data.train_images=N")
     return load_recipe(name, [*(f"{key}={_to_yaml(value)}" for key, value in changes.items()), *overrides])
+
+
+def lost_start(recipe: str) -> str | None:
+    """Return what to tell a user who trains by the recipe of a fine-tuned run, and from initial values.
+
+    `recipe`: a name, or the path of a .yaml file. None if it is not in a run's folder, or that run had no weights.
+    """
+    path = expand_user(recipe)
+    try:
+        init = RunFolder(path.parent).init if path.name == RECIPE_FILE and path.is_file() else None
+    except ConfigError:
+        return None
+    if init is None:
+        return None
+    return (
+        f"{recipe} is of a run that started from the weights {init}, and this one starts from initial values; a recipe "
+        f"does not name weights: add --init {init}, and --data"
+    )
 
 
 def _describe(init: str) -> _Start:

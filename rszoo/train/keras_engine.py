@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from rszoo.errors import UsageError, WeightsError, summarize
+from rszoo.errors import UsageError
 from rszoo.factory import import_model_module, keras_weights
 from rszoo.names import to_tf_layout, to_torch_layout, torch_name, torch_shape
 from rszoo.pipeline.share import Position, Share
 from rszoo.scores import Scores
 from rszoo.tensors import TensorSpec
 from rszoo.train.engine import OpenEvaluation, OpenTraining, Weights, micro_batch
+from rszoo.train.memory import memory_errors
 from rszoo.train.recipe import Recipe
 from rszoo.train.schedule import ema_decay
+from rszoo.train.state import check_state
 
 _BACKENDS = ("tensorflow", "jax")
 
@@ -37,6 +39,8 @@ class KerasEngine:
     Args:
         recipe: the recipe.
         init: None for the published initial values, or what `rszoo.create` takes to load weights.
+        classes: names of the data's classes, in the order of their labels; None if they have none. Where the weights
+            have other names there, the head begins anew; where the same in another order, it is put into that order.
 
     Raises:
         ConfigError: the batch cannot be divided by the devices, or the weights are of another architecture.
@@ -44,7 +48,7 @@ class KerasEngine:
         MissingPackageError: Keras or its backend is not installed.
     """
 
-    def __init__(self, recipe: Recipe, *, init: Any | None = None) -> None:
+    def __init__(self, recipe: Recipe, *, init: Any | None = None, classes: Sequence[str] | None = None) -> None:
         self._recipe = recipe
         self._devices = _find_devices()
         self.rank, self.ranks = self._devices.rank, self._devices.ranks
@@ -55,7 +59,7 @@ class KerasEngine:
         self._micro_batch = micro_batch(recipe, self.replicas, "devices")
         from rszoo.train.keras_network import build_network, start_values
 
-        weights, origin = start_values(recipe, init)
+        weights, origin = start_values(recipe, init, classes)
         with self._devices.scope():
             self._network = build_network(recipe, weights, origin)
         self._devices.prepare(self._network, recipe)
@@ -83,6 +87,7 @@ class KerasEngine:
 
         Raises:
             UsageError: `start` was not called.
+            TrainingError: a micro-batch does not fit into a device's memory.
         """
         if not self._positions:
             raise UsageError("step() needs images; call start() before")
@@ -90,11 +95,15 @@ class KerasEngine:
         counter = self._steps * self._devices.counters * self._recipe.train.accumulate
         self._steps += 1
         self._has_read = True
-        return self._devices.step(learning_rate, 0.0 if decay is None else ema_decay(decay, self._steps), counter)
+        average = 0.0 if decay is None else ema_decay(decay, self._steps)
+        with memory_errors(self._recipe, self._micro_batch):
+            return self._devices.step(learning_rate, average, counter)
 
     def read(self, handles: Sequence[Any]) -> np.ndarray:
         """Return the figures of steps, over all processes: float64 (steps, 2), cross-entropy and top-1 fraction."""
-        return self._devices.read(handles).astype(np.float64)
+        # JAX may find only here that the memory does not suffice.
+        with memory_errors(self._recipe, self._micro_batch):
+            return self._devices.read(handles).astype(np.float64)
 
     def positions(self) -> list[Position]:
         """Return where each reader will go on."""
@@ -123,15 +132,7 @@ class KerasEngine:
             WeightsError: a tensor is missing or misshapen; nothing was changed.
         """
         entries = list(self._entries())
-        if missing := [name for name in (*(entry[0] for entry in entries), "step") if name not in tensors]:
-            raise WeightsError(
-                f"the state lacks {len(missing)} tensors ({summarize(missing)}); resume with the recipe of its run"
-            )
-        if wrong := [name for name, _, _, spec in entries if tensors[name].shape != torch_shape(spec)]:
-            raise WeightsError(
-                f"{len(wrong)} tensors of the state have another shape ({summarize(wrong)}); resume with the recipe of "
-                "its run"
-            )
+        check_state(tensors, {name: torch_shape(spec) for name, _, _, spec in entries})
         values = self._devices.fetch()
         for name, kind, index, spec in entries:
             if kind == "fixed" and not name.startswith("model/"):

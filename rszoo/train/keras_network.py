@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,21 +16,17 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from rszoo.config import ArchConfig
-from rszoo.errors import ConfigError
 from rszoo.factory import create
 from rszoo.folder import ModelConfig
 from rszoo.models.devices import keras_scope
 from rszoo.models.keras_resnet_rs import build_model
 from rszoo.names import keras_name
 from rszoo.tensors import Kind, TensorSpec, iter_tensors
+from rszoo.train.heads import check_architecture, decide_head
+from rszoo.train.layer_groups import layer_group
 from rszoo.train.recipe import Recipe, TrainSettings
 
-#: The head; the stem is 0, and the stages are 1 to 4.
-_LAST_GROUP = 5
 _STATISTICS = (Kind.MOVING_MEAN, Kind.MOVING_VARIANCE)
-#: Act in training only: they are the recipe's, whatever the weights were trained with.
-_REGULARIZATION = ("dropout_rate", "drop_connect_rate")
 
 
 class TrainingBatchNorm(layers.BatchNormalization):
@@ -89,8 +85,13 @@ class TrainingNetwork:
     seeds: list[keras.Variable]
 
 
-def start_values(recipe: Recipe, init: Any | None) -> tuple[Mapping[tuple[str, str], np.ndarray] | None, Any]:
+def start_values(
+    recipe: Recipe, init: Any | None, classes: Sequence[str] | None = None
+) -> tuple[Mapping[tuple[str, str], np.ndarray] | None, ModelConfig | None]:
     """Return the given weights by Keras's names, and the `ModelConfig` they came with; None twice without `init`.
+
+    `classes`: the data's class names. Where they are not those of the weights the head is left out, to begin anew;
+    where they are the same in another order it is in that order.
 
     Raises:
         ConfigError: the weights are of another architecture than the recipe's.
@@ -109,9 +110,16 @@ def start_values(recipe: Recipe, init: Any | None) -> tuple[Mapping[tuple[str, s
         in_chans=arch.in_chans,
         dtype="float32",
     )
-    _check_same(given.config, arch, str(init))
-    variables = _variables(given)
-    return {name: ops.convert_to_numpy(variable) for name, variable in variables.items()}, given.origin
+    check_architecture(given.config, arch, init)
+    values = {name: ops.convert_to_numpy(variable) for name, variable in _variables(given).items()}
+    order, origin = decide_head(given.origin, classes)
+    for name in [keras_name(spec) for spec in iter_tensors(arch) if spec.layer.startswith("head.")]:
+        if order is None:
+            del values[name]
+        elif order:
+            # The last axis of kernel and bias is that of the classes.
+            values[name] = values[name][..., list(order)]
+    return values, origin
 
 
 def build_network(
@@ -144,17 +152,6 @@ def build_network(
     return TrainingNetwork(model, origin, moved, statistics, fixed, seeds)
 
 
-def layer_group(spec: TensorSpec) -> int:
-    """Return the place of a tensor's layer: 0 the stem, 1 to 4 the stages, 5 the head."""
-    first = spec.layer.partition(".")[0]
-    return int(first.removeprefix("stage")) if first.startswith("stage") else {"stem": 0, "head": _LAST_GROUP}[first]
-
-
-def rate_factor(spec: TensorSpec, layer_decay: float) -> float:
-    """Return what the learning rate of a step is multiplied by for a tensor."""
-    return float(layer_decay ** (_LAST_GROUP - layer_group(spec)))
-
-
 def _is_frozen(spec: TensorSpec, train: TrainSettings) -> bool:
     in_front = train.freeze_through > 0 and layer_group(spec) <= train.freeze_through
     return in_front or (train.bn == "frozen" and spec.kind.layer_type == "bn")
@@ -167,15 +164,3 @@ def _variables(model: keras.Model) -> dict[tuple[str, str], keras.Variable]:
         layer, name = variable.path.split("/")[-2:]
         named[layer, name] = variable
     return named
-
-
-def _check_same(given: ArchConfig, wanted: ArchConfig, init: str) -> None:
-    names = [field.name for field in dataclasses.fields(ArchConfig) if field.name not in _REGULARIZATION]
-    differing = [name for name in names if getattr(given, name) != getattr(wanted, name)]
-    if differing:
-        name = differing[0]
-        raise ConfigError(
-            f"{init} is a {given.label}, the recipe's model a {wanted.label}: {', '.join(differing)} differ "
-            f"({name} is {getattr(given, name)}, in the recipe {getattr(wanted, name)}); choose the recipe of that "
-            f"model, or override its model section (model.{name}=...)"
-        )

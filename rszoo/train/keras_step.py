@@ -15,7 +15,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from rszoo.train.keras_network import TrainingNetwork, rate_factor
+from rszoo.train.keras_network import TrainingNetwork
+from rszoo.train.layer_groups import rate_factor
 from rszoo.train.recipe import Recipe
 
 #: Lists of tensors or variables by what they are: `moved`, `statistics` and `fixed` as in `TrainingNetwork`;

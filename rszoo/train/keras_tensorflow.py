@@ -7,7 +7,6 @@ when this was written: what ran are one and several virtual CPUs, and several pr
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +21,7 @@ from rszoo.train.engine import OpenTraining
 from rszoo.train.keras_network import TrainingNetwork
 from rszoo.train.keras_step import CHANGING, State, StepFunctions
 from rszoo.train.recipe import Recipe
+from rszoo.train.tf_config import process_place
 
 
 class TensorflowDevices:
@@ -31,13 +31,11 @@ class TensorflowDevices:
     """
 
     def __init__(self) -> None:
-        self._strategy = _choose_strategy()
+        self.rank, self.ranks = process_place(os.environ.get("TF_CONFIG"))
+        self._strategy = _choose_strategy(self.ranks)
         self._is_tpu = isinstance(self._strategy, tf.distribute.TPUStrategy)
-        workers = _workers() if isinstance(self._strategy, tf.distribute.MultiWorkerMirroredStrategy) else 1
-        self.rank = self._strategy.cluster_resolver.task_id if workers > 1 else 0
-        self.ranks = workers
         self.replicas = self._strategy.num_replicas_in_sync
-        self.readers = self._strategy.extended.num_hosts if self._is_tpu else workers
+        self.readers = self._strategy.extended.num_hosts if self._is_tpu else self.ranks
         self.local = self.replicas // self.ranks
         # Micro-batches that draw for themselves at a time.
         self.counters = self.replicas
@@ -183,9 +181,9 @@ def _value_and_gradients(function: Any) -> Any:
     return both
 
 
-def _choose_strategy() -> Any:
+def _choose_strategy(processes: int) -> Any:
     # First: collective operations must be set up before anything else runs.
-    if _workers() > 1:
+    if processes > 1:
         return tf.distribute.MultiWorkerMirroredStrategy()
     tpu = os.environ.get("TPU_NAME") or ("local" if tf.config.list_physical_devices("TPU") else None)
     if tpu is not None:
@@ -201,22 +199,3 @@ def _choose_strategy() -> Any:
         if devices:
             return tf.distribute.get_strategy()
     raise UsageError("TensorFlow sees neither a CPU nor a GPU nor a TPU here; set CUDA_VISIBLE_DEVICES or TPU_NAME")
-
-
-def _workers() -> int:
-    """Return how many processes TF_CONFIG names.
-
-    Raises:
-        UsageError: it is not TensorFlow's JSON.
-    """
-    text = os.environ.get("TF_CONFIG")
-    if not text:
-        return 1
-    try:
-        cluster = json.loads(text)["cluster"]
-        return max(1, sum(len(cluster.get(kind, ())) for kind in ("chief", "worker")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f'TF_CONFIG is {text!r}; it must look like {{"cluster": {{"worker": ["host1:2222", "host2:2222"]}}, '
-            '"task": {"type": "worker", "index": 0}}, or not be set'
-        ) from error

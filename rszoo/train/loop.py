@@ -11,12 +11,12 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from tqdm import tqdm
 
-from rszoo.errors import CheckpointError, TrainingError, TrainingStoppedError, UsageError, printable
+from rszoo.errors import CheckpointError, TrainingError, TrainingStoppedError, printable
 from rszoo.pipeline.faults import Faults, reading
 from rszoo.pipeline.share import Position
 from rszoo.progress import progress_bar
@@ -24,10 +24,12 @@ from rszoo.scores import Scores
 from rszoo.train.checkpoints import Checkpoint, Checkpoints, Progress, read_checkpoint, save_state
 from rszoo.train.engine import Engine, EngineName, OpenEvaluation, OpenTraining
 from rszoo.train.metrics import Metrics
+from rszoo.train.output import writing
 from rszoo.train.recipe import Recipe
 from rszoo.train.run_folder import RunFolder
 from rszoo.train.schedule import learning_rate
 from rszoo.train.stopping import StopRequest
+from rszoo.train.stopwatch import Stopwatch
 
 # Steps between two questions to all processes whether one was asked to stop: each question waits for the devices.
 _STEPS_BETWEEN_QUESTIONS = 10
@@ -67,7 +69,7 @@ class Loop:
         # Figures of steps: not read yet; read, and not in a record yet.
         self._handles: list[Any] = []
         self._pending: list[tuple[float, float]] = []
-        self._watch = _Stopwatch()
+        self._watch = Stopwatch()
 
     def say(self, text: str) -> None:
         """Print a line of results."""
@@ -104,8 +106,7 @@ class Loop:
             break
         # From here on nobody looks for checkpoints.
         self._engine.agree(False)
-        if self.step > self.plan.target:
-            raise UsageError(f"{self._folder.path} is at step {self.step} already, beyond {self.plan.target}")
+        self._folder.check_step(self.step, self.plan.target)
         if self._first:
             self._metrics.start(self.step, evaluated=self._saved is not None and self._saved.top1 is not None)
         self._engine.start(self.plan.data.open_training, positions)
@@ -116,6 +117,7 @@ class Loop:
         Raises:
             TrainingStoppedError: a signal came; the state is saved.
             TrainingError: the loss is not a number.
+            OutputError: something cannot be written.
             RszooError: the data cannot be read.
         """
         if self.plan.data.open_evaluation is None:
@@ -123,21 +125,21 @@ class Loop:
         title, target = f"{self._recipe.name} ({self.plan.engine})", self.plan.target
         with reading(self.plan.data.faults), progress_bar(title, target, unit="step", initial=self.step) as bar:
             if self._saved is not None and self._saved.top1 is None and self._evaluates():
-                self._evaluate()
+                self._evaluate(stop)
             self._watch.start()
             while self.step < target:
-                self._stop_if_asked(stop)
+                self._save_and_stop_if_asked(stop)
                 self._handles.append(self._engine.step(learning_rate(self._recipe, self.step)))
                 self.step += 1
                 self._watch.steps += 1
                 bar.update()
-                self._after_step(bar)
+                self._after_step(bar, stop)
 
     def close(self) -> None:
         """Let go of the files."""
         self._metrics.close()
 
-    def _after_step(self, bar: tqdm) -> None:
+    def _after_step(self, bar: tqdm, stop: StopRequest) -> None:
         settings, last = self._recipe.train, self.step == self.plan.target
         records = last or self.step % settings.log_every_steps == 0
         evaluates = self._evaluates()
@@ -146,11 +148,11 @@ class Loop:
             self._read()
         if records:
             self._record(bar)
-        with self._watch.paused():
+        with self._watch:
             if saves:
                 self._save()
             if evaluates:
-                self._evaluate()
+                self._evaluate(stop)
 
     def _evaluates(self) -> bool:
         """Whether the network is evaluated at this step: after every so many epochs, and at the end."""
@@ -190,13 +192,16 @@ class Loop:
         if self._first:
             self._saved = self._checkpoints.save(tensors, progress)
 
-    def _evaluate(self) -> None:
-        """Measure the weights that were just saved."""
+    def _evaluate(self, stop: StopRequest) -> None:
+        """Measure the weights that were just saved; of a run that is stopped meanwhile, when it goes on."""
         started, opened = time.monotonic(), self.plan.data.open_evaluation
         if opened is None:
             return
-        raw = self._engine.evaluate(opened, "raw")
-        ema = None if self._recipe.optimizer.ema_decay is None else self._engine.evaluate(opened, "ema")
+        self._stop_if_asked(stop)
+        raw, ema = self._engine.evaluate(opened, "raw"), None
+        if self._recipe.optimizer.ema_decay is not None:
+            self._stop_if_asked(stop)
+            ema = self._engine.evaluate(opened, "ema")
         if self._first and self._saved is not None:
             figures = {"ema": None if ema is None else _figures(ema), "raw": _figures(raw)}
             seconds = round(time.monotonic() - started, 1)
@@ -208,13 +213,25 @@ class Loop:
         top1 = f"{raw.top1:.2f} %" if ema is None else f"{ema.top1:.2f} % ({raw.top1:.2f} % without averages)"
         self.say(f"step {self.step}, epoch {self._place()['epoch']:g}: top-1 {top1} of {raw.images:,} images")
 
-    def _stop_if_asked(self, stop: StopRequest) -> None:
+    def _save_and_stop_if_asked(self, stop: StopRequest) -> None:
         if self._engine.ranks > 1 and self.step % _STEPS_BETWEEN_QUESTIONS:
             return
-        if not self._engine.agree(stop.signal is not None):
-            return
-        self._read()
-        self._save()
+        if self._engine.agree(stop.signal is not None):
+            self._read()
+            # Before the state: if the time ends while that is written, the former one is gone on from.
+            if self._first:
+                self._folder.note_stop()
+            self._save()
+            self._stop(stop)
+
+    def _stop_if_asked(self, stop: StopRequest) -> None:
+        """Stop, if the state was just saved."""
+        if self._engine.agree(stop.signal is not None):
+            if self._first:
+                self._folder.note_stop()
+            self._stop(stop)
+
+    def _stop(self, stop: StopRequest) -> NoReturn:
         # No process ends, and takes the others with it, before the first has written.
         self._engine.agree(False)
         raise TrainingStoppedError(
@@ -228,10 +245,11 @@ class Loop:
         if self._first:
             save_state(failed, tensors, progress)
         self._engine.agree(False)
+        key = "learning_rate_per_256" if self._recipe.optimizer.learning_rate is None else "learning_rate"
         raise TrainingError(
             f"the loss of step {step} is {loss}, at learning rate {rate:.4g}; the state after step {self.step} "
-            f"is in {failed}, to look at. Try a lower optimizer.learning_rate_per_256, a longer "
-            "schedule.warmup_epochs or train.precision=float32, with another --output"
+            f"is in {failed}, to look at. Try a lower optimizer.{key}, a longer schedule.warmup_epochs or "
+            "train.precision=float32, with another --output"
         )
 
     def _progress(self) -> Progress:
@@ -253,44 +271,12 @@ class Loop:
     def _set_aside(self, name: str, error: CheckpointError) -> None:
         self.note(f"{error}; it is kept in {self._folder.damaged}, and the checkpoint before it is used")
         if self._first:
-            self._folder.damaged.mkdir(exist_ok=True)
-            (self._folder.checkpoints / name).rename(self._folder.damaged / f"{name}-{time.time():.0f}")
+            with writing(self._folder.damaged):
+                self._folder.damaged.mkdir(exist_ok=True)
+                (self._folder.checkpoints / name).rename(self._folder.damaged / f"{name}-{time.time():.0f}")
 
     def _place(self) -> dict[str, Any]:
         return {"step": self.step, "epoch": round(self.step / self._recipe.steps_per_epoch, 4)}
-
-
-class _Stopwatch:
-    """Counts the steps and seconds since `rate` was last asked, but for pauses."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self._seconds = 0.0
-        self._since: float | None = None
-
-    def start(self) -> None:
-        self._since = time.perf_counter()
-
-    def rate(self) -> float:
-        """Return steps per second, and count anew."""
-        self._stop()
-        steps, seconds, self.steps, self._seconds = self.steps, self._seconds, 0, 0.0
-        self.start()
-        return steps / seconds if seconds else 0.0
-
-    def paused(self) -> _Stopwatch:
-        return self
-
-    def __enter__(self) -> None:
-        self._stop()
-
-    def __exit__(self, *_: object) -> None:
-        self.start()
-
-    def _stop(self) -> None:
-        if self._since is not None:
-            self._seconds += time.perf_counter() - self._since
-            self._since = None
 
 
 def _figures(scores: Scores) -> Mapping[str, float]:

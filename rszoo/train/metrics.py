@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rszoo.temporary import write_whole
+from rszoo.train.output import writing
 
 #: One line: "kind" is train or evaluation; "step", "epoch" and "time" (seconds since 1970) are in each.
 Record = dict[str, Any]
@@ -30,26 +31,42 @@ class Metrics:
         self._events: Any = None
 
     def start(self, step: int, *, evaluated: bool) -> None:
-        """Go on behind a step: forget what came after it, and its evaluation if that is yet to come."""
+        """Go on behind a step: forget what came after it, and its evaluation if that is yet to come.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         kept = [record for record in read_records(self._lines) if _is_before(record, step, evaluated)]
-        write_whole(self._lines, "".join(map(_to_line, kept)))
-        self._events = _open_events(self._folder)
-        for record in kept:
-            self._add_events(record)
-        self._events.flush()
+        with writing(self._lines):
+            write_whole(self._lines, "".join(map(_to_line, kept)))
+        with writing(self._folder):
+            self._events = _open_events(self._folder)
+            for record in kept:
+                self._add_events(record)
+            self._events.flush()
 
     def add(self, record: Record) -> None:
-        """Add a record."""
+        """Add a record.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         record = {**record, "time": round(time.time(), 3)}
-        with self._lines.open("a", encoding="utf-8") as lines:
+        with writing(self._lines), self._lines.open("a", encoding="utf-8") as lines:
             lines.write(_to_line(record))
-        self._add_events(record)
-        self._events.flush()
+        with writing(self._folder):
+            self._add_events(record)
+            self._events.flush()
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
+        """Close TensorBoard's file.
+
+        Raises:
+            OutputError: its last bytes cannot be written.
+        """
         if self._events is not None:
-            self._events.close()
+            with writing(self._folder):
+                self._events.close()
 
     def _add_events(self, record: Record) -> None:
         from tensorflow.compat import v1

@@ -9,14 +9,15 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from rszoo import __version__
-from rszoo.errors import ConfigError
+from rszoo.errors import ConfigError, OutputError
 from rszoo.evaluation import Evaluation, record_evaluation
 from rszoo.folder import ModelFolder, sha256_of
 from rszoo.pipeline.faults import DEFAULT_LIMIT, Faults
@@ -26,10 +27,12 @@ from rszoo.registry import get_entry, list_models
 from rszoo.saving import save
 from rszoo.train.curves import check_plotting, plot_curves
 from rszoo.train.engine import Engine, EngineName
+from rszoo.train.identity import identify
 from rszoo.train.loop import Data, Loop, Plan
-from rszoo.train.metrics import last_evaluation, read_records
+from rszoo.train.metrics import Record, last_evaluation, read_records
+from rszoo.train.output import check_writable, writing
 from rszoo.train.recipe import Recipe
-from rszoo.train.run_folder import Identity, RunFolder
+from rszoo.train.run_folder import RunFolder
 from rszoo.train.stopping import StopRequest
 
 Resume = Literal["auto", "never"]
@@ -43,7 +46,7 @@ class Job:
 
     `images`: to train on; `held_out`: to measure with, None if there are none. `output`: the run's folder. `init`:
     weights to start from, as `rszoo.create` takes them. `max_steps`: end before the recipe does. `max_faults`: broken
-    images that are put up with. `command`: what the user typed.
+    images that are put up with. `command`: what the user typed. `note`: what the user should know before it begins.
     """
 
     images: Source
@@ -55,6 +58,7 @@ class Job:
     max_steps: int | None = None
     max_faults: int = DEFAULT_LIMIT
     command: Sequence[str] = ()
+    note: str | None = None
     quiet: bool = False
 
 
@@ -66,7 +70,9 @@ def train(recipe: Recipe, job: Job) -> Path:
 
     Raises:
         ConfigError: the recipe does not fit the data or the devices.
-        UsageError, OutputError: the folder is another run's, or none.
+        UsageError: the folder is another run's, or the run is beyond `job.max_steps`.
+        OutputError: the folder is no run's, cannot be written, or another process trains in it.
+        RszooError: the weights to start from cannot be had.
         TrainingStoppedError: a signal came; the state is saved.
         TrainingError: the loss is not a number.
         ImageError, SourceNotFoundError: the data cannot be read, or too much of it is broken.
@@ -75,52 +81,68 @@ def train(recipe: Recipe, job: Job) -> Path:
     check_plotting()
     _check_data(recipe, job.images)
     folder = RunFolder(job.output)
-    identity = Identity(recipe, job.images.title, job.images.num_images, _init_name(job.init))
-    folder.check(identity, may_resume=job.resume == "auto")
+    folder.check_usable(may_resume=job.resume == "auto")
+    identity = identify(recipe, job.images, job.init)
+    folder.check_same(identity)
     target = recipe.total_steps if job.max_steps is None else min(job.max_steps, recipe.total_steps)
-    if folder.finished_step >= target:
+    folder.check_step(folder.finished_step, target)
+    if folder.finished_step == target:
         if not job.quiet:
             print(f"{folder.path} is finished: step {folder.finished_step}, {folder.model}")
         return folder.model
+    check_writable(folder.path)
     with StopRequest() as stop:
         engine = _start_engine(recipe, job)
         try:
-            if engine.rank == 0:
-                folder.open(identity, _session(recipe, job, engine))
-            plan = Plan(recipe, job.engine, _open_data(recipe, job), target, job.quiet)
-            loop = Loop(engine, plan, folder)
-            try:
-                loop.begin()
-                loop.run(stop)
-            finally:
-                loop.close()
-            return _finish(recipe, job, engine, loop)
+            with _alone(engine, folder):
+                if engine.rank == 0:
+                    folder.open(identity, _session(recipe, job, engine))
+                plan = Plan(recipe, job.engine, _open_data(recipe, job), target, job.quiet)
+                loop = Loop(engine, plan, folder)
+                if job.note is not None:
+                    loop.note(job.note)
+                try:
+                    loop.begin()
+                    loop.run(stop)
+                finally:
+                    loop.close()
+                _finish(recipe, job, engine, loop, folder)
         finally:
             engine.close()
+    return folder.model
 
 
-def _finish(recipe: Recipe, job: Job, engine: Engine, loop: Loop) -> Path:
+@contextmanager
+def _alone(engine: Engine, folder: RunFolder) -> Iterator[None]:
+    """Raise an OutputError, in all processes of this command, if another command trains in the folder."""
+    with folder.locked() if engine.rank == 0 else nullcontext(True) as free:
+        if engine.agree(not free):
+            raise OutputError(f"another process trains in {folder.path}; wait for it, or choose another --output")
+        yield
+
+
+def _finish(recipe: Recipe, job: Job, engine: Engine, loop: Loop, folder: RunFolder) -> None:
     """Write what a finished run has: the model, its accuracy, the curves."""
-    network, folder = engine.network("raw" if recipe.optimizer.ema_decay is None else "ema"), RunFolder(job.output)
+    network = engine.network("raw" if recipe.optimizer.ema_decay is None else "ema")
     if engine.rank == 0:
         records = read_records(folder.metrics)
-        model = save(network, folder.model, title=recipe.title, labels=_labels(recipe, job.images), overwrite=True)
+        with writing(folder.model):
+            model = save(network, folder.model, title=recipe.title, labels=_labels(recipe, job.images), overwrite=True)
+        record = last_evaluation(folder.metrics, loop.step)
         faults = loop.plan.data.faults
         if faults.count:
             loop.note(f"{faults.count} broken images or files were left out: {'; '.join(faults.first[:3])}")
-        elif (evaluation := _evaluation(recipe, job, model, loop.step)) is not None:
+        elif (evaluation := _evaluation(recipe, job, model, record)) is not None:
             record_evaluation(model.path, evaluation)
         plot_curves(records, recipe.title, folder.curves)
         folder.finish(loop.step)
         loop.say(f"step {loop.step}: the model is {folder.model}")
     # The first process writes while the others wait.
     engine.agree(False)
-    return folder.model
 
 
-def _evaluation(recipe: Recipe, job: Job, model: ModelFolder, step: int) -> Evaluation | None:
+def _evaluation(recipe: Recipe, job: Job, model: ModelFolder, record: Record | None) -> Evaluation | None:
     """Return the last measurement, if a model folder may keep it: of all images, and in float32."""
-    record = last_evaluation(RunFolder(job.output).metrics, step)
     if record is None or job.held_out is None or recipe.train.precision != "float32":
         return None
     scores = record["raw" if record["ema"] is None else "ema"]
@@ -151,10 +173,10 @@ def _start_engine(recipe: Recipe, job: Job) -> Engine:
     if job.engine == "torch":
         from rszoo.train.torch_engine import TorchEngine
 
-        return TorchEngine(recipe, init=job.init)
+        return TorchEngine(recipe, init=job.init, classes=job.images.class_names)
     from rszoo.train.keras_engine import KerasEngine
 
-    return KerasEngine(recipe, init=job.init)
+    return KerasEngine(recipe, init=job.init, classes=job.images.class_names)
 
 
 def _open_data(recipe: Recipe, job: Job) -> Data:
@@ -188,11 +210,6 @@ def _check_data(recipe: Recipe, images: Source) -> None:
             f"{images.title} has {images.num_images:,} images to train on, and the recipe {recipe.name} counts its "
             f"epochs by {recipe.data.train_images:,}; add data.train_images={images.num_images}"
         )
-
-
-def _init_name(init: str | None) -> str | None:
-    """Return what tells weights apart wherever they lie: a name, or the name of a folder."""
-    return None if init is None else Path(init).name if Path(init).is_dir() else init
 
 
 def _session(recipe: Recipe, job: Job, engine: Engine) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """The folder of a run: recipe and circumstances in, a place for all that training writes out.
 
 `recipe.yaml` is the recipe with all its values, `run.json` says on what data, from what, and with what commands,
-engines, versions and devices it was trained. A folder is only gone on with by a command that trains the same.
+engines, versions and devices it was trained. A folder is only gone on with by a command that trains the same, and by
+one at a time. `RESUME` is there while the last command was stopped by a signal, for scripts to look at.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,16 @@ import yaml
 
 from rszoo.errors import ConfigError, OutputError, UsageError
 from rszoo.temporary import abandoned, write_whole
+from rszoo.train.identity import Identity
+from rszoo.train.output import writing
 from rszoo.train.recipe import Recipe
 
-_RECIPE = "recipe.yaml"
+#: The recipe in a run's folder.
+RECIPE_FILE = "recipe.yaml"
 _RUN = "run.json"
+_LOCK = ".lock"
+# Of a value in an error text: names of a thousand classes are many lines.
+_MOST_CHARACTERS = 100
 _FORMAT_VERSION = 1
 # What may differ between a run and the command that goes on with it: texts, how often something is written, and what
 # changes the arithmetic by its rounding at most. Where the data are is another matter than what they are.
@@ -28,20 +35,6 @@ _FREE = {
     *("train.log_every_steps", "train.checkpoint_every_steps", "train.keep_checkpoints"),
     *("train.evaluate_every_epochs", "train.compile", "train.channels_last", "train.gradient_checkpointing"),
 }
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What makes a run that run. `data`: title of the data; `init`: name of the weights it starts from."""
-
-    recipe: Recipe
-    data: str
-    train_images: int | None
-    init: str | None
-
-    def facts(self) -> dict[str, Any]:
-        """Return all but the recipe as JSON values."""
-        return {"data": self.data, "train_images": self.train_images, "init": self.init}
 
 
 class RunFolder:
@@ -56,32 +49,46 @@ class RunFolder:
         self.damaged = path / "damaged"
         self.curves = path / "curves.png"
         self.model = path / "model"
+        self.resume = path / "RESUME"
 
     @property
     def exists(self) -> bool:
         """Whether there is a run."""
-        return (self.path / _RECIPE).is_file()
+        return (self.path / RECIPE_FILE).is_file()
 
     @property
     def finished_step(self) -> int:
         """At which step the run was finished, with a model; 0 if it was not."""
         return int(self._read().get("finished_step") or 0)
 
-    def check(self, identity: Identity, *, may_resume: bool) -> None:
-        """Refuse a folder that is not this run's.
+    @property
+    def init(self) -> str | None:
+        """The name of the weights that the run started from, if it did."""
+        name = self._read().get("init")
+        return None if name is None else str(name)
+
+    def check_usable(self, *, may_resume: bool) -> None:
+        """Refuse a folder that cannot be a run's.
 
         Raises:
-            OutputError: it is no run's, or there is a run and `may_resume` is off.
-            UsageError: it is a run of another recipe or other data.
-            ConfigError: its files are damaged.
+            OutputError: it has something else, or it has a run and `may_resume` is off.
         """
         if not self.exists:
             self._check_free()
-            return
-        if not may_resume:
+        elif not may_resume:
             raise OutputError(
                 f"{self.path} has a run, and --resume is never; delete the folder, or choose another --output"
             )
+
+    def check_same(self, identity: Identity) -> None:
+        """Refuse a folder that is another run's.
+
+        Raises:
+            UsageError: it is a run of another recipe, on other data or from other weights.
+            ConfigError: its files are damaged.
+        """
+        if not self.exists:
+            return
         there = {**self._recipe(), **_flatten({name: self._read().get(name) for name in identity.facts()})}
         here = {**_flatten(identity.recipe.to_dict()), **_flatten(identity.facts())}
         missing = object()
@@ -94,31 +101,87 @@ class RunFolder:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise UsageError(
                 f"{self.path} is another run: {'; '.join(differing[:3])}{more}. Choose another --output, or go on with "
-                f"that run: its recipe is {self.path / _RECIPE}"
+                f"that run: its recipe is {self.path / RECIPE_FILE}"
             )
 
+    def check_step(self, step: int, target: int) -> None:
+        """Raise a UsageError if the run is beyond the step that a command wants to end at."""
+        if step > target:
+            raise UsageError(f"{self.path} is at step {step} already, beyond {target}; give a higher --max-steps")
+
+    @contextmanager
+    def locked(self) -> Iterator[bool]:
+        """Keep other commands away while the block runs; yield False if one of them is at work here.
+
+        The system takes the lock away when the process ends, however it ends. Where a file system has no locks, nobody
+        is kept away.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / _LOCK, fallback_to_soft=False)
+        free = True
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            free = False
+        except (OSError, NotImplementedError):
+            pass
+        try:
+            yield free
+        finally:
+            with suppress(OSError):
+                lock.release()
+
     def open(self, identity: Identity, session: Mapping[str, Any]) -> None:
-        """Make the folder, or add a session to it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(identity.recipe.to_dict(), sort_keys=False, default_flow_style=None, allow_unicode=True)
-        write_whole(self.path / _RECIPE, text)
-        facts = self._read() or {"format_version": _FORMAT_VERSION, **identity.facts(), "finished_step": None}
-        sessions = [*facts.get("sessions", []), dict(session)]
-        self._write({**facts, "sessions": sessions, "finished_step": None})
+        """Make the folder, or add a session to it.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.resume.unlink(missing_ok=True)
+            text = yaml.safe_dump(
+                identity.recipe.to_dict(), sort_keys=False, default_flow_style=None, allow_unicode=True
+            )
+            write_whole(self.path / RECIPE_FILE, text)
+            facts = self._read() or {"format_version": _FORMAT_VERSION, **identity.facts(), "finished_step": None}
+            sessions = [*facts.get("sessions", []), dict(session)]
+            self._write({**facts, "sessions": sessions, "finished_step": None})
+
+    def note_stop(self) -> None:
+        """Leave word for scripts that a signal stopped the run, and the same command goes on.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        with writing(self.resume):
+            self.resume.touch()
 
     def finish(self, step: int) -> None:
-        """Note that the run has its model."""
-        self._write({**self._read(), "finished_step": step})
+        """Note that the run has its model.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        with writing(self.path):
+            self._write({**self._read(), "finished_step": step})
 
     def _check_free(self) -> None:
         if not self.path.exists():
             return
         left = abandoned(self.path) if self.path.is_dir() else []
-        if not self.path.is_dir() or any(item not in left for item in self.path.iterdir()):
+        # A lock alone is of a command that got no further, or of the first of this one's processes.
+        if not self.path.is_dir() or any(item not in left and item.name != _LOCK for item in self.path.iterdir()):
             raise OutputError(f"{self.path} exists and is not a run of rszoo train; choose another --output")
 
     def _recipe(self) -> dict[str, Any]:
-        path = self.path / _RECIPE
+        path = self.path / RECIPE_FILE
         try:
             # Read as a recipe, so that what a newer version adds has its default.
             return _flatten(Recipe.from_dict(yaml.safe_load(path.read_text(encoding="utf-8"))).to_dict())
@@ -149,4 +212,5 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _shown(value: object) -> str:
-    return json.dumps(value)
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."

@@ -20,9 +20,11 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from rszoo.errors import UsageError
+from rszoo.pipeline import devices
 from rszoo.pipeline.share import Position, Share
 from rszoo.scores import Scores
 from rszoo.train.engine import OpenEvaluation, OpenTraining, Weights, micro_batch
+from rszoo.train.memory import memory_errors
 from rszoo.train.recipe import Recipe
 from rszoo.train.torch_averages import start_averages
 from rszoo.train.torch_batches import Batch, Batches
@@ -42,13 +44,15 @@ class TorchEngine:
     Args:
         recipe: the recipe.
         init: None for the published initial values, or what `rszoo.create` takes to load weights.
+        classes: names of the data's classes, in the order of their labels; None if they have none. Where the weights
+            have other names there, the head begins anew; where the same in another order, it is put into that order.
 
     Raises:
         ConfigError: the batch cannot be divided by the processes, or the weights are of another architecture.
         UsageError: there are more processes than GPUs.
     """
 
-    def __init__(self, recipe: Recipe, *, init: Any | None = None) -> None:
+    def __init__(self, recipe: Recipe, *, init: Any | None = None, classes: Sequence[str] | None = None) -> None:
         self._recipe = recipe
         self._world = join_world()
         self.rank, self.ranks = self._world.rank, self._world.ranks
@@ -60,7 +64,7 @@ class TorchEngine:
         device = self._world.device
         memory_format = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
         # Typed `Any` for the overload of `to` that PyTorch's stubs lack.
-        network: Any = build_network(recipe, init)
+        network: Any = build_network(recipe, init, classes)
         self._network = network.to(device=device, memory_format=memory_format)
         self._statistics = BatchStatistics(self._network, recipe.train.bn_momentum, self._world)
         decay = recipe.optimizer.ema_decay
@@ -90,28 +94,20 @@ class TorchEngine:
             )
         self._close_batches()
         self._position = positions[self.rank] if positions else Position()
-        _keep_tensorflow_off()
+        devices.keep_off_accelerators()
         dataset = open_dataset(Share(self.rank, self.ranks), self._micro_batch, self._position)
         self._batches = Batches(dataset, self._world.device)
 
     def step(self, learning_rate: float) -> Tensor:
-        """Take one optimizer step; return its figures, still on the device: cross-entropy and top-1 fraction."""
+        """Take one optimizer step; return its figures, still on the device: cross-entropy and top-1 fraction.
+
+        Raises:
+            UsageError: `start` was not called.
+            TrainingError: a micro-batch does not fit into the device's memory.
+        """
         set_learning_rate(self._optimizer, learning_rate)
-        count = self._recipe.train.accumulate
-        figures = torch.zeros(2, device=self._world.device)
-        self._statistics.begin()
-        for number in range(1, count + 1):
-            with self._unsynchronized() if number < count else nullcontext():
-                figures += self._backward(self._next_batch()) / count
-            if number < count:
-                self._statistics.collect()
-        self._statistics.finish()
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        if self._averages is not None:
-            self._averages.update_parameters(self._network)
-        self._state.steps += 1
-        return figures
+        with memory_errors(self._recipe, self._micro_batch):
+            return self._step()
 
     def read(self, handles: Sequence[Tensor]) -> np.ndarray:
         """Return the figures of steps, over all processes: float64 (steps, 2), cross-entropy and top-1 fraction."""
@@ -147,7 +143,7 @@ class TorchEngine:
         network = self._chosen(weights)
         trains = network.training
         scores = Scores.empty(self._recipe.model.num_classes)
-        _keep_tensorflow_off()
+        devices.keep_off_accelerators()
         dataset = open_dataset(Share(self.rank, self.ranks), self._recipe.evaluation.batch_size)
         batches = Batches(dataset, self._world.device)
         try:
@@ -184,6 +180,23 @@ class TorchEngine:
         self._position = Position(epoch, group, image + 1)
         return batch
 
+    def _step(self) -> Tensor:
+        count = self._recipe.train.accumulate
+        figures = torch.zeros(2, device=self._world.device)
+        self._statistics.begin()
+        for number in range(1, count + 1):
+            with self._unsynchronized() if number < count else nullcontext():
+                figures += self._backward(self._next_batch()) / count
+            if number < count:
+                self._statistics.collect()
+        self._statistics.finish()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self._averages is not None:
+            self._averages.update_parameters(self._network)
+        self._state.steps += 1
+        return figures
+
     def _backward(self, batch: Batch) -> Tensor:
         """Add a micro-batch's share to the gradients; return its cross-entropy and top-1 fraction."""
         with self._precision():
@@ -217,9 +230,3 @@ def _parallel(network: nn.Module, device: torch.device) -> DistributedDataParall
     broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     settings: dict[str, Any] = {broadcast: False}
     return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True, **settings)
-
-
-def _keep_tensorflow_off() -> None:
-    from rszoo.pipeline.devices import keep_off_accelerators
-
-    keep_off_accelerators()

@@ -9,18 +9,8 @@ from torch.nn import Parameter
 
 from rszoo.models.torch_resnet_rs import ResNetRS
 from rszoo.names import torch_name
+from rszoo.train.layer_groups import rate_factor
 from rszoo.train.recipe import OptimizerSettings
-
-#: The head; the stem is 0, and the stages are 1 to 4.
-_LAST_GROUP = 5
-
-
-def layer_group(name: str) -> int:
-    """Return the place of a parameter, by its state dict key: 0 the stem, 1 to 4 the stages, 5 the head."""
-    module = name.partition(".")[0]
-    if module.startswith("layer"):
-        return int(module.removeprefix("layer"))
-    return _LAST_GROUP if module == "fc" else 0
 
 
 def make_optimizer(network: ResNetRS, settings: OptimizerSettings) -> torch.optim.SGD:
@@ -29,12 +19,12 @@ def make_optimizer(network: ResNetRS, settings: OptimizerSettings) -> torch.opti
     Each group's "rate" is what the learning rate of a step is to be multiplied with, see `set_learning_rate`.
     """
     groups: dict[tuple[float, float], list[Parameter]] = {}
-    # The published L2 term leaves out what is batch normalization's, and nothing else.
-    spared = {torch_name(spec) for spec in network.iter_tensors() if spec.kind.layer_type == "bn"}
+    specs = {torch_name(spec): spec for spec in network.iter_tensors()}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            rate = settings.layer_decay ** (_LAST_GROUP - layer_group(name))
-            decay = 0.0 if name in spared else settings.weight_decay
+            rate = rate_factor(specs[name], settings.layer_decay)
+            # The published L2 term leaves out what is batch normalization's, and nothing else.
+            decay = 0.0 if specs[name].kind.layer_type == "bn" else settings.weight_decay
             groups.setdefault((rate, decay), []).append(parameter)
     listed: list[dict[str, Any]] = [
         {"params": parameters, "weight_decay": decay, "rate": rate} for (rate, decay), parameters in groups.items()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from rszoo.errors import WeightsError, summarize
+from rszoo.train.state import check_state
 from rszoo.train.torch_averages import set_steps
 from rszoo.train.torch_world import World
 
@@ -46,15 +46,7 @@ class TrainingState:
             WeightsError: a tensor is missing or misshapen; nothing was changed.
         """
         tensors = self._tensors()
-        if missing := [name for name in (*tensors, "step") if name not in arrays]:
-            raise WeightsError(
-                f"the state lacks {len(missing)} tensors ({summarize(missing)}); resume with the recipe of its run"
-            )
-        if wrong := [name for name, tensor in tensors.items() if arrays[name].shape != tuple(tensor.shape)]:
-            raise WeightsError(
-                f"{len(wrong)} tensors of the state have another shape ({summarize(wrong)}); resume with the recipe of "
-                "its run"
-            )
+        check_state(arrays, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
         for name, tensor in tensors.items():
             tensor.copy_(torch.from_numpy(np.array(arrays[name], np.float32)))
         self.steps = int(arrays["step"])

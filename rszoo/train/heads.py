@@ -1,0 +1,87 @@
+"""What a training from given weights starts with: are they the recipe's network, and are the head's classes the data's.
+
+In: what `rszoo.create` knows of the weights, and the names of the data's classes. Out: an error, or where in the given
+head each of the data's classes is. Both engines do the same, each with its own tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from rszoo.config import ArchConfig
+from rszoo.errors import ConfigError, UsageError, summarize
+from rszoo.folder import ModelConfig
+from rszoo.registry import load_labels
+
+log = logging.getLogger("rszoo")
+
+#: Act in training only: they are the recipe's, whatever the weights were trained with.
+_REGULARIZATION = ("dropout_rate", "drop_connect_rate")
+
+
+def check_architecture(given: ArchConfig, wanted: ArchConfig, init: Any) -> None:
+    """Check that weights fit the recipe's network; `init` is what they are called in the error.
+
+    Raises:
+        ConfigError: they are of another architecture.
+    """
+    names = [field.name for field in dataclasses.fields(ArchConfig) if field.name not in _REGULARIZATION]
+    differing = [name for name in names if getattr(given, name) != getattr(wanted, name)]
+    if differing:
+        name = differing[0]
+        raise ConfigError(
+            f"{init} is a {given.label}, the recipe's model a {wanted.label}: {', '.join(differing)} differ "
+            f"({name} is {getattr(given, name)}, in the recipe {getattr(wanted, name)}); choose the recipe of that "
+            f"model, or override its model section (model.{name}=...)"
+        )
+
+
+def head_order(origin: ModelConfig | None, classes: Sequence[str] | None) -> tuple[int, ...] | None:
+    """Return which class of the given head each of the data's classes is; None if they are others: a new head.
+
+    In the given order where the names are the same, where either side has none, or where the numbers of classes differ
+    (there `rszoo.create` has started a new head already). ImageNet-1k's classes may be named by WordNet ids, too.
+
+    Args:
+        origin: of the model with the given weights.
+        classes: the data's class names, in the order of their labels.
+    """
+    if origin is None:
+        return ()
+    labels = origin.labels
+    same = tuple(range(origin.arch.num_classes))
+    if labels is None or classes is None or len(classes) != len(labels) or tuple(classes) == labels:
+        return same
+    if len(set(labels)) == len(labels) and set(labels) == set(classes):
+        return tuple(labels.index(name) for name in classes)
+    return _imagenet_order(origin, classes) if labels == load_labels("imagenet-1k") else None
+
+
+def decide_head(
+    origin: ModelConfig | None, classes: Sequence[str] | None
+) -> tuple[tuple[int, ...] | None, ModelConfig | None]:
+    """Return `head_order`, and the origin with labels that belong to the head as it will be; a warning says of changes.
+
+    Empty where nothing is to be done.
+    """
+    order = head_order(origin, classes)
+    if origin is None or classes is None or order == tuple(range(len(order or ()))):
+        return (), origin
+    names = summarize(list(classes))
+    if order is None:
+        log.warning("new head: the data's %d classes (%s) are not those of %s", len(classes), names, origin.title)
+    else:
+        log.warning("the head's classes were put into the data's order (%s); in %s it is another", names, origin.title)
+    return order, dataclasses.replace(origin, labels=tuple(classes))
+
+
+def _imagenet_order(origin: ModelConfig, classes: Sequence[str]) -> tuple[int, ...] | None:
+    from rszoo.evaluate.classes import match_classes
+
+    try:
+        return match_classes(classes, len(classes), origin).indices
+    except UsageError:
+        return None

@@ -1,0 +1,106 @@
+"""What makes a run that run: recipe, data and weights to start from in, values that tell them from others out.
+
+Data and weights are known by what they are, not by where they lie: a folder's name says little, and what is in it
+changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rszoo.errors import SourceNotFoundError
+from rszoo.folder import sha256_of
+from rszoo.pipeline.sources import ImageSource, ShardSource, Source
+from rszoo.train.recipe import Recipe
+
+# Object stores answer many questions at once as fast as one.
+_QUESTIONS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes a run that run.
+
+    `data`: title of the data; `data_sha256`: of the list of what is in them. `init`: name of the weights it starts
+    from, `init_sha256` of their file; both None without.
+    """
+
+    recipe: Recipe
+    data: str
+    train_images: int | None
+    class_names: tuple[str, ...] | None = None
+    data_sha256: str | None = None
+    init: str | None = None
+    init_sha256: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return all but the recipe as JSON values."""
+        return {
+            "data": self.data,
+            "train_images": self.train_images,
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "data_sha256": self.data_sha256,
+            "init": self.init,
+            "init_sha256": self.init_sha256,
+        }
+
+
+def identify(recipe: Recipe, images: Source, init: str | None) -> Identity:
+    """Look at data and weights; the weights are read in full, and fetched if they are not on this machine.
+
+    Raises:
+        SourceNotFoundError: the data or the weights are not there.
+        RszooError: the weights cannot be had, as `rszoo.cache.find_folder` says.
+    """
+    return Identity(
+        recipe,
+        images.title,
+        images.num_images,
+        images.class_names,
+        data_sha256(images),
+        None if init is None else _name_of(init),
+        None if init is None else _weights_sha256(init),
+    )
+
+
+def data_sha256(images: Source) -> str | None:
+    """Return the SHA-256, in hex, of what is listed: names and labels of images, names and sizes of TFRecords.
+
+    Raises:
+        SourceNotFoundError: a file of TFRecords cannot be looked at.
+    """
+    if isinstance(images, ImageSource):
+        listed = hashlib.sha256("\0".join(images.names).encode("utf-8", errors="surrogateescape"))
+        listed.update(images.labels.astype("<i8").tobytes())
+        return listed.hexdigest()
+    if isinstance(images, ShardSource):
+        with ThreadPoolExecutor(_QUESTIONS_AT_ONCE) as pool:
+            sizes = list(pool.map(_size_of, images.shards))
+        lines = [f"{posixpath.basename(shard)} {size}\n" for shard, size in zip(images.shards, sizes, strict=True)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return None
+
+
+def _size_of(path: str) -> int:
+    import tensorflow as tf
+
+    try:
+        return int(tf.io.gfile.stat(path).length)
+    except tf.errors.OpError as error:
+        raise SourceNotFoundError(f"cannot read {path}: {error.message}") from error
+
+
+def _name_of(init: str) -> str:
+    """Return a name that is the same wherever a folder lies."""
+    return Path(init).name if Path(init).is_dir() else init
+
+
+def _weights_sha256(init: str) -> str:
+    from rszoo.cache import find_folder
+
+    return sha256_of(find_folder(init).weights_path)
