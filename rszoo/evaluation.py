@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import date
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from rszoo.errors import ConfigError, OutputError
 from rszoo.folder import EVALUATION, WEIGHTS, sha256_of
+from rszoo.locks import held
 from rszoo.paths import busy_folder
 from rszoo.temporary import write_whole
 
@@ -111,7 +111,7 @@ def record_evaluation(folder: Path, result: Evaluation) -> tuple[Evaluation, ...
             f"{folder / WEIGHTS} has SHA-256 {sha256}, and the weights that were measured {result.weights_sha256}; "
             "they were changed meanwhile, so measure again"
         )
-    with _locked(sha256):
+    with held(busy_folder() / f"evaluation-{sha256}", _LOCK_S):
         kept = [former for former in _read(folder) if former.weights_sha256 == sha256]
         places = [former.conditions for former in kept]
         if result.conditions in places:
@@ -146,24 +146,6 @@ def _read(folder: Path) -> tuple[Evaluation, ...]:
         return _parse(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: {error}; delete it, then measure again") from error
-
-
-@contextmanager
-def _locked(sha256: str) -> Iterator[None]:
-    """Hold the lock of a folder's weights; go on without it where locks cannot be had."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(busy_folder() / f"evaluation-{sha256}", fallback_to_soft=False)
-    try:
-        busy_folder().mkdir(parents=True, exist_ok=True)
-        with suppress(Timeout):
-            lock.acquire(timeout=_LOCK_S)
-    except (OSError, NotImplementedError):
-        pass
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _parse(record: Mapping[str, Any]) -> tuple[Evaluation, ...]:

@@ -17,7 +17,7 @@ def list_folder(folder: str) -> list[str]:
 
     try:
         if not tf.io.gfile.isdir(folder):
-            raise SourceNotFoundError(f"no folder at {folder}; give the folder that the data are in")
+            raise SourceNotFoundError(f"no folder at {folder}; give the folder that the data are in, or `digits`")
         # Object stores give folders with a slash at the end, and may list a folder in itself.
         names = {name.rstrip("/") for name in tf.io.gfile.listdir(folder)}
     except tf.errors.OpError as error:

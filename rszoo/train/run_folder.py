@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rszoo.errors import ConfigError, OutputError, UsageError
+from rszoo.locks import held
 from rszoo.temporary import abandoned, write_whole
 from rszoo.train.identity import Identity
 from rszoo.train.output import writing
@@ -113,29 +114,13 @@ class RunFolder:
     def locked(self) -> Iterator[bool]:
         """Keep other commands away while the block runs; yield False if one of them is at work here.
 
-        The system takes the lock away when the process ends, however it ends. Where a file system has no locks, nobody
-        is kept away.
-
         Raises:
             OutputError: the folder cannot be written.
         """
-        from filelock import FileLock, Timeout
-
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / _LOCK, fallback_to_soft=False)
-        free = True
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            free = False
-        except (OSError, NotImplementedError):
-            pass
-        try:
+        with held(self.path / _LOCK, 0) as free:
             yield free
-        finally:
-            with suppress(OSError):
-                lock.release()
 
     def open(self, identity: Identity, session: Mapping[str, Any]) -> None:
         """Make the folder, or add a session to it.
