@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 # later, to save a model for example, is found because both packages are known by then.
 import converters  # noqa: F401
 import rszoo
-from rszoo.tensors import iter_tensors as _iter_tensors
+from rszoo.arch.walk import iter_tensors as _iter_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

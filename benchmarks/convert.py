@@ -48,7 +48,7 @@ save_file(tensors, output)
 # The same process as `rszoo-convert`, looked at when it is done.
 _IMPORTS = """
 import sys
-from converters.cli import main
+from rszoo.cli.convert import main
 try:
     main()
 except SystemExit as ended:

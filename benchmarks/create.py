@@ -44,7 +44,7 @@ def make(folder, name):
 _PLAIN = """
 import torch
 from safetensors.torch import load_file
-from rszoo.folder import read_folder
+from rszoo.folder.model_folder import read_folder
 from rszoo.models.torch_resnet_rs import ResNetRS
 def make(folder, name):
     model = ResNetRS(read_folder(folder).config.arch)

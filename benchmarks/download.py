@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.servers import fake_gcs
 
 _DOWNLOAD = TIMED.format(
-    imports="from pathlib import Path; from rszoo.download import Download; buffer = bytearray(1 << 20)",
+    imports="from pathlib import Path; from rszoo.net.download import Download; buffer = bytearray(1 << 20)",
     work="""
 with Download(sys.argv[1], Path(sys.argv[2]), lambda version: None) as download:
     while download.readinto(buffer):
@@ -35,7 +35,7 @@ _CONVERT = TIMED.format(
 )
 
 _FIRST_USE = TIMED.format(
-    imports="import converters.convert, converters.remote, filelock; from rszoo.cache import find_folder",
+    imports="import converters.convert, converters.read.remote, filelock; from rszoo.cache.fill import find_folder",
     work="find_folder(sys.argv[1])",
 )
 

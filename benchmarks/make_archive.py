@@ -15,11 +15,11 @@ import numpy as np
 from isal import igzip
 
 from converters.account import EMA_SUFFIX, GLOBAL_STEP, MOMENTUM_SUFFIX
-from converters.tensorbundle import write_bundle
-from rszoo.config import ArchConfig
-from rszoo.names import tf1_names
-from rszoo.registry import get_entry
-from rszoo.tensors import Kind, TensorSpec, iter_tensors
+from converters.tensorbundle.bundle import write_bundle
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.names import tf1_names
+from rszoo.arch.walk import Kind, TensorSpec, iter_tensors
+from rszoo.registry.manifest import get_entry
 
 _PREFIX = "model.ckpt"
 

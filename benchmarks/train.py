@@ -21,8 +21,8 @@ _TARGETS = {"cpu": 1.0, "cuda": 1.2}
 _RSZOO = """
 import numpy as np
 from dataclasses import replace
-from rszoo.train.recipe import load_recipe
-from rszoo.train.torch_engine import TorchEngine
+from rszoo.recipes.recipe import load_recipe
+from rszoo.train.torch.engine import TorchEngine
 recipe = load_recipe(pair)
 recipe = replace(recipe, train=replace(recipe.train, batch_size=batch, precision=precision, compile=compiled))
 

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from converters.tensorbundle import Entry
-from rszoo.config import ArchConfig
+from converters.tensorbundle.bundle import Entry
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.names import tf1_names
+from rszoo.arch.walk import TensorSpec, iter_tensors
 from rszoo.errors import ConfigError, ConversionError, summarize
-from rszoo.folder import WeightSet
-from rszoo.names import tf1_names
-from rszoo.tensors import TensorSpec, iter_tensors
+from rszoo.folder.model_folder import WeightSet
 
 EMA_SUFFIX = "/ExponentialMovingAverage"
 MOMENTUM_SUFFIX = "/Momentum"

@@ -19,14 +19,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from converters.account import GLOBAL_STEP, Account, take_account
-from converters.files import CheckpointFiles
-from converters.safetensors_file import SafetensorsWriter
-from converters.source import Opener, find_entry, locate
-from converters.staging import staged_folder, sync_file
-from converters.tensorbundle import Bundle
-from rszoo import __version__
+from converters.read.files import CheckpointFiles
+from converters.read.source import Opener, find_entry, locate
+from converters.tensorbundle.bundle import Bundle
+from rszoo.arch.names import to_torch_layout, torch_name, torch_shape
+from rszoo.arch.walk import TensorSpec
+from rszoo.disk.paths import expand_user
+from rszoo.disk.safetensors_writer import SafetensorsWriter
+from rszoo.disk.staging import staged_folder, sync_file
 from rszoo.errors import ConversionError, OutputError, UsageError
-from rszoo.folder import (
+from rszoo.folder.model_folder import (
     CONFIG,
     CONVERSION,
     EVALUATION,
@@ -37,12 +39,10 @@ from rszoo.folder import (
     config_sha256,
     sha256_of,
 )
-from rszoo.names import to_torch_layout, torch_name, torch_shape
-from rszoo.paths import expand_user
-from rszoo.preprocessing import Preprocessing
-from rszoo.progress import progress_bar
-from rszoo.registry import PretrainedEntry, get_entry, list_models
-from rszoo.tensors import TensorSpec
+from rszoo.registry.manifest import PretrainedEntry, get_entry, list_models
+from rszoo.registry.preprocessing import Preprocessing
+from rszoo.terminal import progress_bar
+from rszoo.version import __version__
 
 _WORKERS = 2
 # Memory is bounded by the groups under way, of this size each; the largest single tensor has 9.4 MB.

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from converters.account import EMA_SUFFIX, GLOBAL_STEP
-from converters.staging import staged_folder
-from converters.tensorbundle import write_bundle
-from rszoo.folder import CONVERSION, ModelFolder
-from rszoo.names import tf1_names, to_tf_layout, torch_name
-from rszoo.paths import expand_user
-from rszoo.tensors import TensorSpec, iter_tensors
-from rszoo.weights import Weights, check_header
+from converters.tensorbundle.bundle import write_bundle
+from rszoo.arch.names import tf1_names, to_tf_layout, torch_name
+from rszoo.arch.walk import TensorSpec, iter_tensors
+from rszoo.disk.paths import expand_user
+from rszoo.disk.staging import staged_folder
+from rszoo.folder.model_folder import CONVERSION, ModelFolder
+from rszoo.weights.mapping import Weights, check_header
 
 PREFIX = "model.ckpt"
 _STATE_FILE = f'model_checkpoint_path: "{PREFIX}"\nall_model_checkpoint_paths: "{PREFIX}"\n'

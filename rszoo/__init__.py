@@ -9,20 +9,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from rszoo.version import __version__
 
 _MODULE_OF = {
-    "ArchConfig": "rszoo.config",
-    "Preprocessing": "rszoo.preprocessing",
-    "PretrainedEntry": "rszoo.registry",
+    "ArchConfig": "rszoo.arch.config",
+    "Preprocessing": "rszoo.registry.preprocessing",
+    "PretrainedEntry": "rszoo.registry.manifest",
     "RszooError": "rszoo.errors",
-    "create": "rszoo.factory",
-    "get_entry": "rszoo.registry",
-    "list_models": "rszoo.registry",
-    "load_weights": "rszoo.weights",
-    "preprocess": "rszoo.images",
-    "push_to_hub": "rszoo.hub.push",
-    "save": "rszoo.saving",
+    "create": "rszoo.models.factory",
+    "get_entry": "rszoo.registry.manifest",
+    "list_models": "rszoo.registry.manifest",
+    "load_weights": "rszoo.cache.weights",
+    "preprocess": "rszoo.inference.images",
+    "push_to_hub": "rszoo.publish.push",
+    "save": "rszoo.models.saving",
 }
 
 __all__ = [
@@ -41,15 +41,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from rszoo.config import ArchConfig
+    from rszoo.arch.config import ArchConfig
+    from rszoo.cache.weights import load_weights
     from rszoo.errors import RszooError
-    from rszoo.factory import create
-    from rszoo.hub.push import push_to_hub
-    from rszoo.images import preprocess
-    from rszoo.preprocessing import Preprocessing
-    from rszoo.registry import PretrainedEntry, get_entry, list_models
-    from rszoo.saving import save
-    from rszoo.weights import load_weights
+    from rszoo.inference.images import preprocess
+    from rszoo.models.factory import create
+    from rszoo.models.saving import save
+    from rszoo.publish.push import push_to_hub
+    from rszoo.registry.manifest import PretrainedEntry, get_entry, list_models
+    from rszoo.registry.preprocessing import Preprocessing
 
 
 def __getattr__(name: str) -> Any:

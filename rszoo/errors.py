@@ -130,11 +130,6 @@ def nearest(received: str, allowed: Iterable[str], count: int = 3) -> list[str]:
     return difflib.get_close_matches(received, list(allowed), n=count, cutoff=0.5)
 
 
-def printable(text: str) -> str:
-    """Return a text of others without control characters, which a terminal would obey."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def summarize(names: Iterable[str], count: int = 3) -> str:
     """Return the first few of `names` for an error text, and how many more there are."""
     listed = list(names)

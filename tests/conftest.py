@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from converters import parity
 from converters.convert import Identity, convert
-from rszoo.folder import ModelFolder, read_folder
+from rszoo.folder.model_folder import ModelFolder, read_folder
+from rszoo.verify import checks as parity
 from tests.hub_server import HubServer, use_hub
 from tests.tf1 import TINY, Tf1Checkpoint, write_checkpoint
 

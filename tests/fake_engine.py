@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from rszoo.evaluate.scores import Scores
 from rszoo.pipeline.faults import Faults
 from rszoo.pipeline.share import Position, Share
-from rszoo.scores import Scores
+from rszoo.recipes.recipe import Recipe
 from rszoo.train.loop import Data
-from rszoo.train.recipe import Recipe
 
 IMAGES = 12
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from rszoo.config import ArchConfig
-from rszoo.names import torch_name
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.names import torch_name
+from rszoo.arch.walk import iter_tensors
 from rszoo.pipeline.share import Position, Share
-from rszoo.tensors import iter_tensors
-from rszoo.train.recipe import DataSettings, OptimizerSettings, Recipe, TrainSettings
+from rszoo.recipes.recipe import DataSettings, OptimizerSettings, Recipe, TrainSettings
 from tests.tf1_training import random_weights
 
 IMAGES, CLASSES, SIZE, BATCH = 48, 7, 32, 16
@@ -154,7 +154,7 @@ def main(path: str) -> None:
 
         devices = [tf.config.LogicalDeviceConfiguration()] * job.cpus
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
-    from rszoo.train.keras_engine import KerasEngine
+    from rszoo.train.keras.engine import KerasEngine
 
     engine = started(KerasEngine(make_recipe(job.model)))
     taken = take_steps(engine, job.steps)

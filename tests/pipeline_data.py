@@ -10,8 +10,8 @@ import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from rszoo.config import ArchConfig
-from rszoo.train.recipe import AugmentSettings, DataSettings, Recipe, ScheduleSettings, TrainSettings
+from rszoo.arch.config import ArchConfig
+from rszoo.recipes.recipe import AugmentSettings, DataSettings, Recipe, ScheduleSettings, TrainSettings
 
 PHOTOS = load_sample_images().images
 CLASSES = ("cat", "dog", "newt")

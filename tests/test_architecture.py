@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from rszoo.config import BLOCKS_OF_DEPTH, ArchConfig
+from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
+from rszoo.arch.names import keras_name, keras_names, tf1_names, to_tf_layout, to_torch_layout, torch_name, torch_shape
+from rszoo.arch.walk import Kind, iter_tensors
 from rszoo.errors import ConfigError
 from rszoo.models import keras_resnet_rs, torch_resnet_rs
-from rszoo.names import keras_name, keras_names, tf1_names, to_tf_layout, to_torch_layout, torch_name, torch_shape
-from rszoo.tensors import Kind, iter_tensors
 from tests.tf1 import TINY
 
 # depth: trainable values, values of BN statistics, tensors; counted in the published archives.

@@ -22,16 +22,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from converters import archive
-from converters.archive import read_archive
 from converters.convert import Identity, convert, open_accounted
-from converters.files import CheckpointFiles
-from converters.source import locate
-from converters.sstable import MAGIC, write_table
-from converters.tensorbundle import Bundle, write_bundle
-from converters.wire import write_field, write_fixed32
+from converters.read import archive
+from converters.read.archive import read_archive
+from converters.read.files import CheckpointFiles
+from converters.read.source import locate
+from converters.tensorbundle.bundle import Bundle, write_bundle
+from converters.tensorbundle.sstable import MAGIC, write_table
+from converters.tensorbundle.wire import write_field, write_fixed32
 from rszoo.errors import ArchiveError, CheckpointError, RszooError
-from rszoo.registry import get_entry
+from rszoo.registry.manifest import get_entry
 
 DATA, INDEX, META = "model.ckpt.data-00000-of-00001", "model.ckpt.index", "model.ckpt.meta"
 DEMO = get_entry("resnet-rs-demo").source.path
@@ -531,7 +531,7 @@ def test_shard_in_another_order_is_converted_in_a_second_pass(tmp_path, spool, d
         passes.append(keep)
         return read_archive(stream, place, folder, keep=keep, report=report)
 
-    monkeypatch.setattr("converters.source.read_archive", counted)
+    monkeypatch.setattr("converters.read.source.read_archive", counted)
     identity = Identity(model="resnet-rs-demo")
     convert(str(DEMO), tmp_path / "usual", identity=identity)
     assert passes == ["ema"]

@@ -8,11 +8,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from rszoo.bench import timing as bench
+from rszoo.bench.timing import StepTime, Timing, is_out_of_memory, time_step
 from rszoo.errors import RszooError
-from rszoo.registry import get_entry
-from rszoo.train import bench
-from rszoo.train.bench import StepTime, Timing, is_out_of_memory, time_step
-from rszoo.train.recipe import Recipe
+from rszoo.recipes.recipe import Recipe
+from rszoo.registry.manifest import get_entry
 
 DEMO = "resnet-rs-demo"
 
@@ -55,7 +55,7 @@ def test_each_framework_says_that_memory_is_used_up() -> None:
 
 
 def test_published_times_stand_beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rszoo.train.bench_cli import bench as command
+    from rszoo.cli.bench import bench as command
 
     app = typer.Typer()
     app.command()(command)

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from converters.staging import staged_folder, sweep
-from rszoo.cache import fill_cache, find_cached, find_folder
-from rszoo.cache_upkeep import clear_cache, find_garbage, list_cached, verify_cache
-from rszoo.cli import app
+from rszoo.cache.fill import fill_cache, find_cached, find_folder
+from rszoo.cache.upkeep import clear_cache, find_garbage, list_cached, verify_cache
+from rszoo.cache.weights import load_weights
+from rszoo.cli.main import app
+from rszoo.disk.staging import staged_folder, sweep
+from rszoo.disk.temporary import abandoned, temporary_path
 from rszoo.errors import OutputError, SourceNotFoundError, UnknownModelError
-from rszoo.registry import get_entry
-from rszoo.temporary import abandoned, temporary_path
-from rszoo.weights import load_weights
+from rszoo.registry.manifest import get_entry
 
 DEMO = get_entry("resnet-rs-demo")
 
@@ -120,7 +120,7 @@ def test_what_cannot_be_made_anew_is_gone_and_told(cache, monkeypatch):
     damage_weights(folder)
     # As a published model is, offline.
     missing = replace(DEMO, source=replace(DEMO.source, file=None, url="https://storage.googleapis.com/b/x.tar.gz"))
-    monkeypatch.setattr("rszoo.cache_upkeep.get_entry", lambda name: missing)
+    monkeypatch.setattr("rszoo.cache.upkeep.get_entry", lambda name: missing)
     monkeypatch.setenv("RSZOO_OFFLINE", "1")
     ended = CliRunner().invoke(app, ["cache", "verify", "--json"])
     (verdict,) = json.loads(ended.stdout)

@@ -23,11 +23,11 @@ from PIL import Image
 
 import rszoo
 from converters.convert import convert
-from converters.parity import Check, save_verification
-from rszoo.config import ArchConfig
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.macs import count_macs
 from rszoo.errors import ConfigError, MissingPackageError, UsageError
-from rszoo.evaluation import Evaluation, read_evaluations
-from rszoo.folder import (
+from rszoo.folder.evaluations import Evaluation, read_evaluations
+from rszoo.folder.model_folder import (
     CONFIG,
     CONVERSION,
     EVALUATION,
@@ -42,13 +42,13 @@ from rszoo.folder import (
     read_folder,
     sha256_of,
 )
-from rszoo.hub import family_plot as plotting
-from rszoo.hub.card import CardFacts, make_card
-from rszoo.hub.family_plot import family_plot, has_family_plot
-from rszoo.hub.macs import count_macs
-from rszoo.hub.markdown import code, link_target, plain
-from rszoo.hub.records import read_conversion
-from rszoo.saving import save
+from rszoo.folder.records import read_conversion
+from rszoo.models.saving import save
+from rszoo.publish.card import family_plot as plotting
+from rszoo.publish.card.card import CardFacts, make_card
+from rszoo.publish.card.family_plot import family_plot, has_family_plot
+from rszoo.publish.card.markdown import code, link_target, plain
+from rszoo.verify.checks import Check, save_verification
 
 PAIR = "resnet-rs-152-i256"
 REPO = "me/some-model"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rszoo.demo import held_out_digits
+from rszoo.verify.demo import held_out_digits
 
-PROGRAMS = {"rszoo": "rszoo.cli", "rszoo-convert": "converters.cli"}
+PROGRAMS = {"rszoo": "rszoo.cli.main", "rszoo-convert": "rszoo.cli.convert"}
 
 
 def run(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -92,7 +92,7 @@ def test_verify_says_what_it_could_not_do_without_frameworks(demo_model):
     # None in sys.modules makes an import fail as if the package were not there.
     code = (
         "import sys; sys.modules.update(torch=None, keras=None, tensorflow=None);"
-        f"from rszoo.cli import main; sys.argv = ['rszoo', 'verify', {demo_model!r}]; main()"
+        f"from rszoo.cli.main import main; sys.argv = ['rszoo', 'verify', {demo_model!r}]; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0

@@ -20,18 +20,18 @@ import rszoo
 from converters import convert as convert_module
 from converters.account import EMA_SUFFIX, infer_arch, take_account
 from converters.convert import Identity, convert
-from converters.files import open_prefix
-from converters.parity import check_source
-from converters.source import find_entry, open_known
-from converters.tensorbundle import Bundle, write_bundle
+from converters.read.files import open_prefix
+from converters.read.source import find_entry, open_known
+from converters.tensorbundle.bundle import Bundle, write_bundle
 from converters.tf1_export import export_tf1
-from converters.tf1_graph import build_inference
-from rszoo.config import BLOCKS_OF_DEPTH, ArchConfig
-from rszoo.demo import run_demo
+from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
+from rszoo.arch.names import tf1_names, to_torch_layout, torch_name
+from rszoo.arch.walk import iter_tensors
 from rszoo.errors import ArchiveError, ConversionError, OutputError, RszooError, UsageError
-from rszoo.folder import read_folder, sha256_of
-from rszoo.names import tf1_names, to_torch_layout, torch_name
-from rszoo.tensors import iter_tensors
+from rszoo.folder.model_folder import read_folder, sha256_of
+from rszoo.verify.checks import check_source
+from rszoo.verify.demo import run_demo
+from rszoo.verify.tf1_graph import build_inference
 from tests.tf1 import TINY
 
 SPECS = list(iter_tensors(TINY))
@@ -311,7 +311,7 @@ def test_a_stopped_conversion_leaves_nothing(tmp_path, signal_name):
     # Stopped where the archive has been read and the weights would be written. A shell starts what it runs in the
     # background with SIGINT ignored, and Python then leaves it so: the test brings Python's own handler back.
     code = (
-        "import os, signal, sys, time; from converters import convert as module; from converters.cli import main;"
+        "import os, signal, sys, time; from converters import convert as module; from rszoo.cli.convert import main;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"
         # Another thread may be the one that gets the signal: the main one hears of it a little later.
         f"module._write_weights = lambda *_: (os.kill(os.getpid(), signal.{signal_name}), time.sleep(10));"
@@ -329,7 +329,7 @@ def limit_file_size() -> None:
 
 def test_disk_full_is_one_line_and_leaves_nothing(tmp_path):
     run = subprocess.run(
-        [sys.executable, "-m", "converters.cli", "--ckpt", "resnet-rs-demo", "--output", str(tmp_path / "m")],
+        [sys.executable, "-m", "rszoo.cli.convert", "--ckpt", "resnet-rs-demo", "--output", str(tmp_path / "m")],
         preexec_fn=limit_file_size,
         capture_output=True,
         text=True,

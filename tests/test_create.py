@@ -15,7 +15,9 @@ import pytest
 import torch
 
 import rszoo
-from rszoo.config import ArchConfig
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.names import keras_name, to_tf_layout, torch_name
+from rszoo.arch.walk import Initial, iter_tensors
 from rszoo.errors import (
     ConfigError,
     MissingPackageError,
@@ -24,12 +26,10 @@ from rszoo.errors import (
     UsageError,
     WeightsError,
 )
-from rszoo.images import preprocess
+from rszoo.inference.images import preprocess
 from rszoo.models import keras_resnet_rs, torch_resnet_rs
 from rszoo.models.initial import KernelDraws
-from rszoo.names import keras_name, to_tf_layout, torch_name
-from rszoo.tensors import Initial, iter_tensors
-from rszoo.weights import Weights
+from rszoo.weights.mapping import Weights
 from tests.tf1 import TINY
 
 RNG = np.random.default_rng(0)

@@ -32,13 +32,15 @@ import requests
 from safetensors import safe_open
 
 from converters.convert import Identity, convert
-from rszoo import fetcher, patience, registry
-from rszoo.cache import fill_cache
-from rszoo.download import DamagedError, Download
-from rszoo.endpoints import ORIGIN, RemoteChangedError
+from rszoo.cache.fill import fill_cache
 from rszoo.errors import ArchiveError, ConfigError, NetworkError, OutputError, RszooError
-from rszoo.patience import OutOfPatienceError, TransientError
-from rszoo.registry import PretrainedEntry, get_entry
+from rszoo.net import fetcher
+from rszoo.net import retry as patience
+from rszoo.net.download import DamagedError, Download
+from rszoo.net.retry import OutOfPatienceError, TransientError
+from rszoo.net.urls import ORIGIN, RemoteChangedError
+from rszoo.registry import manifest as registry
+from rszoo.registry.manifest import PretrainedEntry, get_entry
 from tests.servers import BUCKET, Fault, FaultServer, Request, fake_gcs, random_schedule
 
 NAME = "resnet-rs-demo"
@@ -520,7 +522,7 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(server, tmp_path):
 def test_a_cache_that_cannot_be_written_does_not_stop_a_conversion(server, tmp_path, monkeypatch, caplog, how):
     if how == "not allowed":
         # Root may write everywhere.
-        monkeypatch.setattr("converters.remote.os.access", lambda *_: False)
+        monkeypatch.setattr("converters.read.remote.os.access", lambda *_: False)
     else:
         (tmp_path / "cache").write_bytes(b"")
     (tmp_path / "parent").mkdir()
@@ -653,8 +655,8 @@ def test_a_genuine_object_store(tmp_path, monkeypatch):
     """The whole way against fake-gcs-server, whose authors know nothing of this project."""
     from typer.testing import CliRunner
 
-    from rszoo.cli import app
-    from rszoo.trust import read_record
+    from rszoo.cli.main import app
+    from rszoo.registry.trust import read_record
 
     monkeypatch.setattr(registry, "_entries", published_entries)
     with fake_gcs(tmp_path / "gcs") as store:

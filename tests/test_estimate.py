@@ -13,14 +13,14 @@ from torch.utils.checkpoint import checkpoint
 from typer.testing import CliRunner
 
 import rszoo
-from rszoo.config import ArchConfig
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.macs import count_macs
+from rszoo.arch.walk import Kind, iter_tensors
+from rszoo.cli.recipes import recipes_app
 from rszoo.errors import UsageError
-from rszoo.hub.macs import count_macs
 from rszoo.models.torch_resnet_rs import ResNetRS
-from rszoo.tensors import Kind, iter_tensors
-from rszoo.train.estimate import DEVICES, count_activations, count_fixed_bytes, estimate
-from rszoo.train.recipe import load_recipe
-from rszoo.train.recipes_cli import recipes_app
+from rszoo.recipes.estimate import DEVICES, count_activations, count_fixed_bytes, estimate
+from rszoo.recipes.recipe import load_recipe
 
 IMAGES = 4
 NETWORKS = {

@@ -23,24 +23,24 @@ from typer.testing import CliRunner
 
 import rszoo
 from converters.convert import convert
-from rszoo.cli import app
-from rszoo.config import ArchConfig
-from rszoo.demo import held_out_digits
+from rszoo.arch.config import ArchConfig
+from rszoo.cli.main import app
 from rszoo.errors import ConfigError, ImageError, OutputError, RszooError, UsageError, VerificationError
 from rszoo.evaluate import Result, Runtime, evaluate
 from rszoo.evaluate.classes import match_classes
 from rszoo.evaluate.report import class_scores, summary, worst_classes, write_report
-from rszoo.evaluation import Evaluation, read_evaluations, record_evaluation
-from rszoo.folder import EVALUATION, RAW_WEIGHTS, WEIGHTS, ModelConfig, read_folder, sha256_of
-from rszoo.hub.plan import Target, planned
-from rszoo.inference import Classifier
+from rszoo.evaluate.scores import Scores
+from rszoo.folder.evaluations import Evaluation, read_evaluations, record_evaluation
+from rszoo.folder.model_folder import EVALUATION, RAW_WEIGHTS, WEIGHTS, ModelConfig, read_folder, sha256_of
+from rszoo.inference.classifier import Classifier
 from rszoo.pipeline.evaluation import evaluation_dataset
 from rszoo.pipeline.faults import Faults
 from rszoo.pipeline.share import Share
 from rszoo.pipeline.sources import open_source
-from rszoo.preprocessing import Preprocessing
-from rszoo.registry import load_labels
-from rszoo.scores import Scores
+from rszoo.publish.plan import Target, planned
+from rszoo.registry.manifest import load_labels
+from rszoo.registry.preprocessing import Preprocessing
+from rszoo.verify.demo import held_out_digits
 from tests.test_timm import timm_run
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -462,13 +462,13 @@ def test_writers_at_the_same_time_lose_nothing(folder):
 
 
 def rszoo_eval(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rszoo.cli", "eval", *words]
+    command = [sys.executable, "-m", "rszoo.cli.main", "eval", *words]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
 def test_the_command_line_starts_without_numpy_and_frameworks():
     slow = {"numpy", "PIL", "torch", "tensorflow", "keras", "jax", "sklearn"}
-    program = f"import sys, rszoo.cli; print(sorted({slow} & set(sys.modules)))"
+    program = f"import sys, rszoo.cli.main; print(sorted({slow} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -525,7 +525,7 @@ def test_mistakes_get_a_line_a_hint_and_a_code(words, code, hint, demo, tmp_path
     places = {"MODEL": str(demo), "EMPTY": str(tmp_path / "empty"), "EMPTY/..": str(tmp_path)}
     done = CliRunner().invoke(app, ["eval", *(places.get(word, word) for word in words)])
     error = done.exception
-    # typer's own errors end the program; rszoo's are what `rszoo.console.run` turns into a line.
+    # typer's own errors end the program; rszoo's are what `rszoo.cli.console.run` turns into a line.
     assert isinstance(error, RszooError | SystemExit), done.output
     assert (error.exit_code if isinstance(error, RszooError) else error.code) == code
     assert hint in f"{error}{done.output}"

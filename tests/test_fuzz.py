@@ -24,15 +24,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from converters import archive, layout, tensorbundle
+from converters import shard_ranges as layout
 from converters.account import take_account
-from converters.archive import read_archive
 from converters.convert import Identity, convert
-from converters.sstable import read_table, write_table
-from converters.tensorbundle import Bundle, Entry, _slice_key
-from converters.wire import masked_crc32c, varint, write_field, write_fixed32
+from converters.read import archive
+from converters.read.archive import read_archive
+from converters.tensorbundle import bundle as tensorbundle
+from converters.tensorbundle.bundle import Bundle, Entry, _slice_key
+from converters.tensorbundle.sstable import read_table, write_table
+from converters.tensorbundle.wire import masked_crc32c, varint, write_field, write_fixed32
 from rszoo.errors import ArchiveError, CheckpointError, ConversionError, RszooError
-from rszoo.registry import get_entry
+from rszoo.registry.manifest import get_entry
 from tools import fuzz
 from tools.fuzz_cases import block, table, tar_of
 from tools.fuzz_mutations import mutate_message, scramble

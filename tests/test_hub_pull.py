@@ -20,19 +20,19 @@ from typer.testing import CliRunner
 
 import rszoo
 from converters.convert import convert
-from rszoo import registry
-from rszoo.cache import find_folder
-from rszoo.cli import app
-from rszoo.config import ArchConfig
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.names import torch_name, torch_shape
+from rszoo.arch.walk import iter_tensors
+from rszoo.cache.fill import find_folder
+from rszoo.cli.main import app
 from rszoo.errors import ConfigError, HubError, IntegrityError, NetworkError, OutputError, UsageError
-from rszoo.factory import keras_weights
-from rszoo.folder import ModelConfig, find_damage, parse_config, read_folder
+from rszoo.folder.model_folder import ModelConfig, find_damage, parse_config, read_folder
 from rszoo.hub.address import HubAddress, parse_address, parse_repo
 from rszoo.hub.describe import describe_hub_model
-from rszoo.names import torch_name, torch_shape
-from rszoo.preprocessing import Preprocessing
-from rszoo.registry import Converted, HubPin, get_entry
-from rszoo.tensors import iter_tensors
+from rszoo.models.factory import keras_weights
+from rszoo.registry import manifest as registry
+from rszoo.registry.manifest import Converted, HubPin, get_entry
+from rszoo.registry.preprocessing import Preprocessing
 from tests.conftest import ME, READER
 from tests.hub_server import HubFault, hub_environment, use_hub
 
@@ -370,7 +370,7 @@ def test_behind_a_pin_that_fails_is_the_archive(hub, files, logits, monkeypatch,
 
 @pytest.mark.parametrize("pin", [{"repo": "me"}, {"commit": "main"}, {"commit": "A" * 40}, {"sha256": None}, {"x": 1}])
 def test_impossible_pins_are_refused(pin):
-    manifest = json.loads((Path(registry.__file__).parent.parent / "weights_manifest.json").read_text())
+    manifest = json.loads((Path(registry.__file__).parents[2] / "weights_manifest.json").read_text())
     converted = {"sha256": pin.pop("sha256", "0" * 64), "hub": {"repo": "me/x", "commit": "0" * 40, **pin}}
     manifest["models"][0]["converted"] = converted
     with pytest.raises(ConfigError, match=manifest["models"][0]["name"]):
@@ -417,7 +417,7 @@ def test_info_reads_headers_only(hub, tmp_path):
     files = {"config.json": json.dumps(keys).encode(), "model.safetensors": safetensors.numpy.save(tensors)}
     hub.put_repo("me/wide", files | {"verification.json": b"{}"})
     environment = {**os.environ, **hub_environment(hub, tmp_path / "home", ME)}
-    command = [sys.executable, "-m", "rszoo.cli", "info", "hf-hub:me/wide", "--json"]
+    command = [sys.executable, "-m", "rszoo.cli.main", "info", "hf-hub:me/wide", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     facts = json.loads(done.stdout)
@@ -431,7 +431,7 @@ def test_pull_makes_a_model_folder(hub, files, source, tmp_path):
     hub.put_repo("me/demo", files)
     environment = {**os.environ, **hub_environment(hub, tmp_path / "home", READER)}
     for weights, name in {"ema": "me/demo", "raw": "hf-hub:me/demo/model.raw.safetensors"}.items():
-        command = [sys.executable, "-m", "rszoo.cli", "pull", name, "--output", str(tmp_path / weights)]
+        command = [sys.executable, "-m", "rszoo.cli.main", "pull", name, "--output", str(tmp_path / weights)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert (done.returncode, done.stderr) == (0, "")
         assert find_damage(tmp_path / weights) is None
@@ -471,7 +471,7 @@ def test_a_pull_is_whole_or_fails_and_works_offline_when_repeated(hub, files, tm
 @pytest.mark.parametrize("endpoint", ["http://[bad", "http://host:99999", "huggingface.co", "ftp://host"])
 def test_an_endpoint_that_is_no_url_is_named(tmp_path, endpoint):
     for words in (["pull", "me/demo"], ["push", str(tmp_path), "me/demo", "--dry-run"], ["info", "hf-hub:me/demo"]):
-        command = [sys.executable, "-m", "rszoo.cli", *words]
+        command = [sys.executable, "-m", "rszoo.cli.main", *words]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_ENDPOINT": endpoint})
         assert done.returncode == UsageError.exit_code
         assert done.stderr.startswith(f"error: HF_ENDPOINT is {endpoint!r}")

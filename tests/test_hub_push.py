@@ -17,13 +17,13 @@ import pytest
 import torch
 
 import rszoo
-from rszoo import registry
 from rszoo.errors import HubError, NetworkError, UsageError, VerificationError
-from rszoo.folder import config_sha256, read_folder
-from rszoo.hub.card import _GENERATED
-from rszoo.hub.family_plot import family_plot
-from rszoo.hub.plan import Target, planned
-from rszoo.hub.push import upload
+from rszoo.folder.model_folder import config_sha256, read_folder
+from rszoo.publish.card.card import _GENERATED
+from rszoo.publish.card.family_plot import family_plot
+from rszoo.publish.plan import Target, planned
+from rszoo.publish.push import upload
+from rszoo.registry import manifest as registry
 from tests.conftest import ME, READER
 from tests.hub_server import HubFault, HubRequest, hub_environment
 
@@ -40,7 +40,7 @@ def folder(verified, tmp_path) -> Path:
 
 
 def rszoo_command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rszoo.cli", *words]
+    command = [sys.executable, "-m", "rszoo.cli.main", *words]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 

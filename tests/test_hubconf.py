@@ -91,7 +91,7 @@ model = torch.hub.load({str(repository)!r}, "resnet_rs_demo", source="local", tr
 with torch.no_grad():
     torch.save(model(torch.load({str(tmp_path / "images.pt")!r})), {str(tmp_path / "logits.pt")!r})
 assert sys.path.count({str(repository)!r}) == 0
-importlib.import_module("rszoo.saving").save(model, {str(tmp_path / "mine")!r})
+importlib.import_module("rszoo.models.saving").save(model, {str(tmp_path / "mine")!r})
 print(json.dumps([sys.modules["rszoo"].__file__, type(model).__name__, model.training]))
 """
     file, kind, training = result(repository, code)

@@ -25,10 +25,11 @@ import pytest
 from tqdm import tqdm
 
 from converters import convert as convert_module
-from rszoo import cache, registry
-from rszoo.cache import fill_cache
-from rszoo.partial import PartialFile
-from rszoo.registry import get_entry
+from rszoo.cache import fill as cache
+from rszoo.cache.fill import fill_cache
+from rszoo.net.partial import PartialFile
+from rszoo.registry import manifest as registry
+from rszoo.registry.manifest import get_entry
 from tests.servers import Fault, FaultServer
 from tests.test_download import ARCHIVE, NAME, PATH, assert_tidy, published_entries, quicken, sha256
 
@@ -313,7 +314,7 @@ from tests.test_download import quicken
 # A shell's background job would ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 quicken(setattr, {block})
-from rszoo.cli import main
+from rszoo.cli.main import main
 main()
 """
 

@@ -13,8 +13,8 @@ import pytest
 import rszoo
 from rszoo.errors import ConfigError, TrainingError, UsageError, WeightsError
 from rszoo.pipeline.share import Position
-from rszoo.train.keras_engine import KerasEngine
-from rszoo.train.tf_config import process_place
+from rszoo.train.keras.engine import KerasEngine
+from rszoo.train.keras.tf_config import process_place
 from tests import keras_worker
 from tests.keras_worker import (
     BATCH,
@@ -199,7 +199,7 @@ def test_evaluation_counts_each_image_once() -> None:
 
 
 def test_a_run_changes_from_pytorch_to_keras_and_back() -> None:
-    from rszoo.train.torch_engine import TorchEngine
+    from rszoo.train.torch.engine import TorchEngine
 
     torch_engine = started(TorchEngine(make_recipe()))
     torch_engine.step(0.01)

@@ -17,10 +17,10 @@ import torch
 
 import rszoo
 from rszoo.errors import OutputError, WeightsError
-from rszoo.folder import KERAS_KEYS, ModelFolder, read_folder
-from rszoo.hub.keras_files import write_keras_files
-from rszoo.preprocessing import Preprocessing
-from rszoo.saving import save
+from rszoo.folder.model_folder import KERAS_KEYS, ModelFolder, read_folder
+from rszoo.models.saving import save
+from rszoo.publish.keras_files import write_keras_files
+from rszoo.registry.preprocessing import Preprocessing
 from tests.tf1 import TINY
 
 # Both kinds of dropout: their random states are named by counters, and drawn anew for each model.
@@ -115,8 +115,8 @@ def test_the_bytes_depend_on_nothing_but_the_folder(folder, tmp_path):
         keras.config.set_image_data_format(settings[1])
         keras.config.set_dtype_policy(settings[2])
     code = WITHOUT_TENSORFLOW + (
-        "import json, pathlib; from rszoo.folder import read_folder;"
-        "from rszoo.hub.keras_files import write_keras_files;"
+        "import json, pathlib; from rszoo.folder.model_folder import read_folder;"
+        "from rszoo.publish.keras_files import write_keras_files;"
         "keys = write_keras_files(read_folder(sys.argv[1]), pathlib.Path(sys.argv[2]));"
         "pathlib.Path(sys.argv[2], 'keys').write_text(json.dumps(keys))"
     )

@@ -15,16 +15,17 @@ import pytest
 import torch
 
 import rszoo
-from converters import parity, tf1_graph
 from converters.convert import Identity, convert
-from converters.source import locate
-from converters.tensorbundle import Bundle
-from rszoo.config import BLOCKS_OF_DEPTH, ArchConfig
-from rszoo.factory import keras_weights
-from rszoo.folder import ModelFolder, read_folder
+from converters.read.source import locate
+from converters.tensorbundle.bundle import Bundle
+from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
+from rszoo.arch.names import tf1_names, to_torch_layout, torch_name
+from rszoo.arch.walk import Kind, TensorSpec, iter_tensors
+from rszoo.folder.model_folder import ModelFolder, read_folder
 from rszoo.models import keras_resnet_rs, torch_resnet_rs
-from rszoo.names import tf1_names, to_torch_layout, torch_name
-from rszoo.tensors import Kind, TensorSpec, iter_tensors
+from rszoo.models.factory import keras_weights
+from rszoo.verify import checks as parity
+from rszoo.verify import tf1_graph
 from tests.tf1 import TINY, write_checkpoint
 
 IMAGES = [np.random.default_rng(size).standard_normal((2, size, size, 3)).astype(np.float32) for size in (64, 75)]
@@ -88,7 +89,8 @@ def test_torch_equals_keras_in_float64(tiny_folder):
 def test_other_keras_backends_equal_torch(tiny_folder, backend):
     # The backend is chosen when Keras is imported, so each needs a process of its own.
     code = (
-        "import sys; from converters.parity import check_frameworks; from rszoo.folder import read_folder;"
+        "import sys; from rszoo.verify.checks import check_frameworks;"
+        "from rszoo.folder.model_folder import read_folder;"
         "check = check_frameworks(read_folder(sys.argv[1])); print(check.detail);"
         "print(max(check.figures.values()))"
     )

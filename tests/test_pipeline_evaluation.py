@@ -10,13 +10,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from rszoo.demo import held_out_digits
-from rszoo.images import preprocess
+from rszoo.inference.images import preprocess
 from rszoo.pipeline.evaluation import evaluation_dataset, timm_transform
 from rszoo.pipeline.faults import Faults
 from rszoo.pipeline.share import Share
 from rszoo.pipeline.sources import open_source
-from rszoo.preprocessing import Preprocessing
+from rszoo.registry.preprocessing import Preprocessing
+from rszoo.verify.demo import held_out_digits
 from tests.pipeline_data import PHOTOS, encode, example, piece, write_images, write_shard, write_shards
 
 SIZES = (4, 1, 6, 2)

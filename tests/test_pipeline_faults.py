@@ -9,15 +9,15 @@ import pytest
 import tensorflow as tf
 
 from rszoo.errors import ConfigError, ImageError, OutputError, SourceNotFoundError
-from rszoo.images import resize_legacy_bicubic
+from rszoo.inference.images import resize_legacy_bicubic
 from rszoo.pipeline import faults as faults_module
 from rszoo.pipeline.evaluation import evaluation_dataset
 from rszoo.pipeline.faults import Faults, iterate, reading
 from rszoo.pipeline.share import Share
 from rszoo.pipeline.sources import open_source
 from rszoo.pipeline.training import training_dataset
-from rszoo.preprocessing import Preprocessing
-from rszoo.train.recipe import AugmentSettings
+from rszoo.recipes.recipe import AugmentSettings
+from rszoo.registry.preprocessing import Preprocessing
 from tests.pipeline_data import PHOTOS, encode, example, piece, recipe, write_images, write_shard, write_shards
 
 FORMS = [("GIF", "RGB", 12), ("JPEG", "CMYK", 12), ("WEBP", "RGB", 12), ("BMP", "RGB", 1e-3)]

@@ -25,7 +25,7 @@ from rszoo.pipeline.faults import Faults
 from rszoo.pipeline.share import Share
 from rszoo.pipeline.sources import open_source
 from rszoo.pipeline.writer import _shard_counts, write_tfrecords
-from rszoo.preprocessing import Preprocessing
+from rszoo.registry.preprocessing import Preprocessing
 from tests.pipeline_data import CLASSES, PHOTOS, encode, piece, write_images, write_shards
 
 
@@ -204,7 +204,7 @@ def test_the_command(tmp_path):
     import typer
     from typer.testing import CliRunner
 
-    from rszoo.pipeline.cli import make_tfrecords
+    from rszoo.cli.tfrecords import make_tfrecords
 
     app = typer.Typer()
     app.command()(make_tfrecords)

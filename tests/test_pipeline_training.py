@@ -11,15 +11,15 @@ import pytest
 import tensorflow as tf
 
 from rszoo.errors import UsageError
-from rszoo.images import resize_legacy_bicubic
+from rszoo.inference.images import resize_legacy_bicubic
 from rszoo.pipeline import crops, records, shard_records, training
 from rszoo.pipeline.faults import Faults
 from rszoo.pipeline.randaugment import randaugment
 from rszoo.pipeline.share import Position, Share
 from rszoo.pipeline.sources import Source, open_source
 from rszoo.pipeline.training import training_dataset
-from rszoo.preprocessing import Preprocessing
-from rszoo.train.recipe import AugmentSettings
+from rszoo.recipes.recipe import AugmentSettings
+from rszoo.registry.preprocessing import Preprocessing
 from tests.pipeline_data import PLAIN, piece, recipe, write_images, write_shards
 
 KINDS = ("digits", "folder", "shards")

@@ -13,8 +13,8 @@ from sklearn.datasets import load_sample_images
 import rszoo
 from converters.convert import convert
 from rszoo.errors import ConfigError, ImageError, SourceNotFoundError
-from rszoo.images import crop_box, preprocess, resize_legacy_bicubic
-from rszoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from rszoo.inference.images import crop_box, preprocess, resize_legacy_bicubic
+from rszoo.registry.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 PHOTOS = dict(zip(("china", "flower"), load_sample_images().images, strict=True))
 SIZES = (64, 160, 192, 224, 256, 320)

@@ -12,13 +12,13 @@ import torch
 from typer.testing import CliRunner
 
 import rszoo
-from converters import parity
-from rszoo import registry
-from rszoo.cache import find_folder
-from rszoo.cli import app
+from rszoo.cache.fill import find_folder
+from rszoo.cli.main import app
 from rszoo.errors import HubError, NetworkError, VerificationError
-from rszoo.hub.publish import Extras, publish
-from rszoo.registry import parse_manifest
+from rszoo.publish.family import Extras, publish
+from rszoo.registry import manifest as registry
+from rszoo.registry.manifest import parse_manifest
+from rszoo.verify import checks as parity
 from tests.conftest import ME
 from tests.hub_server import HubFault, use_hub
 from tests.servers import FaultServer
@@ -129,7 +129,7 @@ def test_one_of_another_version_or_unverified_is_pushed_anew(hub, bucket):
 
 def test_the_program_ends_with_a_table_and_writes_pins(hub, bucket, tmp_path, monkeypatch):
     manifest = tmp_path / "weights_manifest.json"
-    text = (Path(registry.__file__).parent.parent / "weights_manifest.json").read_text()
+    text = (Path(registry.__file__).parents[2] / "weights_manifest.json").read_text()
     manifest.write_text(text)
     done = CliRunner().invoke(app, ["publish", "resnet-rs-*", "--to", "acme", "--pin", str(manifest), "--private"])
     assert isinstance(done.exception, NetworkError)

@@ -11,11 +11,11 @@ import yaml
 from typer.testing import CliRunner
 
 import rszoo
+from rszoo.cli.recipes import recipes_app
 from rszoo.errors import ConfigError, UnknownModelError, UsageError
-from rszoo.train.ablation import ABLATION_STEPS, ablate
-from rszoo.train.recipe import RECIPES, Recipe, list_recipes, load_recipe
-from rszoo.train.recipes_cli import recipes_app
-from rszoo.train.scaling import Budget, advise
+from rszoo.recipes.ablation import ABLATION_STEPS, ablate
+from rszoo.recipes.recipe import RECIPES, Recipe, list_recipes, load_recipe
+from rszoo.recipes.scaling import Budget, advise
 
 # Of resnet_rs/configs/*.yaml: RandAugment's magnitude, dropout, drop-connect.
 PUBLISHED = {

@@ -11,7 +11,7 @@ import pytest
 
 import rszoo
 from rszoo.errors import ConfigError, UnknownModelError
-from rszoo.registry import parse_manifest
+from rszoo.registry.manifest import parse_manifest
 
 MANIFEST = json.loads((Path(__file__).parent.parent / "weights_manifest.json").read_text())
 

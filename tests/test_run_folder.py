@@ -30,15 +30,15 @@ from rszoo.errors import (
 )
 from rszoo.pipeline.faults import Faults
 from rszoo.pipeline.sources import ImageSource, ShardSource
+from rszoo.recipes.recipe import Recipe, load_recipe
+from rszoo.recipes.schedule import learning_rate
 from rszoo.train.checkpoints import Checkpoints, Progress, read_checkpoint, save_state
 from rszoo.train.curves import plot_curves
 from rszoo.train.fine_tuning import lost_start
 from rszoo.train.identity import Identity, data_sha256
 from rszoo.train.loop import Loop, Plan
 from rszoo.train.metrics import Metrics, read_records
-from rszoo.train.recipe import Recipe, load_recipe
 from rszoo.train.run_folder import RunFolder
-from rszoo.train.schedule import learning_rate
 from rszoo.train.stopping import StopRequest
 from tests.fake_engine import FakeEngine, fake_data, fake_recipe
 

@@ -1,4 +1,4 @@
-"""`rszoo.saving.save`: every value arrives and comes back bit by bit; what cannot be saved leaves nothing behind."""
+"""`rszoo.save`: every value arrives and comes back bit by bit; what cannot be saved leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import torch
 from safetensors import safe_open
 
 import rszoo
-from converters.parity import verify
-from converters.safetensors_file import SafetensorsWriter
-from rszoo import saving
-from rszoo.config import ArchConfig
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.names import keras_name, to_torch_layout, torch_name
+from rszoo.arch.walk import Kind, iter_tensors
+from rszoo.disk.safetensors_writer import SafetensorsWriter
 from rszoo.errors import OutputError, UsageError
-from rszoo.folder import find_damage, read_folder
-from rszoo.names import keras_name, to_torch_layout, torch_name
-from rszoo.preprocessing import Preprocessing
-from rszoo.saving import save
-from rszoo.tensors import Kind, iter_tensors
+from rszoo.folder.model_folder import find_damage, read_folder
+from rszoo.models import saving
+from rszoo.models.saving import save
+from rszoo.registry.preprocessing import Preprocessing
+from rszoo.verify.checks import verify
 from tests.tf1 import TINY
 
 IMAGES = np.random.default_rng(1).standard_normal((2, 64, 75, 3)).astype(np.float32)
@@ -365,7 +365,7 @@ def test_a_wrong_file_does_not_appear(tiny_folder, framework, what, tmp_path, mo
 
 
 def test_saving_imports_no_framework_of_its_own():
-    code = "import sys, rszoo.saving; print({'torch', 'keras', 'tensorflow', 'jax'} & set(sys.modules))"
+    code = "import sys, rszoo.models.saving; print({'torch', 'keras', 'tensorflow', 'jax'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rszoo.train.recipe import load_recipe
-from rszoo.train.schedule import ema_decay, learning_rate, warmup_steps
+from rszoo.recipes.recipe import load_recipe
+from rszoo.recipes.schedule import ema_decay, learning_rate, warmup_steps
 
 # How the step schedule of the published TF1 code is asked for; docs/recipes.md gives the same line.
 TF1_STEPS = ("schedule.kind=steps", "schedule.warmup_epochs=19", "schedule.step_epochs=[116,233,311]")

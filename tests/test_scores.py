@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from rszoo.errors import ImageError
-from rszoo.scores import Scores, wilson_interval
+from rszoo.evaluate.scores import Scores, wilson_interval
 
 
 def random_batch(images: int, classes: int, seed: int = 0, levels: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import rszoo
-from rszoo.config import ArchConfig
-from rszoo.folder import read_folder
-from rszoo.preprocessing import Preprocessing
+from rszoo.arch.config import ArchConfig
+from rszoo.folder.model_folder import read_folder
+from rszoo.registry.preprocessing import Preprocessing
 from tests.conftest import ME
 from tests.hub_server import hub_environment
 

@@ -17,19 +17,19 @@ import pytest
 import torch
 
 import rszoo
+from rszoo.arch.names import torch_name
+from rszoo.arch.walk import iter_tensors
 from rszoo.errors import ConfigError, TrainingError, UsageError, WeightsError
-from rszoo.folder import ModelConfig
-from rszoo.names import torch_name
+from rszoo.evaluate.scores import Scores
+from rszoo.folder.model_folder import ModelConfig
 from rszoo.pipeline.share import Position, Share
-from rszoo.registry import get_entry, load_labels
-from rszoo.scores import Scores
-from rszoo.tensors import iter_tensors
-from rszoo.train.freezing import freeze
+from rszoo.recipes.recipe import OptimizerSettings
+from rszoo.registry.manifest import get_entry, load_labels
 from rszoo.train.heads import head_order
 from rszoo.train.memory import is_out_of_memory
-from rszoo.train.recipe import OptimizerSettings
-from rszoo.train.torch_batches import Batches
-from rszoo.train.torch_engine import TorchEngine
+from rszoo.train.torch.batches import Batches
+from rszoo.train.torch.engine import TorchEngine
+from rszoo.train.torch.freezing import freeze
 from tests.tf1_training import random_weights, run_tf1_steps
 from tests.torch_training import (
     BATCH,
@@ -414,7 +414,7 @@ def test_the_head_follows_the_names_of_the_classes(
 def test_imagenet_folders_by_wordnet_id_keep_the_head() -> None:
     """Also ImageNet's own labels, of which two are the same."""
     labels = load_labels("imagenet-1k")
-    lines = (Path(rszoo.__file__).parent / "data" / "imagenet_1k_labels.txt").read_text(encoding="utf-8").splitlines()
+    lines = (Path(rszoo.__file__).parent / "assets" / "imagenet_1k_labels.txt").read_text(encoding="utf-8").splitlines()
     synsets = [line.split("\t")[0] for line in lines]
     entry = get_entry("resnet-rs-50")
     origin = ModelConfig(entry.name, entry.name, entry.arch, entry.preprocessing, labels, "averaged")

@@ -19,19 +19,19 @@ from PIL import Image
 
 import rszoo
 from converters.convert import convert
-from converters.parity import save_verification, verify
 from converters.tf1_export import export_tf1
-from rszoo import cli
-from rszoo.demo import held_out_digits
-from rszoo.evaluation import read_evaluations
-from rszoo.folder import read_folder
-from rszoo.hub.plan import Target, planned
-from rszoo.inference import Classifier
-from rszoo.saving import save
+from rszoo.cli import main as cli
+from rszoo.folder.evaluations import read_evaluations
+from rszoo.folder.model_folder import read_folder
+from rszoo.inference.classifier import Classifier
+from rszoo.models.saving import save
+from rszoo.publish.plan import Target, planned
+from rszoo.recipes.recipe import load_recipe
 from rszoo.train.checkpoints import Checkpoints
 from rszoo.train.metrics import read_records
-from rszoo.train.recipe import load_recipe
 from rszoo.train.run_folder import RunFolder
+from rszoo.verify.checks import save_verification, verify
+from rszoo.verify.demo import held_out_digits
 
 ENGINES = ("torch", "keras")
 # A step in milliseconds, and a record of each.
@@ -93,7 +93,7 @@ def demo(request, tmp_path_factory) -> tuple[str, Path]:
     """The demo's recipe in full, as a user runs it; an engine and the run's folder."""
     path = tmp_path_factory.mktemp("demo") / request.param
     words = ("train", "--recipe", "resnet-rs-demo", "--engine", request.param, "--output", str(path), "--json")
-    done = subprocess.run([sys.executable, "-m", "rszoo.cli", *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "rszoo.cli.main", *words], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["evaluation"]["ema"]["top1"] >= 97
     return request.param, path

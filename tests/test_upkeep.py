@@ -14,16 +14,16 @@ from typer.testing import CliRunner, Result
 
 import rszoo
 from converters.convert import Identity, convert
-from rszoo import cache
-from rszoo.cache import find_cached, find_folder
-from rszoo.cache_upkeep import clear_cache, list_cached, verify_cache
-from rszoo.cli import app
-from rszoo.download import Download
+from rszoo.cache import fill as cache
+from rszoo.cache.fill import find_cached, find_folder
+from rszoo.cache.upkeep import clear_cache, list_cached, verify_cache
+from rszoo.cache.weights import load_weights
+from rszoo.cli.main import app
+from rszoo.disk.paths import archives_folder, busy_folder, downloads_folder, kept_archive, record_path
 from rszoo.errors import ArchiveError, IntegrityError, NetworkError, OutputError, SourceNotFoundError, UsageError
-from rszoo.paths import archives_folder, busy_folder, downloads_folder, kept_archive, record_path
-from rszoo.registry import get_entry
-from rszoo.trust import Record, remember
-from rszoo.weights import load_weights
+from rszoo.net.download import Download
+from rszoo.registry.manifest import get_entry
+from rszoo.registry.trust import Record, remember
 from tests.servers import BUCKET
 from tests.test_download import ARCHIVE, NAME, PATH, assert_tidy, recompressed
 from tests.test_trust import _published, fill, mirrors, models, server  # noqa: F401 - fixtures
@@ -75,7 +75,7 @@ def test_an_archive_that_cannot_be_kept_costs_no_model(server, caplog, monkeypat
     def fail(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr("converters.remote.shutil.move", fail)
+    monkeypatch.setattr("converters.read.remote.shutil.move", fail)
     folder = cache.fill_cache(get_entry(NAME), keep_archive=True)
     assert "cannot be kept" in caplog.text
     assert find_cached(get_entry(NAME)).path == folder.path
@@ -158,7 +158,7 @@ def test_records_are_listed_without_models_too(server):  # noqa: F811
 
 def test_what_cannot_be_removed_is_not_said_to_be(server, monkeypatch):  # noqa: F811
     (downloads_folder() / "x").mkdir(parents=True)
-    monkeypatch.setattr("rszoo.cache_upkeep.remove", lambda path: False)
+    monkeypatch.setattr("rszoo.cache.upkeep.remove", lambda path: False)
     refused = run("cache", "prune")
     assert isinstance(refused.exception, OutputError)
     assert "removed" not in refused.stdout

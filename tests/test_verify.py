@@ -1,4 +1,4 @@
-"""`converters.parity`: checks that fail when they should, on folders and figures made for it."""
+"""`rszoo.verify.checks`: checks that fail when they should, on folders and figures made for it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import rszoo
-from converters import parity
 from converters.convert import convert
-from rszoo.folder import ModelFolder, read_folder, sha256_of
-from rszoo.images import preprocess
-from rszoo.preprocessing import Preprocessing
-from rszoo.registry import Golden, GoldenImage
+from rszoo.folder.model_folder import ModelFolder, read_folder, sha256_of
+from rszoo.inference.images import preprocess
+from rszoo.registry.manifest import Golden, GoldenImage
+from rszoo.registry.preprocessing import Preprocessing
+from rszoo.verify import checks as parity
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ import safetensors.torch
 import torch
 
 import rszoo
-from rszoo import tensor_values
 from rszoo.errors import MissingPackageError, NetworkError, UsageError, WeightsError
-from rszoo.tensor_file import LocalFile
-from rszoo.weights import Weights
+from rszoo.weights import values as tensor_values
+from rszoo.weights.mapping import Weights
+from rszoo.weights.tensor_file import LocalFile
 from tests.servers import FaultServer
 
 PATH = "/models/tiny/model.safetensors"
@@ -249,7 +249,7 @@ def test_hostile_headers_are_refused_here_and_behind_a_url(tmp_path, case):
 
 
 def test_header_over_the_limit_is_not_fetched(monkeypatch, tiny_folder, server):
-    monkeypatch.setattr("rszoo.remote_weights.MAX_HEADER_BYTES", 100)
+    monkeypatch.setattr("rszoo.weights.remote_file.MAX_HEADER_BYTES", 100)
     with pytest.raises(WeightsError, match="its header has"):
         rszoo.load_weights(server.endpoint + PATH)
     assert server.sent_bytes == 8
@@ -281,7 +281,7 @@ def test_wrong_frameworks_are_refused(tiny_folder):
 
 
 def run_info(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "rszoo.cli", "info", *words], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "rszoo.cli.main", "info", *words], capture_output=True, text=True)
 
 
 def test_info_lists_tensors_of_a_url_from_its_header(tiny_folder, server):

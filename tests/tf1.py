@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from converters.account import EMA_SUFFIX
-from rszoo.config import ArchConfig
-from rszoo.names import tf1_names
-from rszoo.tensors import Initial, Kind, iter_tensors
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.names import tf1_names
+from rszoo.arch.walk import Initial, Kind, iter_tensors
 
 TINY = ArchConfig((1, 2, 2, 1), num_classes=7, width_multiplier=0.125)
 
@@ -30,7 +30,7 @@ def write_checkpoint(config: ArchConfig, folder: Path, seed: int = 0) -> Tf1Chec
     """Build the training graph, set weights, averages and momenta to random values, and save."""
     import tensorflow.compat.v1 as tf
 
-    from converters.tf1_graph import build_training
+    from rszoo.verify.tf1_graph import build_training
 
     rng = np.random.default_rng(seed)
     training = build_training(config, seed)

@@ -1,6 +1,6 @@
 """Optimizer steps of the TF1 graph from given weights: the reference for both engines.
 
-The graph is `converters.tf1_graph.build_training`: TensorFlow's own `MomentumOptimizer` and
+The graph is `rszoo.verify.tf1_graph.build_training`: TensorFlow's own `MomentumOptimizer` and
 `ExponentialMovingAverage`, L2 in the loss. Its names are TensorFlow's own; here they become the engines'.
 """
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rszoo.config import ArchConfig
-from rszoo.names import tf1_names, to_tf_layout, to_torch_layout, torch_name
-from rszoo.tensors import Initial, Kind, TensorSpec, iter_tensors
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.names import tf1_names, to_tf_layout, to_torch_layout, torch_name
+from rszoo.arch.walk import Initial, Kind, TensorSpec, iter_tensors
 
 #: TensorFlow's names for what belongs to a variable, by the engines' prefix.
 _SUFFIXES = {"model": "", "ema": "/ExponentialMovingAverage", "momentum": "/Momentum"}
@@ -63,7 +63,7 @@ def run_tf1_steps(
     """
     import tensorflow.compat.v1 as tf
 
-    from converters.tf1_graph import build_training
+    from rszoo.verify.tf1_graph import build_training
 
     training = build_training(config, 0)
     named = dict(zip(tf1_names(iter_tensors(config)), iter_tensors(config), strict=True))

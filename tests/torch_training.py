@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from rszoo.config import ArchConfig
+from rszoo.arch.config import ArchConfig
 from rszoo.pipeline import devices
 from rszoo.pipeline.share import Position, Share
-from rszoo.train.recipe import DataSettings, OptimizerSettings, Recipe, TrainSettings
-from rszoo.train.torch_engine import TorchEngine
+from rszoo.recipes.recipe import DataSettings, OptimizerSettings, Recipe, TrainSettings
+from rszoo.train.torch.engine import TorchEngine
 from tests.tf1_training import random_weights
 
 # Few activations: the more there are, the sooner one lies so near the kink of its ReLU that rounding decides.

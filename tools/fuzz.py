@@ -35,20 +35,20 @@ except ModuleNotFoundError:
 
 with atheris.instrument_imports(include=["converters", "rszoo"]) if atheris else contextlib.nullcontext():
     from converters.account import take_account
-    from converters.archive import read_archive
-    from converters.tensorbundle import Bundle
+    from converters.read.archive import read_archive
+    from converters.tensorbundle.bundle import Bundle
+    from rszoo.disk.paths import record_path
     from rszoo.errors import RszooError
-    from rszoo.evaluation import read_evaluations
-    from rszoo.folder import CONVERSION, EVALUATION, VERIFICATION, WEIGHTS, parse_config, read_folder
+    from rszoo.folder.evaluations import read_evaluations
+    from rszoo.folder.model_folder import CONVERSION, EVALUATION, VERIFICATION, WEIGHTS, parse_config, read_folder
+    from rszoo.folder.records import read_conversion, read_verification
     from rszoo.hub.address import parse_address
-    from rszoo.hub.records import read_conversion, read_verification
-    from rszoo.partial import PartialFile
-    from rszoo.paths import record_path
-    from rszoo.registry import get_entry
-    from rszoo.remote_weights import _check_header
-    from rszoo.transport import Version
-    from rszoo.trust import check_archive
-    from rszoo.weights import Weights
+    from rszoo.net.http import Version
+    from rszoo.net.partial import PartialFile
+    from rszoo.registry.manifest import get_entry
+    from rszoo.registry.trust import check_archive
+    from rszoo.weights.mapping import Weights
+    from rszoo.weights.remote_file import _check_header
     from tools.fuzz_cases import MODEL, RECORD, SHARD, resealed_header, sealed_index, seeds
     from tools.fuzz_mutations import mutate
 
@@ -86,7 +86,7 @@ def fuzz_safetensors(case: bytes) -> None:
     size = max(ends, default=0) if max(ends, default=0) <= 1 << 20 else len(values)
     start = len(text).to_bytes(8, "little") + text
     if kind == 2:
-        # Of 18 digits at most, see rszoo.transport.
+        # Of 18 digits at most, see rszoo.net.http.
         _check_header(start, int.from_bytes(case[1:9], "little") % 10**18, "LABEL")
         return
     path.write_bytes(start + values[:size].ljust(size, b"\0") if kind else content)

@@ -17,15 +17,15 @@ import cramjam
 import numpy as np
 
 from converters.account import EMA_SUFFIX
-from converters.sstable import MAGIC, read_table, write_table
-from converters.tensorbundle import _slice_key, write_bundle
-from converters.wire import masked_crc32c, varint, write_field
-from rszoo.config import ArchConfig
-from rszoo.folder import ModelConfig
-from rszoo.names import tf1_names
-from rszoo.preprocessing import Preprocessing
-from rszoo.tensors import iter_tensors
-from rszoo.trust import Record
+from converters.tensorbundle.bundle import _slice_key, write_bundle
+from converters.tensorbundle.sstable import MAGIC, read_table, write_table
+from converters.tensorbundle.wire import masked_crc32c, varint, write_field
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.names import tf1_names
+from rszoo.arch.walk import iter_tensors
+from rszoo.folder.model_folder import ModelConfig
+from rszoo.registry.preprocessing import Preprocessing
+from rszoo.registry.trust import Record
 
 MODEL = "resnet-rs-50-i160"
 RECORD = Record(MODEL, "https://host/name", "2026-01-01", 1, "0" * 64, None, None)

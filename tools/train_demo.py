@@ -4,8 +4,8 @@ Run from the repository's root, with the `test` extra installed:
 
     python tools/train_demo.py
 
-Writes `rszoo/data/resnet-rs-demo.tar.gz` (checkpoint with weights, EMA and momentum, as tensorflow/tpu's code saves
-them) and `rszoo/data/demo_digits.npz` (the held-out images, which training never sees), and prints the test accuracy
+Writes `rszoo/assets/resnet-rs-demo.tar.gz` (checkpoint with weights, EMA and momentum, as tensorflow/tpu's code saves
+them) and `rszoo/assets/demo_digits.npz` (the held-out images, which training never sees), and prints the test accuracy
 of averaged and plain weights. Digits: UCI ML hand-written digits, 8x8, as shipped by scikit-learn.
 """
 
@@ -20,13 +20,13 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
-from converters.tf1_graph import build_training
-from rszoo.config import ArchConfig
-from rszoo.images import preprocess, resize_legacy_bicubic
+from rszoo.arch.config import ArchConfig
+from rszoo.inference.images import preprocess, resize_legacy_bicubic
 from rszoo.pipeline.digits import digit_images, split_digits
-from rszoo.preprocessing import Preprocessing
+from rszoo.registry.preprocessing import Preprocessing
+from rszoo.verify.tf1_graph import build_training
 
-DATA = Path(__file__).parent.parent / "rszoo" / "data"
+DATA = Path(__file__).parent.parent / "rszoo" / "assets"
 ARCH = ArchConfig((2, 2, 2, 2), num_classes=10, width_multiplier=0.125, dropout_rate=0.25)
 SETTINGS = Preprocessing(image_size=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 SEED, EPOCHS, BATCH, BASE_LR, WARMUP_EPOCHS = 0, 60, 128, 0.2, 3
@@ -88,7 +88,7 @@ def pack(prefix: Path, archive: Path) -> None:
 
 def main() -> None:
     """Train, pack, and print the held-out accuracy of the packed checkpoint in the original graph."""
-    from converters.tf1_graph import build_inference
+    from rszoo.verify.tf1_graph import build_inference
 
     train_images, test_images, train_labels, test_labels = split_digits(*digit_images())
     np.savez_compressed(DATA / "demo_digits.npz", images=test_images[..., 0], labels=test_labels.astype(np.uint8))

@@ -1,6 +1,6 @@
 """Accuracy of a model on data: `evaluate` counts, `Result` is what came of it; `rszoo eval` is the command.
 
-Images come from `rszoo.pipeline`, counts are `rszoo.scores`'s, and what a model folder keeps is `rszoo.evaluation`'s.
+Images come from `rszoo.pipeline`, counts from `scores`, and what a model folder keeps is in `rszoo.folder.evaluations`.
 Each name is imported from its module when it is first used, so that the command line starts without numpy.
 """
 
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 _MODULE_OF = {
     "Reference": "rszoo.evaluate.result",
     "Result": "rszoo.evaluate.result",
-    "Runtime": "rszoo.evaluate.network",
+    "Runtime": "rszoo.inference.network",
     "evaluate": "rszoo.evaluate.runner",
 }
 
 __all__ = ["Reference", "Result", "Runtime", "evaluate"]
 
 if TYPE_CHECKING:
-    from rszoo.evaluate.network import Runtime
     from rszoo.evaluate.result import Reference, Result
     from rszoo.evaluate.runner import evaluate
+    from rszoo.inference.network import Runtime
 
 
 def __getattr__(name: str) -> Any:

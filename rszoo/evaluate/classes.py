@@ -1,7 +1,7 @@
 """Which of a model's classes each of the data's is. Never by position where names say, or could say, something else.
 
 Folders of images have names in alphabetical order; TFRecords have numbers. ImageNet's folders are named by WordNet ids,
-whose place among the model's classes is that in `rszoo/data/imagenet_1k_labels.txt`.
+whose place among the model's classes is that in `rszoo/assets/imagenet_1k_labels.txt`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from rszoo.assets import asset
 from rszoo.errors import UsageError, summarize
-from rszoo.folder import ModelConfig
-from rszoo.registry import load_labels
-from rszoo.scores import check_labels
+from rszoo.evaluate.scores import check_labels
+from rszoo.folder.model_folder import ModelConfig
+from rszoo.registry.manifest import load_labels
 
 _IMAGENET = "imagenet-1k"
-_SYNSETS = Path(__file__).parent.parent / "data" / "imagenet_1k_labels.txt"
+_SYNSETS = asset("imagenet_1k_labels.txt")
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.staging import staged_folder
-from rszoo.console import table
-from rszoo.errors import OutputError, printable
+from rszoo.disk.staging import staged_folder
+from rszoo.errors import OutputError
 from rszoo.evaluate.result import Result
+from rszoo.terminal import printable, table
 
 RESULT = "result.json"
 CLASSES = "classes.csv"

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from rszoo import __version__
 from rszoo.errors import UnknownModelError, UsageError, VerificationError, summarize
-from rszoo.evaluate.network import Runtime
-from rszoo.evaluation import Evaluation, Transform
-from rszoo.folder import ModelConfig
-from rszoo.registry import get_entry
-from rszoo.scores import Scores, wilson_interval
+from rszoo.evaluate.scores import Scores, wilson_interval
+from rszoo.folder.evaluations import Evaluation, Transform
+from rszoo.folder.model_folder import ModelConfig
+from rszoo.inference.network import Runtime
+from rszoo.registry.manifest import get_entry
+from rszoo.version import __version__
 
 # Enough to tell the number of images again, up to a million of them.
 _DIGITS = 4

@@ -15,19 +15,19 @@ from typing import Any, get_args
 
 import numpy as np
 
-from rszoo.cache import find_folder
-from rszoo.endpoints import is_hub_name
+from rszoo.cache.fill import find_folder
 from rszoo.errors import ImageError, UsageError, VerificationError
 from rszoo.evaluate.classes import ClassMap, match_classes
-from rszoo.evaluate.network import Network, Runtime, open_network
 from rszoo.evaluate.result import Result
-from rszoo.evaluation import Transform
-from rszoo.factory import Framework, import_model_module
-from rszoo.folder import ModelFolder, sha256_of
+from rszoo.evaluate.scores import Scores
+from rszoo.folder.evaluations import Transform
+from rszoo.folder.model_folder import ModelFolder, sha256_of
 from rszoo.hub.address import parse_address
+from rszoo.inference.network import Network, Runtime, open_network
+from rszoo.models.factory import Framework, import_model_module
+from rszoo.net.urls import is_hub_name
 from rszoo.pipeline.sources import ShardSource, Split, open_source
-from rszoo.progress import progress_bar
-from rszoo.scores import Scores
+from rszoo.terminal import progress_bar
 
 _DEFAULT_RUNTIME = Runtime()
 # Batches under way: one is computed while the next is fetched.

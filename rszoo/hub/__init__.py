@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: models found and fetched there, model folders pushed to it."""
+"""Reading the Hugging Face Hub: addresses, the files of a repository, and what its errors mean."""

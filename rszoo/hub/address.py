@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-from rszoo.endpoints import HUB_PREFIXES
 from rszoo.errors import UsageError
-from rszoo.folder import WEIGHTS
+from rszoo.folder.model_folder import WEIGHTS
+from rszoo.net.urls import HUB_PREFIXES
 
 # huggingface_hub checks names itself, before it asks; this much tells the parts from each other.
 _PART = r"[A-Za-z0-9][\w.-]{0,95}"

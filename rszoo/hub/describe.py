@@ -7,16 +7,16 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from rszoo import __version__
-from rszoo.endpoints import check_online
 from rszoo.errors import ConfigError
-from rszoo.folder import CONFIG, RAW_VERIFICATION, RAW_WEIGHTS, VERIFICATION, ModelConfig, parse_config
+from rszoo.folder.model_folder import CONFIG, RAW_VERIFICATION, RAW_WEIGHTS, VERIFICATION, ModelConfig, parse_config
+from rszoo.folder.records import read_verification
 from rszoo.hub.address import HubAddress
 from rszoo.hub.failures import explained
 from rszoo.hub.pull import as_loaded, fetch_file, hub_headers, open_remote
-from rszoo.hub.records import read_verification
-from rszoo.transport import new_session, read_start
-from rszoo.weights import Weights
+from rszoo.net.http import new_session, read_start
+from rszoo.net.urls import check_online
+from rszoo.version import __version__
+from rszoo.weights.mapping import Weights
 
 # rszoo's keys come first in `config.json`, and this much holds them with a thousand labels; Keras's behind them may be
 # megabytes.

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rszoo.endpoints import offline_variable
-from rszoo.errors import HubError, NetworkError, OutputError, RszooError, UsageError, printable
+from rszoo.errors import HubError, NetworkError, OutputError, RszooError, UsageError
+from rszoo.net.urls import offline_variable
+from rszoo.terminal import printable
 
 _LOGIN = "run `hf auth login`, or set HF_TOKEN"
 _ASK = "see the model's page for who may, and on what terms"

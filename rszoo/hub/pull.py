@@ -17,10 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rszoo import __version__
-from rszoo.endpoints import offline_variable
+from rszoo.arch.names import torch_name
+from rszoo.arch.walk import iter_tensors
+from rszoo.disk.paths import checked_folder
+from rszoo.disk.temporary import write_whole
 from rszoo.errors import HubError, IntegrityError, NetworkError, RszooError
-from rszoo.folder import (
+from rszoo.folder.model_folder import (
     CONFIG,
     CONVERSION,
     EVALUATION,
@@ -36,17 +38,15 @@ from rszoo.folder import (
     sha256_of,
     strip_config,
 )
+from rszoo.folder.timm_config import timm_lineage
 from rszoo.hub.address import HubAddress
 from rszoo.hub.failures import explained, status_of
-from rszoo.names import torch_name
-from rszoo.paths import checked_folder
-from rszoo.registry import PretrainedEntry
-from rszoo.temporary import write_whole
-from rszoo.tensors import iter_tensors
-from rszoo.timm_config import timm_lineage
+from rszoo.net.urls import offline_variable
+from rszoo.registry.manifest import PretrainedEntry
+from rszoo.version import __version__
 
 if TYPE_CHECKING:
-    from rszoo.remote_weights import RemoteFile
+    from rszoo.weights.remote_file import RemoteFile
 
 # Of a file that is needed nearly whole, all is fetched and kept: by ranges the next process would fetch it again.
 _NEARLY_WHOLE = 0.9
@@ -244,7 +244,7 @@ def open_remote(address: HubAddress) -> RemoteFile:
     """Open the weights file of a repository to be read by ranges. Raises as `RemoteFile`."""
     from huggingface_hub import hf_hub_url
 
-    from rszoo.remote_weights import RemoteFile
+    from rszoo.weights.remote_file import RemoteFile
 
     return RemoteFile(hf_hub_url(address.repo, address.file, revision=address.revision), hub_headers())
 

@@ -1,1 +1,1 @@
-"""The networks: one module per framework, each built from an `ArchConfig` and nothing else."""
+"""The PyTorch and Keras models: built, filled with weights, adapted, saved."""

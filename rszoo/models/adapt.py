@@ -6,10 +6,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from rszoo.config import ArchConfig
-from rszoo.models.features import FeatureInfo
-from rszoo.names import torch_name
-from rszoo.tensors import iter_tensors
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.features import FeatureInfo
+from rszoo.arch.names import torch_name
+from rszoo.arch.walk import iter_tensors
 
 _HEAD = ("fc.weight", "fc.bias")
 

@@ -13,7 +13,7 @@ from types import TracebackType
 
 import numpy as np
 
-from rszoo.tensors import Initial, TensorSpec
+from rszoo.arch.walk import Initial, TensorSpec
 
 #: A normal distribution cut at two standard deviations has this standard deviation (TensorFlow's VarianceScaling).
 TRUNCATED_STD = 0.87962566103423978

@@ -16,11 +16,11 @@ import keras
 import numpy as np
 from keras import layers
 
-from rszoo.config import ArchConfig, Block, StemConv
-from rszoo.models.features import FeatureInfo
+from rszoo.arch.config import ArchConfig, Block, StemConv
+from rszoo.arch.features import FeatureInfo
+from rszoo.arch.names import keras_name
+from rszoo.arch.walk import Initial, Kind, TensorSpec, iter_tensors
 from rszoo.models.initial import KernelDraws
-from rszoo.names import keras_name
-from rszoo.tensors import Initial, Kind, TensorSpec, iter_tensors
 
 # Keras's momentum is one minus PyTorch's: this is PyTorch's default of 0.1, not the published 0, with which one batch
 # of fine-tuning would replace all statistics.
@@ -47,8 +47,9 @@ def build_model(
 ) -> keras.Model:
     """Build the classifier, which returns logits (N, num_classes), or a model that returns a list of feature maps.
 
-    `weights`: Keras names (`rszoo.names.keras_name`) to values in Keras's layout (HWIO; in x out). They go straight
-    into the variables, with no random draw before. Where there are none, the published initial values are drawn.
+    `weights`: Keras names (`rszoo.arch.names.keras_name`) to values in Keras's layout (HWIO; in x out). They go
+    straight into the variables, with no random draw before. Where there are none, the published initial values are
+    drawn.
     `features`: which maps (N, H, W, C), in the list's order. Keras itself turns a list of one into the map alone.
     `batch_norm`: makes batch normalizations from the arguments of Keras's, which is the one used if it is left out.
     """

@@ -14,12 +14,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from rszoo.config import Activation, ArchConfig, Block, StemConv
-from rszoo.models.features import FeatureInfo
+from rszoo.arch.config import Activation, ArchConfig, Block, StemConv
+from rszoo.arch.features import FeatureInfo
+from rszoo.arch.names import torch_name, torch_shape
+from rszoo.arch.walk import Initial, TensorSpec, iter_tensors
 from rszoo.models.initial import TRUNCATED_STD
 from rszoo.models.torch_layers import DropConnect, SameConv2d, SamePool2x2, SamePool3x3, SqueezeExcite, checkpointed
-from rszoo.names import torch_name, torch_shape
-from rszoo.tensors import Initial, TensorSpec, iter_tensors
 
 _DENSE_STD = 0.01
 
@@ -69,7 +69,7 @@ class Backbone(nn.Module):
     def __init__(self, config: ArchConfig, last: int = 4) -> None:
         super().__init__()
         self.config = config
-        #: Modules that stay in evaluation mode, by name; see `rszoo.train.freezing.freeze`.
+        #: Modules that stay in evaluation mode, by name; see `rszoo.train.torch.freezing.freeze`.
         self.frozen: tuple[str, ...] = ()
         self._last = last
         (*before, conv), strided = config.split_stem()

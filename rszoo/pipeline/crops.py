@@ -1,7 +1,7 @@
 """In the graph: where an image is cut, the legacy bicubic resize, and normalization.
 
 Boxes are int32 (4,): top, left, height, width in pixels. Facts: tensorflow/tpu
-`models/official/resnet/resnet_preprocessing.py`; the same in numpy is `rszoo.images`.
+`models/official/resnet/resnet_preprocessing.py`; the same in numpy is `rszoo.inference.images`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from rszoo.preprocessing import Preprocessing
-from rszoo.train.recipe import AugmentSettings
+from rszoo.recipes.recipe import AugmentSettings
+from rszoo.registry.preprocessing import Preprocessing
 
 _MIN_COVERED = 0.1
 _ATTEMPTS = 10

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from rszoo.errors import ConfigError, ImageError
-from rszoo.images import load_rgb
+from rszoo.inference.images import load_rgb
 from rszoo.pipeline.faults import Faults
 from rszoo.pipeline.sources import Source
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from rszoo.errors import ImageError
-from rszoo.evaluation import Transform
+from rszoo.folder.evaluations import Transform
 from rszoo.pipeline import crops
 from rszoo.pipeline.decoding import Decoder, open_rgb
 from rszoo.pipeline.faults import Faults
@@ -16,7 +16,7 @@ from rszoo.pipeline.records import evaluation_stream, share_range
 from rszoo.pipeline.share import Share
 from rszoo.pipeline.sources import ShardSource, Source
 from rszoo.pipeline.training import with_options
-from rszoo.preprocessing import Preprocessing
+from rszoo.registry.preprocessing import Preprocessing
 
 
 def evaluation_dataset(

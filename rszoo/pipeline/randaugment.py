@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from rszoo.errors import ConfigError
 from rszoo.pipeline import image_ops
-from rszoo.train.recipe import Operations
+from rszoo.recipes.recipe import Operations
 
 #: The operations in their published order, which is that of the draws.
 NAMES = (

@@ -18,9 +18,9 @@ from typing import Any
 
 import google_crc32c
 
+from rszoo.disk.temporary import temporary_path
 from rszoo.errors import FILE_SYSTEM_ERRORS, OutputError, SourceNotFoundError
-from rszoo.progress import progress_bar
-from rszoo.temporary import temporary_path
+from rszoo.terminal import progress_bar
 
 #: Bytes of a record beside its data.
 RECORD_OVERHEAD = 16

@@ -16,8 +16,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from rszoo.disk.paths import expand_user
 from rszoo.errors import UsageError, nearest
-from rszoo.paths import expand_user
 from rszoo.pipeline.devices import require_tensorflow
 
 #: "all" is every image of a folder of images that has no splits of its own.
@@ -184,7 +184,7 @@ def _open_digits(split: Split) -> Source:
     from PIL import Image
 
     from rszoo.pipeline.digits import digit_images, split_digits
-    from rszoo.registry import get_entry
+    from rszoo.registry.manifest import get_entry
 
     if split == "all":
         images, labels = digit_images()

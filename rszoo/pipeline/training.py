@@ -12,7 +12,7 @@ from rszoo.pipeline.randaugment import randaugment
 from rszoo.pipeline.records import image_seed, training_stream
 from rszoo.pipeline.share import Position, Share
 from rszoo.pipeline.sources import Source
-from rszoo.train.recipe import Recipe
+from rszoo.recipes.recipe import Recipe
 
 #: Whether an image is usable; and the image, its label and its position.
 Prepared = tuple[tf.Tensor, dict[str, tf.Tensor]]

@@ -19,13 +19,13 @@ import tensorflow as tf
 from PIL import Image
 
 import rszoo
-from converters.staging import staged_folder
+from rszoo.disk.staging import staged_folder
 from rszoo.errors import ImageError, OutputError, SplitNotFoundError, UsageError
 from rszoo.pipeline.decoding import FIRST_LABEL, Decoder, open_rgb
 from rszoo.pipeline.faults import DEFAULT_LIMIT, Faults
 from rszoo.pipeline.shard_folders import DESCRIPTION, FORMAT_VERSION, shard_name
 from rszoo.pipeline.sources import ImageSource, open_source
-from rszoo.progress import progress_bar
+from rszoo.terminal import progress_bar
 
 _SPLITS = ("train", "validation")
 # As published: 1,281,167 images in 1024 files; 128 for validation.

@@ -1,7 +1,7 @@
 """`python -m rszoo.train`: the same as `rszoo train`, for torchrun, which starts modules."""
 
-from rszoo.console import examples, new_app, run
-from rszoo.train.cli import TRAIN_EXAMPLES, train
+from rszoo.cli.console import examples, new_app, run
+from rszoo.cli.train import TRAIN_EXAMPLES, train
 
 if __name__ == "__main__":
     app = new_app("Train a model by a recipe.")

@@ -19,11 +19,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from converters.staging import staged_folder, sweep
+from rszoo.disk.staging import staged_folder, sweep
+from rszoo.disk.temporary import remove, temporary_path, write_whole
 from rszoo.errors import CheckpointError
-from rszoo.folder import sha256_of
+from rszoo.folder.model_folder import sha256_of
 from rszoo.pipeline.share import Position
-from rszoo.temporary import remove, temporary_path, write_whole
 from rszoo.train.output import writing
 
 _TENSORS = "state.safetensors"

@@ -1,9 +1,9 @@
 """What the training loop asks of an engine: PyTorch or Keras, one device or many, one process or several.
 
 Tensors leave and enter an engine under canonical names: `model/NAME`, `ema/NAME` and `momentum/NAME`, NAME and layout
-being those of the weights file (`rszoo.names.torch_name`), float32; so a run can go on in the other engine. `step` is
-how many steps were taken, int64 of no axes: the decay of the averages depends on it. What only one engine understands,
-the state of its random numbers, is under `random/ENGINE/RANK/...`.
+being those of the weights file (`rszoo.arch.names.torch_name`), float32; so a run can be resumed in the other engine.
+`step` is how many steps were taken, int64 of no axes: the decay of the averages depends on it. What only one engine
+understands, the state of its random numbers, is under `random/ENGINE/RANK/...`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from rszoo.errors import ConfigError
+from rszoo.evaluate.scores import Scores
 from rszoo.pipeline.share import Position, Share
-from rszoo.scores import Scores
-from rszoo.train.recipe import Recipe
+from rszoo.recipes.recipe import Recipe
 
 EngineName = Literal["torch", "keras"]
 #: The averaged weights, or those that the optimizer moves.

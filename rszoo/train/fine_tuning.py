@@ -12,16 +12,16 @@ from typing import Any
 
 import yaml
 
-from rszoo.config import ArchConfig
-from rszoo.endpoints import is_hub_name
+from rszoo.arch.config import ArchConfig
+from rszoo.disk.paths import expand_user
 from rszoo.errors import ConfigError
-from rszoo.folder import looks_like_folder, read_folder
+from rszoo.folder.model_folder import looks_like_folder, read_folder
 from rszoo.hub.address import parse_address
-from rszoo.paths import expand_user
+from rszoo.net.urls import is_hub_name
 from rszoo.pipeline.sources import Source
-from rszoo.preprocessing import Preprocessing
-from rszoo.registry import get_entry
-from rszoo.train.recipe import Recipe, load_recipe
+from rszoo.recipes.recipe import Recipe, load_recipe
+from rszoo.registry.manifest import get_entry
+from rszoo.registry.preprocessing import Preprocessing
 from rszoo.train.run_folder import RECIPE_FILE, RunFolder
 
 RECIPE = "fine-tune"

@@ -11,10 +11,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from rszoo.config import ArchConfig
+from rszoo.arch.config import ArchConfig
 from rszoo.errors import ConfigError, UsageError, summarize
-from rszoo.folder import ModelConfig
-from rszoo.registry import load_labels
+from rszoo.folder.model_folder import ModelConfig
+from rszoo.registry.manifest import load_labels
 
 log = logging.getLogger("rszoo")
 

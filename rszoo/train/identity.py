@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from rszoo.errors import SourceNotFoundError
-from rszoo.folder import sha256_of
+from rszoo.folder.model_folder import sha256_of
 from rszoo.pipeline.sources import ImageSource, ShardSource, Source
-from rszoo.train.recipe import Recipe
+from rszoo.recipes.recipe import Recipe
 
 # Object stores answer many questions at once as fast as one.
 _QUESTIONS_AT_ONCE = 32
@@ -55,7 +55,7 @@ def identify(recipe: Recipe, images: Source, init: str | None) -> Identity:
 
     Raises:
         SourceNotFoundError: the data or the weights are not there.
-        RszooError: the weights cannot be had, as `rszoo.cache.find_folder` says.
+        RszooError: the weights cannot be had, as `rszoo.cache.fill.find_folder` says.
     """
     return Identity(
         recipe,
@@ -101,6 +101,6 @@ def _name_of(init: str) -> str:
 
 
 def _weights_sha256(init: str) -> str:
-    from rszoo.cache import find_folder
+    from rszoo.cache.fill import find_folder
 
     return sha256_of(find_folder(init).weights_path)

@@ -16,18 +16,18 @@ from typing import Any, NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from rszoo.errors import CheckpointError, TrainingError, TrainingStoppedError, printable
+from rszoo.errors import CheckpointError, TrainingError, TrainingStoppedError
+from rszoo.evaluate.scores import Scores
 from rszoo.pipeline.faults import Faults, reading
 from rszoo.pipeline.share import Position
-from rszoo.progress import progress_bar
-from rszoo.scores import Scores
+from rszoo.recipes.recipe import Recipe
+from rszoo.recipes.schedule import learning_rate
+from rszoo.terminal import printable, progress_bar
 from rszoo.train.checkpoints import Checkpoint, Checkpoints, Progress, read_checkpoint, save_state
 from rszoo.train.engine import Engine, EngineName, OpenEvaluation, OpenTraining
 from rszoo.train.metrics import Metrics
 from rszoo.train.output import writing
-from rszoo.train.recipe import Recipe
 from rszoo.train.run_folder import RunFolder
-from rszoo.train.schedule import learning_rate
 from rszoo.train.stopping import StopRequest
 from rszoo.train.stopwatch import Stopwatch
 

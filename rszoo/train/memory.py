@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rszoo.errors import RszooError, TrainingError
-from rszoo.train.recipe import Recipe
+from rszoo.recipes.recipe import Recipe
 
 #: How the frameworks say that memory is used up: by the error's name, or within its text.
 _NAMES = ("OutOfMemoryError", "ResourceExhaustedError", "MemoryError")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rszoo.temporary import write_whole
+from rszoo.disk.temporary import write_whole
 from rszoo.train.output import writing
 
 #: One line: "kind" is train or evaluation; "step", "epoch" and "time" (seconds since 1970) are in each.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from rszoo.disk.temporary import temporary_path
 from rszoo.errors import OutputError, RszooError
-from rszoo.temporary import temporary_path
 
 
 @contextmanager

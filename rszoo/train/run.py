@@ -16,24 +16,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from rszoo import __version__
 from rszoo.errors import ConfigError, OutputError
-from rszoo.evaluation import Evaluation, record_evaluation
-from rszoo.folder import ModelFolder, sha256_of
+from rszoo.folder.evaluations import Evaluation, record_evaluation
+from rszoo.folder.model_folder import ModelFolder, sha256_of
+from rszoo.models.saving import save
 from rszoo.pipeline.faults import DEFAULT_LIMIT, Faults
 from rszoo.pipeline.share import Position, Share
 from rszoo.pipeline.sources import Source
-from rszoo.registry import get_entry, list_models
-from rszoo.saving import save
+from rszoo.recipes.recipe import Recipe
+from rszoo.registry.manifest import get_entry, list_models
 from rszoo.train.curves import check_plotting, plot_curves
 from rszoo.train.engine import Engine, EngineName
 from rszoo.train.identity import identify
 from rszoo.train.loop import Data, Loop, Plan
 from rszoo.train.metrics import Record, last_evaluation, read_records
 from rszoo.train.output import check_writable, writing
-from rszoo.train.recipe import Recipe
 from rszoo.train.run_folder import RunFolder
 from rszoo.train.stopping import StopRequest
+from rszoo.version import __version__
 
 Resume = Literal["auto", "never"]
 
@@ -171,10 +171,10 @@ def _labels(recipe: Recipe, images: Source) -> tuple[str, ...] | None:
 
 def _start_engine(recipe: Recipe, job: Job) -> Engine:
     if job.engine == "torch":
-        from rszoo.train.torch_engine import TorchEngine
+        from rszoo.train.torch.engine import TorchEngine
 
         return TorchEngine(recipe, init=job.init, classes=job.images.class_names)
-    from rszoo.train.keras_engine import KerasEngine
+    from rszoo.train.keras.engine import KerasEngine
 
     return KerasEngine(recipe, init=job.init, classes=job.images.class_names)
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import yaml
 
+from rszoo.disk.locks import held
+from rszoo.disk.temporary import abandoned, write_whole
 from rszoo.errors import ConfigError, OutputError, UsageError
-from rszoo.locks import held
-from rszoo.temporary import abandoned, write_whole
+from rszoo.recipes.recipe import Recipe
 from rszoo.train.identity import Identity
 from rszoo.train.output import writing
-from rszoo.train.recipe import Recipe
 
 #: The recipe in a run's folder.
 RECIPE_FILE = "recipe.yaml"

@@ -1,0 +1,175 @@
+"""Which files make up a checkpoint, wherever they come from: an index and its data shards, recognized by name.
+
+The text file `checkpoint` is never relied on: the larger published archives lack it.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from converters.shard_ranges import Ranges
+from converters.tensorbundle.bundle import Entry
+from converters.tensorbundle.sstable import MAGIC
+from rszoo.errors import CheckpointError, SourceNotFoundError, summarize
+
+_SHARD = re.compile(r"(?P<prefix>.+)\.data-(?P<number>\d{5})-of-(?P<count>\d{5})", re.ASCII)
+_INDEX_SUFFIX = ".index"
+#: Largest index that is read into memory. The 420's is 0.5 MB.
+MAX_INDEX_BYTES = 16 << 20
+
+
+@dataclass
+class CheckpointFiles:
+    """A checkpoint found: its index in memory, its shards open for reading. A context manager that closes them.
+
+    `kept` has the byte ranges of the only shard that were kept, None if all was. `source` is what the weights' metadata
+    will name: a base name or URL, never a path. The archive's size and hash are None where there was no archive.
+    """
+
+    prefix: str
+    index: bytes
+    shards: dict[int, BinaryIO]
+    kept: Ranges | None = None
+    source: str = ""
+    archive_sha256: str | None = None
+    archive_size: int | None = None
+    archive_md5: bytes | None = None
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether the bytes of a tensor were kept."""
+        return self.kept is None or (not entry.slices and (entry.offset, entry.offset + entry.size) in self.kept)
+
+    def close(self) -> None:
+        """Close the shards."""
+        for shard in self.shards.values():
+            shard.close()
+
+    def __enter__(self) -> CheckpointFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass
+class Collector:
+    """Takes the files of one place one by one, and makes a checkpoint of them or says why it cannot."""
+
+    place: str
+    _indexes: dict[str, bytes] = field(default_factory=dict)
+    _shards: dict[str, dict[int, BinaryIO]] = field(default_factory=dict)
+    _others: list[str] = field(default_factory=list)
+    _old_format: list[str] = field(default_factory=list)
+    _opened: ExitStack = field(default_factory=ExitStack)
+
+    def add_index(self, name: str, data: bytes) -> None:
+        """Take an index file."""
+        self._indexes[name.removesuffix(_INDEX_SUFFIX)] = data
+
+    def add_shard(self, name: str, shard: BinaryIO) -> None:
+        """Take a data shard; it is closed with the checkpoint, or at once if none comes about."""
+        match = _SHARD.fullmatch(name)
+        if match is None:
+            raise ValueError(f"{name!r} is not the name of a data shard")
+        self._shards.setdefault(match["prefix"], {})[int(match["number"])] = self._opened.enter_context(shard)
+
+    def add_other(self, name: str, tail: bytes) -> None:
+        """Take note of any other file, given its last bytes."""
+        self._others.append(name)
+        if tail.endswith(MAGIC):
+            self._old_format.append(name)
+
+    def close(self) -> None:
+        """Close every shard that was taken."""
+        self._opened.close()
+
+    def finish(self) -> CheckpointFiles:
+        """Return the one checkpoint that the files make up.
+
+        Raises:
+            CheckpointError: there is none, several, or one in TensorFlow's old format (V1).
+        """
+        if len(self._indexes) > 1:
+            raise CheckpointError(
+                f"{self.place} holds several checkpoints: {summarize(sorted(self._indexes), 5)}; "
+                "give the prefix of one, such as --ckpt FOLDER/model.ckpt"
+            )
+        if not self._indexes:
+            raise CheckpointError(self._why_no_index())
+        prefix, index = next(iter(self._indexes.items()))
+        shards = self._shards.get(prefix, {})
+        for other, unused in self._shards.items():
+            if other != prefix:
+                for shard in unused.values():
+                    shard.close()
+        if not shards:
+            raise CheckpointError(f"{self.place} holds {prefix}.index but no {prefix}.data-00000-of-00001 beside it")
+        return CheckpointFiles(prefix, index, shards)
+
+    def _why_no_index(self) -> str:
+        if self._old_format:
+            return (
+                f"{self.place} holds {self._old_format[0]!r}, a checkpoint in TensorFlow's old V1 format, which is not "
+                "read; load it in TensorFlow and save it again with tf.compat.v1.train.Saver()"
+            )
+        found = sorted([*self._others, *(f"{prefix}.data-*" for prefix in self._shards)])
+        held = summarize([repr(name) for name in found], 5) or "nothing"
+        return f"{self.place} holds no checkpoint: a file *.index is needed, found {held}"
+
+
+def role(name: str) -> str:
+    """Return what a file is to a checkpoint, by its base name: `index`, `shard` or `other`."""
+    if _SHARD.fullmatch(name):
+        return "shard"
+    return "index" if name.endswith(_INDEX_SUFFIX) and name != _INDEX_SUFFIX else "other"
+
+
+def open_folder(path: Path) -> CheckpointFiles:
+    """Open the one checkpoint in a folder. Raises as `Collector.finish` does."""
+    files = _open(sorted(child for child in path.iterdir() if child.is_file()), str(path))
+    files.source = path.resolve().name
+    return files
+
+
+def open_prefix(path: Path) -> CheckpointFiles:
+    """Open the checkpoint of a prefix such as `folder/model.ckpt`, or of any one of its files.
+
+    Raises:
+        SourceNotFoundError: no file begins with that prefix.
+        CheckpointError: as `Collector.finish`.
+    """
+    shard = _SHARD.fullmatch(path.name)
+    prefix = shard["prefix"] if shard else re.sub(r"\.(index|meta)$", "", path.name)
+    if not path.parent.is_dir():
+        raise SourceNotFoundError(f"no folder {path.parent}; give an existing archive, folder or checkpoint prefix")
+    siblings = [child for child in sorted(path.parent.iterdir()) if child.is_file()]
+    mine = [child for child in siblings if child.name == prefix or child.name.startswith(f"{prefix}.")]
+    if not mine:
+        there = summarize([child.name for child in siblings], 5) or "nothing"
+        raise SourceNotFoundError(f"no checkpoint {path}; in {path.parent} there is: {there}")
+    files = _open(mine, str(path))
+    files.source = prefix
+    return files
+
+
+def _open(paths: list[Path], place: str) -> CheckpointFiles:
+    collector = Collector(place)
+    try:
+        for path in paths:
+            kind = role(path.name)
+            if kind == "shard":
+                collector.add_shard(path.name, path.open("rb"))
+            elif kind == "index" and path.stat().st_size <= MAX_INDEX_BYTES:
+                collector.add_index(path.name, path.read_bytes())
+            else:
+                with path.open("rb") as opened:
+                    opened.seek(max(0, path.stat().st_size - len(MAGIC)))
+                    collector.add_other(path.name, opened.read())
+        return collector.finish()
+    except BaseException:
+        collector.close()
+        raise

@@ -1,0 +1,1 @@
+"""TensorFlow's checkpoint container: an index, and tensors with their CRC32C."""

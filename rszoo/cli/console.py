@@ -1,0 +1,116 @@
+"""What both command lines share: errors turned into one line and an exit code, and results printed as text or JSON."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import tempfile
+from contextlib import suppress
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from rszoo.errors import MissingPackageError, OutputError, RszooError
+from rszoo.terminal import printable
+
+if TYPE_CHECKING:
+    from rszoo.models.factory import Framework
+
+EXIT_CODES = """
+Exit codes: 0 done, 1 a check failed or a training diverged, 2 wrong usage or unknown model, 3 unusable input, 4
+network, 5 output cannot be written, 6 a package is missing, 75 stopped: the same command goes on. RSZOO_DEBUG=1 shows
+tracebacks.
+"""
+
+
+class WeightsChoice(StrEnum):
+    """Which of a checkpoint's sets is taken."""
+
+    ema = "ema"
+    raw = "raw"
+
+
+class FrameworkChoice(StrEnum):
+    """Which framework runs or trains a model."""
+
+    torch = "torch"
+    keras = "keras"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's help."""
+    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)]) + "\n" + EXIT_CODES
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """Return an application with rszoo's settings."""
+    return typer.Typer(
+        help=help_text,
+        epilog=EXIT_CODES,
+        no_args_is_help=True,
+        add_completion=False,
+        # Plain text: rich would double the time of --help, and its boxes do not survive a pipe.
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )
+
+
+def run(app: typer.Typer) -> None:
+    """Run an application; end with its exit code, never with a traceback for what a user or file can cause."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # As an exception, so that temporary folders are taken away: `timeout` and container runtimes stop programs so.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        app()
+    except (RszooError, OSError) as error:
+        if os.environ.get("RSZOO_DEBUG") == "1":
+            raise
+        if isinstance(error, RszooError):
+            message, code = str(error), error.exit_code
+        else:
+            where = f"{error.filename}: " if error.filename else ""
+            message, code = f"{where}{error.strerror or error}", OutputError.exit_code
+        print(f"error: {printable(message)}", file=sys.stderr)
+        sys.exit(code)
+
+
+def load_frameworks(*frameworks: Framework | Literal["tensorflow"]) -> None:
+    """Import what is installed of these, without the notes that TensorFlow's C++ writes to stderr as it starts.
+
+    No setting of TensorFlow's silences them, and they would bury what the command has to say. An import that fails
+    shows them. "tensorflow" is what reads images, whatever Keras is set to.
+    """
+    from rszoo.models.factory import import_model_module
+    from rszoo.pipeline.devices import require_tensorflow
+
+    with tempfile.TemporaryFile() as held_back:
+        stderr = os.dup(2)
+        os.dup2(held_back.fileno(), 2)
+        try:
+            for framework in frameworks:
+                with suppress(MissingPackageError):
+                    if framework == "tensorflow":
+                        require_tensorflow()
+                        importlib.import_module(framework)
+                    else:
+                        import_model_module(framework)
+        except BaseException:
+            held_back.seek(0)
+            os.write(stderr, held_back.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def print_json(value: Any) -> None:
+    """Print a machine-readable result on stdout."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))

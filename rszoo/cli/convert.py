@@ -1,0 +1,110 @@
+"""`rszoo-convert`: a TensorFlow checkpoint to a model folder, or a model folder back to a TF1 checkpoint."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rszoo.cli.console import EXIT_CODES, WeightsChoice, new_app, print_json, run
+from rszoo.errors import UsageError
+
+
+class Target(StrEnum):
+    """What is written."""
+
+    safetensors = "safetensors"
+    tf1 = "tf1"
+
+
+app = new_app("Convert ResNet-RS checkpoints.")
+
+_EXAMPLES = """
+Examples:
+
+  rszoo-convert --ckpt resnet-rs-101-i192.tar.gz --output my-model
+
+  rszoo-convert --ckpt my-model --to tf1 --output my-checkpoint
+"""
+
+
+@app.command(epilog=_EXAMPLES + EXIT_CODES)
+def convert(
+    ckpt: Annotated[str, typer.Option(help="Archive, folder, prefix (dir/model.ckpt), URL, or model name.")],
+    output: Annotated[Path | None, typer.Option(help="New folder for the result. Default: the model's name.")] = None,
+    weights: Annotated[WeightsChoice, typer.Option(help="Averaged (published accuracy) or plain weights.")] = (
+        WeightsChoice.ema
+    ),
+    model: Annotated[
+        str | None, typer.Option(help="Which registered model the checkpoint is, if its name does not say.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Input size in pixels, for a network that is not registered.")
+    ] = None,
+    to: Annotated[Target, typer.Option(help="Model folder, or TF1 checkpoint (--ckpt is a model folder then).")] = (
+        Target.safetensors
+    ),
+    keep_archive: Annotated[
+        bool, typer.Option("--keep-archive", help="Keep what is downloaded, in the cache's archives folder.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former model folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
+) -> None:
+    """Convert a TensorFlow checkpoint to a model folder, accounting for every variable."""
+    if to is Target.tf1:
+        _to_tf1(ckpt, output, as_json)
+        return
+    from converters.convert import Identity
+    from converters.convert import convert as convert_checkpoint
+
+    target = output or Path(_default_name(ckpt))
+    identity = Identity(model, image_size)
+    report = convert_checkpoint(
+        ckpt, target, weights=weights.value, identity=identity, overwrite=overwrite, keep_archive=keep_archive
+    )
+    print_json(report) if as_json else print(_summary(report, target))
+
+
+def _to_tf1(ckpt: str, output: Path | None, as_json: bool) -> None:
+    from converters.tf1_export import export_tf1
+    from rszoo.folder.model_folder import read_folder
+
+    if output is None:
+        raise UsageError("--to tf1 needs --output FOLDER")
+    prefix = export_tf1(read_folder(ckpt), output)
+    print_json({"prefix": str(prefix)}) if as_json else print(
+        f"wrote {prefix}, a TF1 checkpoint (no .meta, no momentum)"
+    )
+
+
+def _default_name(ckpt: str) -> str:
+    from converters.read.source import find_entry
+    from rszoo.net.urls import is_url, public_url
+
+    entry = find_entry(ckpt)
+    if entry is None:
+        shown = public_url(ckpt) if is_url(ckpt) else ckpt
+        raise UsageError(f"{shown} names no registered model; give --output FOLDER")
+    return entry.name
+
+
+def _summary(report: dict[str, Any], target: Path) -> str:
+    skipped = "\n".join(f"  skipped  {len(names):5}  {reason}" for reason, names in report["skipped"].items())
+    return (
+        f"{report['model']}: {report['architecture']}, {report['parameters']:,} parameters, "
+        f"{report['weights']} weights\n"
+        f"  mapped   {len(report['mapped']):5}  each tensor once, re-read and equal to the checkpoint bit by bit\n"
+        f"{skipped}\n"
+        f"wrote {target}; check it with: rszoo verify {target}"
+    )
+
+
+def main() -> None:
+    """Entry point of `rszoo-convert`."""
+    run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""`rszoo push`, `rszoo publish` and `rszoo pull`. Each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rszoo.cli.console import Json, load_frameworks, print_json
+from rszoo.errors import RszooError, UsageError
+from rszoo.terminal import table
+
+if TYPE_CHECKING:
+    from rszoo.publish.family import Published
+    from rszoo.publish.plan import Plan
+
+Private = Annotated[bool, typer.Option("--private", help="A new repository is seen by its owner alone.")]
+Keras = Annotated[bool, typer.Option("--keras", help="Also what keras.saving.load_model('hf://...') needs.")]
+
+
+def push(
+    folder: Annotated[str, typer.Argument(help="Model folder that `rszoo verify` has passed.")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; made if it is not there.")],
+    private: Private = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to, made if it is not there.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    keras: Keras = False,
+    raw: Annotated[str | None, typer.Option(help="Model folder with the same checkpoint's plain weights.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files, sizes and card; send nothing.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Push without a passed verification; the card will say so.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also replace a card that rszoo did not write.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a model folder, make its card, and push it to the Hugging Face Hub as one commit.
+
+    The login is huggingface_hub's: `hf auth login`, or HF_TOKEN.
+    """
+    from rszoo.folder.model_folder import read_folder
+    from rszoo.hub.address import parse_repo
+    from rszoo.publish.plan import Target, planned
+    from rszoo.publish.push import check_login, upload
+
+    target = Target(parse_repo(repo), private, revision, create_pr, overwrite)
+    opened = read_folder(folder)
+    plain = None if raw is None else read_folder(raw)
+    if not dry_run:
+        check_login(f"push to {target.repo}")
+    if keras:
+        load_frameworks("keras")
+    with planned(opened, target, raw=plain, keras=keras, force=force) as plan:
+        if dry_run:
+            _show(plan, as_json)
+            return
+        pushed = upload(plan)
+        if as_json:
+            print_json({**dataclasses.asdict(pushed), "files": plan.sizes})
+            return
+    print(f"{'pushed' if pushed.changed else 'nothing to push, all is there:'} {pushed.pr_url or pushed.url}")
+    if pushed.deleted:
+        print(f"deleted there, since this push does not have it: {', '.join(pushed.deleted)}")
+    at = "" if pushed.pr_url is None and revision is None else f"@{pushed.commit}"
+    print(f'load it with: rszoo.create("hf-hub:{pushed.repo}{at}", pretrained=True)')
+
+
+def publish(
+    patterns: Annotated[list[str], typer.Argument(help="Names or shell patterns, such as 'resnet-rs-*'.")],
+    to: Annotated[str, typer.Option(help="Account or organization on the Hub; repositories get the models' names.")],
+    private: Private = False,
+    keras: Keras = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Also the plain weights.")] = False,
+    pin: Annotated[
+        Path | None, typer.Option(help="Write repositories, commits and hashes into this weights_manifest.json.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch, convert, verify and push registered models; run it again to go on after an interruption."""
+    from rszoo.hub.address import parse_repo
+    from rszoo.publish.family import Extras
+    from rszoo.publish.family import publish as publish_all
+    from rszoo.registry.manifest import Converted, HubPin, names_of
+    from rszoo.registry.pinning import pin_converted, read_manifest
+
+    names = list(dict.fromkeys(name for pattern in patterns for name in names_of(pattern)))
+    if "/" in to:
+        raise UsageError(f"--to takes an account or organization, received {to!r}; repositories get the models' names")
+    parse_repo(f"{to}/{names[0]}")
+    if pin is not None:
+        read_manifest(pin)
+    load_frameworks("torch", "keras")
+    outcomes = []
+    for outcome in publish_all(names, to, private=private, extras=Extras(raw, keras)):
+        outcomes.append(outcome)
+        print(f"{outcome.name}: {outcome.error or outcome.status}", file=sys.stderr, flush=True)
+    if pin is not None:
+        places = {done.name: Converted(done.sha256, HubPin(done.repo, done.commit)) for done in outcomes if done.commit}
+        pin_converted(pin, places)
+    print_json([outcome.to_dict() for outcome in outcomes]) if as_json else print(_table(outcomes))
+    if errors := [outcome.error for outcome in outcomes if outcome.error is not None]:
+        raise errors[0] if len(names) == 1 else _sum_up(errors, len(names))
+
+
+def pull(
+    model: Annotated[str, typer.Argument(help="hf-hub:OWNER/NAME[@REVISION][/FILE.safetensors]")],
+    output: Annotated[Path | None, typer.Option(help="New model folder. Default: only the Hub's cache.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former model folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch a model from the Hugging Face Hub, and check its SHA-256."""
+    from converters.convert import is_model_folder
+    from rszoo.disk.paths import expand_user
+    from rszoo.disk.staging import staged_folder
+    from rszoo.hub.address import parse_address
+    from rszoo.hub.pull import copy_model, fetch_records, find_model
+    from rszoo.net.urls import is_hub_name
+
+    found = find_model(parse_address(model if is_hub_name(model) else f"hf-hub:{model}"))
+    if output is None:
+        path = found.fetch_weights().path
+        fetch_records(found)
+    else:
+        path = expand_user(output)
+        with staged_folder(path, overwrite=overwrite, is_ours=is_model_folder) as folder:
+            copy_model(found, folder)
+    facts = {"model": str(found.address), "title": found.config.title, "path": str(path)}
+    print_json(facts) if as_json else print(f"{facts['model']}  {path}")
+
+
+def _show(plan: Plan, as_json: bool) -> None:
+    if as_json:
+        print_json({"repo": plan.target.repo, "files": plan.sizes, "sha256": plan.sha256, "card": plan.card})
+        return
+    rows = [("file", "bytes"), *((name, f"{size:,}") for name, size in sorted(plan.sizes.items()))]
+    print(f"would push to {plan.target.repo}:\n{table(rows)}\n\n{plan.card}")
+
+
+def _table(outcomes: list[Published]) -> str:
+    rows = [("model", "repository", "outcome", "commit", "SHA-256")]
+    for done in outcomes:
+        rows.append((done.name, done.repo, done.status, (done.commit or "")[:12], (done.sha256 or "")[:16]))
+    return table(rows)
+
+
+def _sum_up(errors: list[RszooError], count: int) -> RszooError:
+    return type(errors[0])(f"{len(errors)} of {count} models failed, see above; run it again to go on")

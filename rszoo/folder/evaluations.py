@@ -1,0 +1,188 @@
+"""Measured accuracy: `evaluation.json` of a model folder in, checked `Evaluation`s out; and new ones into it.
+
+Published figures are not here but in the registry: what somebody measured on these files is kept apart from them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rszoo.disk.locks import held
+from rszoo.disk.paths import busy_folder
+from rszoo.disk.temporary import write_whole
+from rszoo.errors import ConfigError, OutputError
+from rszoo.folder.model_folder import EVALUATION, WEIGHTS, sha256_of
+
+#: What the images went through: rszoo's published preprocessing, or timm's transform of the same size.
+Transform = Literal["published", "timm"]
+
+_FORMAT_VERSION = 1
+_FRAMEWORKS = ("torch", "keras")
+_MAX_TEXT = 200
+# Another process holds the lock for as long as it takes to read and write a small file.
+_LOCK_S = 10
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy of one weights file on one data set, measured by `rszoo eval`.
+
+    `top1` and `top5` in percent of `images`, the number of images; `image_size` in pixels (the input is square);
+    `dataset` is the data set's id on the Hub where it has one; `day` is the date of the run (UTC) as YYYY-MM-DD;
+    `weights_sha256` in hex; `rszoo_version` is the version that measured.
+
+    Raises:
+        ConfigError: a value is impossible.
+    """
+
+    dataset: str
+    split: str
+    images: int
+    top1: float
+    top5: float
+    preprocessing: Transform
+    image_size: int
+    framework: str
+    weights_sha256: str
+    day: str
+    rszoo_version: str
+
+    def __post_init__(self) -> None:
+        for name in ("dataset", "split", "rszoo_version"):
+            _check_text(name, getattr(self, name))
+        for name in ("images", "image_size"):
+            _check_count(name, getattr(self, name))
+        for name in ("top1", "top5"):
+            _check_percent(name, getattr(self, name))
+        if self.top5 < self.top1:
+            raise ConfigError(f"top5 must be at least top1, received top1 {self.top1!r} and top5 {self.top5!r}")
+        for name, allowed in (("preprocessing", get_args(Transform)), ("framework", _FRAMEWORKS)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} must be {' or '.join(allowed)}, received {getattr(self, name)!r}")
+        if not isinstance(self.weights_sha256, str) or not re.fullmatch("[0-9a-f]{64}", self.weights_sha256):
+            raise ConfigError(f"weights_sha256 must be 64 hex digits, received {self.weights_sha256!r}")
+        _check_day(self.day)
+
+    @property
+    def conditions(self) -> tuple[str, str, str, int, str]:
+        """What a figure depends on besides the weights; two results may not have all of it in common."""
+        return self.dataset, self.split, self.preprocessing, self.image_size, self.framework
+
+
+def read_evaluations(folder: Path) -> tuple[Evaluation, ...]:
+    """Return the measured accuracies of a model folder, in the order of the file; empty if there is no such file.
+
+    Raises:
+        ConfigError: `evaluation.json` is damaged, has a result twice, or has one of other weights than the folder's.
+        OSError: it, or the weights, cannot be read.
+    """
+    results = _read(folder)
+    if not results:
+        return ()
+    sha256 = sha256_of(folder / WEIGHTS)
+    if other := next((result for result in results if result.weights_sha256 != sha256), None):
+        raise ConfigError(
+            f"{folder / EVALUATION} has a result of weights with SHA-256 {other.weights_sha256}, but {WEIGHTS} beside "
+            f"it has {sha256}; delete it, or measure these weights"
+        )
+    return results
+
+
+def record_evaluation(folder: Path, result: Evaluation) -> tuple[Evaluation, ...]:
+    """Write a result into a model folder's `evaluation.json`, and return all that are in it now.
+
+    It takes the place of a former one of the same conditions. Results of weights that the folder no longer has are left
+    out. The file is replaced as a whole; of processes that write at the same time, none loses another's result.
+
+    Raises:
+        ConfigError: the folder's weights are not those that were measured, or the file there is damaged.
+        OutputError: it cannot be written.
+        OSError: the weights cannot be read.
+    """
+    if (sha256 := sha256_of(folder / WEIGHTS)) != result.weights_sha256:
+        raise ConfigError(
+            f"{folder / WEIGHTS} has SHA-256 {sha256}, and the weights that were measured {result.weights_sha256}; "
+            "they were changed meanwhile, so measure again"
+        )
+    with held(busy_folder() / f"evaluation-{sha256}", _LOCK_S):
+        kept = [former for former in _read(folder) if former.weights_sha256 == sha256]
+        places = [former.conditions for former in kept]
+        if result.conditions in places:
+            kept[places.index(result.conditions)] = result
+        else:
+            kept.append(result)
+        record = {"format_version": _FORMAT_VERSION, "results": [asdict(one) for one in kept]}
+        try:
+            write_whole(folder / EVALUATION, json.dumps(record, indent=1) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write {folder / EVALUATION}: {error.strerror}; copy the folder first") from error
+    return tuple(kept)
+
+
+def check_writable(folder: Path) -> None:
+    """Check that `record_evaluation` will find a place for its result, before hours are spent on one.
+
+    Raises:
+        ConfigError: the `evaluation.json` that is there is damaged.
+        OutputError: the folder cannot be written.
+    """
+    _read(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {folder / EVALUATION}: the folder is read-only for you; copy it first")
+
+
+def _read(folder: Path) -> tuple[Evaluation, ...]:
+    path = folder / EVALUATION
+    if not path.is_file():
+        return ()
+    try:
+        return _parse(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged: {error}; delete it, then measure again") from error
+
+
+def _parse(record: Mapping[str, Any]) -> tuple[Evaluation, ...]:
+    if record["format_version"] != _FORMAT_VERSION:
+        raise ConfigError(f"format_version {record['format_version']!r}, this rszoo reads {_FORMAT_VERSION}")
+    allowed = [field.name for field in fields(Evaluation)]
+    results: list[Evaluation] = []
+    for values in record["results"]:
+        if unknown := sorted(set(values) - set(allowed)):
+            raise ConfigError(f"unknown fields {unknown}; allowed: {allowed}")
+        result = Evaluation(**values)
+        if any(result.conditions == former.conditions for former in results):
+            raise ConfigError(f"two results of {result.conditions}; keep one")
+        results.append(result)
+    return tuple(results)
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value.strip() or len(value) > _MAX_TEXT:
+        raise ConfigError(f"{name} must be a text of at most {_MAX_TEXT} characters, received {str(value)[:50]!r}")
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be a whole number of at least 1, received {value!r}")
+
+
+def _check_percent(name: str, value: object) -> None:
+    # NaN is not in the range, either.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
+        raise ConfigError(f"{name} must be a percentage from 0 to 100, received {value!r}")
+
+
+def _check_day(value: object) -> None:
+    try:
+        valid = isinstance(value, str) and date.fromisoformat(value).isoformat() == value
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ConfigError(f"day must be a date such as 2026-11-23, received {value!r}")

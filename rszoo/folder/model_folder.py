@@ -1,0 +1,201 @@
+"""The model folder: architecture, weights and preprocessing as one unit on disk.
+
+`config.json` (everything of rszoo's under the top-level key `rszoo`; beside it timm's keys, and on the Hub Keras's),
+`model.safetensors` (float32, timm's keys, OIHW), `conversion.json` (the account of the conversion) and, once checked,
+`verification.json`. A repository on the Hub is such a folder too, with a few files more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args
+
+from rszoo.arch.config import ArchConfig
+from rszoo.disk.paths import expand_user
+from rszoo.errors import ConfigError, SourceNotFoundError, WeightsError
+from rszoo.folder.timm_config import parse_timm_config, timm_keys
+from rszoo.net.urls import is_hub_name, is_url, public_url
+from rszoo.registry.preprocessing import Preprocessing
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+CONVERSION = "conversion.json"
+VERIFICATION = "verification.json"
+EVALUATION = "evaluation.json"
+#: What only a folder on the Hub has: plain weights beside the averaged ones, with their account and outcome of checks;
+#: Keras's weights; the card and its picture.
+RAW_WEIGHTS = "model.raw.safetensors"
+RAW_CONVERSION = "conversion.raw.json"
+RAW_VERIFICATION = "verification.raw.json"
+KERAS_WEIGHTS = "model.weights.h5"
+CARD = "README.md"
+PLOT = "family.png"
+#: The top-level keys of `config.json` that are Keras's.
+KERAS_KEYS = ("module", "class_name", "config", "registered_name", "build_config", "compile_config")
+
+#: Which of a checkpoint's sets: averaged, as published, or plain.
+WeightSet = Literal["ema", "raw"]
+#: The same, or weights that somebody trained with rszoo's model.
+WeightKind = Literal["ema", "raw", "trained"]
+
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What `config.json` says: the pair's name or the architecture's label, and all that is needed to run it.
+
+    `pair` is the registry's name, or None for a network of the user's own.
+    """
+
+    title: str
+    pair: str | None
+    arch: ArchConfig
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None
+    weights: WeightKind
+
+    def to_json(self) -> str:
+        """Return the text of `config.json`."""
+        facts = {
+            "format_version": _FORMAT_VERSION,
+            "title": self.title,
+            "pair": self.pair,
+            "weights": self.weights,
+            "arch": self.arch.to_dict(),
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "labels": self.labels,
+        }
+        keys = timm_keys(self.arch, self.preprocessing, self.labels)
+        # rszoo's come first, so that the head of a long file is enough to read them.
+        return json.dumps({"rszoo": facts, **keys}, indent=1) + "\n"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder that was found and whose `config.json` was read; the weights were not touched."""
+
+    path: Path
+    config: ModelConfig
+    weights_file: str = WEIGHTS
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing that belongs to the weights."""
+        return self.config.preprocessing
+
+    @property
+    def weights_path(self) -> Path:
+        """Path of the weights file.
+
+        Raises:
+            WeightsError: the file is missing.
+        """
+        path = self.path / self.weights_file
+        if not path.is_file():
+            raise WeightsError(
+                f"{self.path} has no {self.weights_file}; convert again with `rszoo-convert --overwrite`"
+            )
+        return path
+
+
+def looks_like_folder(name: str) -> bool:
+    """Whether a name that a user typed means a folder rather than a registry name."""
+    return "/" in name or "\\" in name or name.startswith((".", "~")) or os.path.isdir(name)
+
+
+def read_folder(path: str | os.PathLike[str]) -> ModelFolder:
+    """Read the `config.json` of a model folder.
+
+    Raises:
+        SourceNotFoundError: there is no such folder, or it is not a model folder.
+        ConfigError: its `config.json` is damaged or of another version.
+    """
+    if is_hub_name(path):
+        raise SourceNotFoundError(f"{path} is on the Hub, not a folder; first run `rszoo pull {path} --output FOLDER`")
+    if is_url(path):
+        raise SourceNotFoundError(
+            f"{public_url(str(path))} is a URL, not a folder; its tensors can be read by `rszoo.load_weights` and "
+            "`rszoo info --tensors`, an archive's by `rszoo-convert --ckpt`"
+        )
+    folder = expand_user(path)
+    config_path = folder / CONFIG
+    if not os.path.isfile(config_path):
+        what = "is not a model folder (it has no config.json)" if os.path.exists(folder) else "does not exist"
+        raise SourceNotFoundError(f"{folder} {what}; make one with `rszoo-convert --ckpt SOURCE --output {folder}`")
+    return ModelFolder(folder, parse_config(config_path.read_bytes(), str(config_path)))
+
+
+def parse_config(text: str | bytes, label: str) -> ModelConfig:
+    """Return what the text of a `config.json` says: rszoo's keys, or timm's where there are none of rszoo's.
+
+    `label` names the file in error texts, and the model if timm's keys are all that is there.
+
+    Raises:
+        ConfigError: it is damaged, of another version, or of a network that is not a ResNet-RS.
+    """
+    try:
+        keys = json.loads(text)
+        if "rszoo" not in keys and "architecture" in keys:
+            arch, preprocessing, labels = parse_timm_config(keys)
+            # timm's keys do not say which weights they are.
+            return ModelConfig(label, None, arch, preprocessing, labels, "trained")
+        return _parse(keys["rszoo"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{label} is damaged or not a ResNet-RS's: {error}") from error
+
+
+def config_sha256(text: str) -> str:
+    """Return the SHA-256, in hex, of what a `config.json` says, but for Keras's keys, which only the Hub's has."""
+    return hashlib.sha256(json.dumps(_without_keras(text), sort_keys=True).encode()).hexdigest()
+
+
+def strip_config(text: str) -> str:
+    """Return the text of a `config.json` without Keras's keys, which mean nothing where Keras's weights are not."""
+    return json.dumps(_without_keras(text), indent=1) + "\n"
+
+
+def _without_keras(text: str) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(text).items() if key not in KERAS_KEYS}
+
+
+def find_damage(path: Path) -> str | None:
+    """Read a model folder in full; return what is wrong with it, or None if it is what was once converted."""
+    try:
+        account = json.loads((path / CONVERSION).read_text(encoding="utf-8"))["result"]
+        recorded = {CONFIG: account["config_sha256"], WEIGHTS: account["sha256"]}
+        config = (path / CONFIG).read_text(encoding="utf-8")
+        found = {CONFIG: config_sha256(config), WEIGHTS: sha256_of(path / WEIGHTS)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{CONVERSION} or another file is missing or damaged ({error})"
+    for name, sha256 in found.items():
+        if sha256 != recorded[name]:
+            return f"{name} has SHA-256 {sha256}, but the conversion recorded {recorded[name]}"
+    return None
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _parse(facts: dict[str, Any]) -> ModelConfig:
+    if facts["format_version"] != _FORMAT_VERSION:
+        raise ConfigError(f"format_version {facts['format_version']!r}, this rszoo reads {_FORMAT_VERSION}")
+    labels, arch = facts["labels"], ArchConfig.from_dict(facts["arch"])
+    if facts["weights"] not in get_args(WeightKind):
+        raise ConfigError(f"weights must be {', '.join(get_args(WeightKind))}; received {facts['weights']!r}")
+    if not isinstance(facts["title"], str) or not isinstance(facts["pair"], (str, NoneType)):
+        raise ConfigError("title must be a text, and pair a registered name or null")
+    if labels is not None and (not isinstance(labels, list) or len(labels) != arch.num_classes):
+        raise ConfigError(f"labels must be null or a list of {arch.num_classes} names")
+    preprocessing = Preprocessing(**facts["preprocessing"])
+    labels = None if labels is None else tuple(map(str, labels))
+    return ModelConfig(facts["title"], facts["pair"], arch, preprocessing, labels, facts["weights"])

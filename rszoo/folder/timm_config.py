@@ -1,0 +1,107 @@
+"""timm's side of `config.json`: an `ArchConfig` and its preprocessing to timm's keys, and back.
+
+With these keys at the top level, `timm.create_model("hf-hub:...")` and `"local-dir:..."` load a model folder, and rszoo
+need not be installed. Facts: timm 1.0.31, `models/_hub.py` (what is read), `models/resnet.py` (`resnetrs50` to 420).
+timm can say neither the published crop nor the legacy resize; `crop_pct` is the nearest that it has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
+from rszoo.errors import ConfigError
+from rszoo.registry.preprocessing import Preprocessing
+
+# What timm's constructors of this family are given; `layers` may be any.
+_BASE_DEPTH = 50
+_STRIDES = 32
+#: What timm's own repositories hold, by name without `timm/`. That of the 200 has the name of a TF release, but timm
+#: trained its weights itself (its release notes of March 2022).
+_LINEAGE = {
+    "resnetrs50.tf_in1k": "Google's resnet-rs-50-i160, converted by timm",
+    "resnetrs101.tf_in1k": "Google's resnet-rs-101-i192, converted by timm",
+    "resnetrs152.tf_in1k": "Google's resnet-rs-152-i256, converted by timm",
+    "resnetrs200.tf_in1k": "trained by timm, not Google's",
+    "resnetrs270.tf_in1k": "Google's resnet-rs-270-i256, converted by timm",
+    "resnetrs350.tf_in1k": "Google's resnet-rs-350-i256, converted by timm",
+    "resnetrs420.tf_in1k": "Google's resnet-rs-420-i320, converted by timm",
+}
+# Arguments that act in training only: rszoo's own keys have them where they are published.
+_TRAINING_ARGS = ("drop_rate", "drop_path_rate", "drop_block_rate")
+
+
+def timm_keys(arch: ArchConfig, preprocessing: Preprocessing, labels: tuple[str, ...] | None) -> dict[str, Any]:
+    """Return timm's keys for a network; empty if timm has no such network."""
+    plain = ArchConfig(arch.blocks, arch.num_classes, arch.in_chans)
+    if replace(arch, dropout_rate=0.0, drop_connect_rate=0.0) != plain:
+        return {}
+    size = preprocessing.image_size
+    keys: dict[str, Any] = {
+        "architecture": f"resnetrs{arch.depth or _BASE_DEPTH}",
+        "num_classes": arch.num_classes,
+        "num_features": arch.num_features,
+        "global_pool": "avg",
+        "pretrained_cfg": {
+            "input_size": [arch.in_chans, size, size],
+            "pool_size": [-(-size // _STRIDES)] * 2,
+            "fixed_input_size": False,
+            "interpolation": "bicubic",
+            "crop_pct": preprocessing.crop,
+            "crop_mode": "center",
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "num_classes": arch.num_classes,
+            "first_conv": "conv1.0",
+            "classifier": "fc",
+            "paper_ids": "arXiv:2103.07579",
+        },
+    }
+    if arch.depth is None:
+        keys["model_args"] = {"layers": list(arch.blocks)}
+    if labels is not None:
+        keys["label_names"] = list(labels)
+    return keys
+
+
+def timm_lineage(repo: str) -> str | None:
+    """Return what one of timm's own repositories (`timm/NAME`) holds, or None for any other."""
+    owner, _, name = repo.partition("/")
+    return _LINEAGE.get(name) if owner == "timm" else None
+
+
+def parse_timm_config(keys: Mapping[str, Any]) -> tuple[ArchConfig, Preprocessing, tuple[str, ...] | None]:
+    """Return network, preprocessing and labels of a `config.json` that has timm's keys and none of rszoo's.
+
+    The preprocessing is rszoo's, of the size and normalization that timm's keys say: the crop and the resize that timm
+    would do instead are not among rszoo's.
+
+    Raises:
+        ConfigError: it is not a ResNet-RS, or one with arguments that rszoo does not know.
+    """
+    name = keys["architecture"]
+    match = re.fullmatch(r"resnetrs(\d+)", name)
+    if match is None or int(match[1]) not in BLOCKS_OF_DEPTH:
+        known = ", ".join(f"resnetrs{depth}" for depth in BLOCKS_OF_DEPTH)
+        raise ConfigError(f"architecture {name!r} is not a ResNet-RS; rszoo has {known}; load this one with timm")
+    arguments = dict(keys.get("model_args") or {})
+    blocks = arguments.pop("layers", BLOCKS_OF_DEPTH[int(match[1])])
+    if arguments.pop("global_pool", "avg") != "avg" or keys.get("global_pool", "avg") != "avg":
+        raise ConfigError("global_pool must be 'avg'; load this model with timm")
+    if unknown := sorted(set(arguments) - {*_TRAINING_ARGS, "num_classes", "in_chans"}):
+        raise ConfigError(f"model_args {', '.join(unknown)} are not known to rszoo; load this model with timm")
+    # Older files of timm's have everything at the top level.
+    settings = keys.get("pretrained_cfg", keys)
+    channels, height, width = settings.get("input_size", (3, 224, 224))
+    if height != width:
+        raise ConfigError(f"input_size {height} x {width} is not square; load this model with timm")
+    classes = arguments.get("num_classes", keys.get("num_classes", settings.get("num_classes", 1000)))
+    arch = ArchConfig(tuple(blocks), classes, arguments.get("in_chans", channels))
+    default = Preprocessing(height)
+    preprocessing = Preprocessing(height, mean=settings.get("mean", default.mean), std=settings.get("std", default.std))
+    labels = keys.get("label_names") or settings.get("label_names")
+    named = isinstance(labels, list) and len(labels) == arch.num_classes
+    return arch, preprocessing, tuple(map(str, labels)) if named else None

@@ -1,0 +1,1 @@
+"""Images in, logits and classes out: preprocessing and a model ready to predict."""

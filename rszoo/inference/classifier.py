@@ -1,0 +1,74 @@
+"""Predictions of a model folder: images in, logits or the most likely classes out, in either framework."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rszoo.errors import UsageError
+from rszoo.folder.model_folder import ModelFolder
+from rszoo.inference.images import preprocess
+from rszoo.models.factory import Framework, create
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One of an image's most likely classes; `probability` is the softmax of the logits."""
+
+    index: int
+    label: str
+    probability: float
+
+
+class Classifier:
+    """A model folder ready to predict.
+
+    `name`: how `rszoo.create` finds the folder's weights, if not in its `model.safetensors`.
+
+    Raises:
+        UsageError: the network does not take RGB; else as `rszoo.create`.
+    """
+
+    def __init__(self, folder: ModelFolder, framework: Framework = "torch", name: str | None = None) -> None:
+        if folder.config.arch.in_chans != 3:
+            raise UsageError(
+                f"{folder.path} takes {folder.config.arch.in_chans} channels; only RGB images can be predicted"
+            )
+        self.folder = folder
+        self.framework = framework
+        self.model = create(name or folder.path, pretrained=True, framework=framework)
+
+    def logits(self, images: Iterable[str | os.PathLike[str] | np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the logits of each image, float32 (num_classes,). Images as `rszoo.preprocess` takes them."""
+        batch: list[np.ndarray] = []
+        for image in images:
+            batch.append(preprocess(image, self.folder))
+            if len(batch) == _BATCH:
+                yield from self._run(np.concatenate(batch))
+                batch = []
+        if batch:
+            yield from self._run(np.concatenate(batch))
+
+    def top(self, logits: np.ndarray, count: int = 5) -> list[Prediction]:
+        """Return the most likely classes, the likeliest first."""
+        exponentials = np.exp(logits.astype(np.float64) - logits.max())
+        probabilities = exponentials / exponentials.sum()
+        labels: Sequence[str] = self.folder.config.labels or [f"class {index}" for index in range(len(logits))]
+        best = np.argsort(-probabilities, kind="stable")[:count]
+        return [Prediction(int(index), labels[index], float(probabilities[index])) for index in best]
+
+    def _run(self, batch: np.ndarray) -> Any:
+        if self.framework == "keras":
+            import keras
+
+            return keras.ops.convert_to_numpy(self.model(batch, training=False))
+        import torch
+
+        with torch.inference_mode():
+            return self.model(torch.from_numpy(batch).permute(0, 3, 1, 2)).numpy()

@@ -1,0 +1,259 @@
+"""`rszoo.create`: a name, a model folder or an architecture in, a ready PyTorch or Keras model out.
+
+With weights nothing is initialized first: PyTorch modules are built on the meta device and take tensors that map the
+file; Keras variables are created from the file's values. For another dtype or device each tensor is read, converted and
+let go of before the next.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.features import FeatureInfo, choose_features
+from rszoo.arch.names import keras_name, to_tf_layout, torch_name
+from rszoo.arch.walk import iter_tensors
+from rszoo.cache.fill import find_folder
+from rszoo.errors import MissingPackageError, UsageError, nearest
+from rszoo.folder.model_folder import ModelConfig, looks_like_folder
+from rszoo.hub.address import parse_address
+from rszoo.models.adapt import adapt_weights, needed_tensors
+from rszoo.models.devices import check_device, keras_scope
+from rszoo.net.urls import is_hub_name
+from rszoo.registry.manifest import get_entry
+from rszoo.registry.preprocessing import Preprocessing
+from rszoo.weights.mapping import Weights, check_header
+from rszoo.weights.tensor_file import LocalFile
+
+if TYPE_CHECKING:
+    import torch
+
+    from rszoo.weights.remote_file import RemoteFile
+
+Framework = Literal["torch", "keras"]
+
+_FRAMEWORKS = ("torch", "keras")
+# All that Keras 3 has; the last two were not tried here.
+_KERAS_BACKENDS = ("tensorflow", "jax", "torch", "numpy", "openvino")
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
+_KERAS_DTYPES = (*_DTYPES, "mixed_float16", "mixed_bfloat16")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be built: architecture and weights as stored, and as wanted. `file` is None for random weights.
+
+    It is remote if only a part of it is needed, `needed` of it by state dict key.
+    """
+
+    file: Path | RemoteFile | None
+    stored: ArchConfig
+    wanted: ArchConfig
+    features: FeatureInfo | None
+    needed: list[str]
+    dtype: str | None
+    device: str | None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a name stands for. `open`: the tensors that are needed in, the file that has them out, None for no weights.
+
+    `origin` is what the weights' folder says of them.
+    """
+
+    arch: ArchConfig
+    preprocessing: Preprocessing | None
+    origin: ModelConfig | None
+    open: Callable[[Collection[str]], Path | RemoteFile | None]
+
+
+def create(
+    model: str | os.PathLike[str] | ArchConfig,
+    *,
+    pretrained: bool = False,
+    framework: Framework = "torch",
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> Any:
+    """Build a model: a `torch.nn.Module` or a `keras.Model`, in evaluation mode if it has weights.
+
+    Its `config` is the `ArchConfig`, `preprocessing` what images go through, and `origin` the `ModelConfig` of the
+    folder that it came from, or None.
+
+    Args:
+        model: a registered name (`resnet-rs-152` means its largest resolution), a model on the Hugging Face Hub
+            (`hf-hub:OWNER/NAME[@REVISION]`), a model folder, whose weights are always loaded, or an `ArchConfig`.
+        pretrained: load the weights: of a registered name the averaged ones, converted into the cache on first use; of
+            a repository those in `model.safetensors`, or in the file named behind it (`hf-hub:OWNER/NAME/FILE`).
+        framework: "torch" (input NCHW) or "keras" (input NHWC, whatever backend Keras is set to).
+        num_classes: another number than the weights' keeps the backbone and starts a new head, with a warning.
+        in_chans: another number than the weights' adapts the first convolution: summed over RGB for 1, else RGB's
+            kernels repeated in turn and scaled by 3 / in_chans.
+        features_only: return a list of feature maps, described by `feature_info` as in timm. What lies behind the last
+            of them is neither built nor read.
+        out_indices: which maps, in the order in which they are returned: 0 the stem (stride 2), 1 to 4 the stages
+            (strides 4 to 32), negative ones from the end. All five if left out.
+        dtype: "float32", "float16", "bfloat16" or "float64" for all weights and statistics; a `torch.dtype` will do.
+            For Keras the dtype policy of the layers, also "mixed_float16" or "mixed_bfloat16". float32 if left out,
+            for Keras its current policy.
+        device: where the weights go, in the framework's words: "cpu", "cuda:0"; for Keras "gpu:0".
+
+    Raises:
+        UnknownModelError, SourceNotFoundError: there is no such model or folder.
+        HubError: the Hub does not have it, or does not give it.
+        WeightsError: the folder's weights are missing, damaged, or of another architecture.
+        UsageError, ConfigError: an argument is not allowed.
+        MissingPackageError: the framework is not installed.
+    """
+    if framework not in _FRAMEWORKS:
+        likely = nearest(str(framework), _FRAMEWORKS) or list(_FRAMEWORKS)
+        raise UsageError(f"framework must be torch or keras, received {framework!r}; did you mean {likely[0]!r}?")
+    if num_classes is not None and features_only:
+        raise UsageError(f"features_only has no head, received num_classes={num_classes!r} too; leave one of them out")
+    if out_indices is not None and not features_only:
+        raise UsageError(f"out_indices={out_indices!r} chooses feature maps; add features_only=True")
+    indices = choose_features(out_indices) if features_only else None
+    dtype_name = None if dtype is None else _dtype_name(dtype, framework)
+    # Before the model is looked for: a missing framework or device should not cost a download.
+    module = import_model_module(framework)
+    if device is not None:
+        check_device(framework, str(device), dtype_name)
+    found = _resolve(model, pretrained)
+    stored = found.arch
+    wanted = replace(
+        stored,
+        num_classes=stored.num_classes if num_classes is None else num_classes,
+        in_chans=stored.in_chans if in_chans is None else in_chans,
+    )
+    features = None if indices is None else FeatureInfo(wanted, indices)
+    needed = needed_tensors(stored, wanted, features)
+    plan = _Plan(
+        found.open(needed), stored, wanted, features, needed, dtype_name, None if device is None else str(device)
+    )
+    built = _create_torch(module, plan) if framework == "torch" else _create_keras(module, plan)
+    # What saving the model will need. PyTorch's has its config already.
+    if framework == "keras":
+        built.config = wanted
+    built.origin = found.origin
+    if found.preprocessing is not None:
+        built.preprocessing = found.preprocessing
+    return built
+
+
+def import_model_module(framework: Framework) -> Any:
+    """Import the module that builds models for a framework.
+
+    Raises:
+        MissingPackageError: the framework, or Keras's backend, is not installed. A breakage inside it is passed on.
+        UsageError: KERAS_BACKEND is set to what Keras does not have.
+    """
+    backend = os.environ.get("KERAS_BACKEND") or _KERAS_BACKENDS[0]
+    if framework == "keras" and backend not in _KERAS_BACKENDS:
+        likely = nearest(backend, _KERAS_BACKENDS) or list(_KERAS_BACKENDS)
+        raise UsageError(f"KERAS_BACKEND is {backend!r}; set it to {', '.join(likely)}, or leave it out")
+    try:
+        return importlib.import_module(f"rszoo.models.{framework}_resnet_rs")
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "keras", "tensorflow", "jax"):
+            raise
+        hint = "" if error.name == framework else f" (or set KERAS_BACKEND to an installed one; {error.name} is not)"
+        raise MissingPackageError(
+            f'{framework} models need a package that is not installed; run: pip install "rszoo[{framework}]"{hint}'
+        ) from error
+
+
+def keras_weights(tensors: Mapping[str, np.ndarray], config: ArchConfig) -> Mapping[tuple[str, str], np.ndarray]:
+    """Return tensors with PyTorch's keys and layout under Keras's names and in its layout, read when asked for."""
+    return _KerasView(tensors, config)
+
+
+class _KerasView(Mapping[tuple[str, str], np.ndarray]):
+    def __init__(self, tensors: Mapping[str, np.ndarray], config: ArchConfig) -> None:
+        self._tensors = tensors
+        self._specs = {keras_name(spec): spec for spec in iter_tensors(config)}
+
+    def __getitem__(self, name: tuple[str, str]) -> np.ndarray:
+        spec = self._specs[name]
+        return to_tf_layout(spec.kind, self._tensors[torch_name(spec)])
+
+    def __iter__(self) -> Any:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+
+def _resolve(model: str | os.PathLike[str] | ArchConfig, pretrained: bool) -> _Found:
+    if isinstance(model, ArchConfig):
+        if pretrained:
+            raise UsageError("an ArchConfig has no pretrained weights; give a registered name or a model folder")
+        return _Found(model, None, None, lambda _: None)
+    if isinstance(model, str) and is_hub_name(model):
+        from rszoo.hub.pull import find_model
+
+        hub = find_model(parse_address(model))
+        origin = hub.config if pretrained else None
+        return _Found(
+            hub.config.arch, hub.config.preprocessing, origin, hub.open_weights if pretrained else lambda _: None
+        )
+    if pretrained or not isinstance(model, str) or looks_like_folder(model):
+        folder = find_folder(model)
+        return _Found(folder.config.arch, folder.preprocessing, folder.config, lambda _: folder.weights_path)
+    entry = get_entry(model)
+    return _Found(entry.arch, entry.preprocessing, None, lambda _: None)
+
+
+def _dtype_name(dtype: str | torch.dtype, framework: Framework) -> str:
+    name = str(dtype).removeprefix("torch.")
+    allowed = _KERAS_DTYPES if framework == "keras" else _DTYPES
+    if name not in allowed:
+        ordered = dict.fromkeys([*nearest(name, allowed), *allowed])
+        raise UsageError(f"dtype for {framework} must be one of {', '.join(ordered)}; received {dtype!r}")
+    return name
+
+
+def _create_torch(module: Any, plan: _Plan) -> Any:
+    import torch
+
+    dtype = None if plan.dtype is None else getattr(torch, plan.dtype)
+    device = None if plan.device is None else torch.device(plan.device)
+    model = module.empty_model(plan.wanted, plan.features)
+    if plan.file is None:
+        module.assign_weights(model, {}, dtype, device)
+        return model
+    # The file is mapped only if its pages become the weights: others would count as memory beside the converted ones.
+    mapped = dtype in (None, torch.float32) and (device is None or device.type == "cpu")
+    file = LocalFile(plan.file, "all" if mapped else "copies") if isinstance(plan.file, Path) else plan.file
+    with Weights(file, "torch") as weights:
+        module.assign_weights(model, _fitted(weights, plan), dtype, device)
+    return model.eval()
+
+
+def _create_keras(module: Any, plan: _Plan) -> Any:
+    with keras_scope(plan.dtype, plan.device):
+        if plan.file is None:
+            return module.build_model(plan.wanted, None, plan.features)
+        # Not mapped: Keras copies each tensor, and pages of the file would count as memory beside the copies.
+        with Weights(LocalFile(plan.file, "copies") if isinstance(plan.file, Path) else plan.file) as weights:
+            tensors = keras_weights(_fitted(weights, plan), plan.wanted)
+            return module.build_model(plan.wanted, tensors, plan.features)
+
+
+def _fitted(weights: Weights, plan: _Plan) -> Mapping[str, Any]:
+    """Check the weights against the architecture, and return them as the wanted model needs them."""
+    check_header(weights, plan.stored)
+    # Of a remote file all at once: what neighbours there comes in one request.
+    tensors = weights if isinstance(plan.file, Path) else weights.load(plan.needed)
+    return adapt_weights(tensors, plan.stored, plan.wanted)

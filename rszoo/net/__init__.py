@@ -1,0 +1,1 @@
+"""One URL: what is known of it, one request to it, and a download that resumes."""

@@ -1,0 +1,131 @@
+"""An object of a URL as a checked stream: fetched over several connections, resumed where it stopped, read in order.
+
+A `Fetcher` collects the object, while `readinto` hands on what is there: whoever reads the stream need not wait for its
+end. Length and CRC32C (`x-goog-hash`) are checked before the end is reported; MD5 would halve the rate, and is left to
+whoever reads. A server without ranges is read over one connection.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from rszoo.errors import NetworkError, OutputError
+from rszoo.net.fetcher import Fetcher
+from rszoo.net.http import Opened, new_session, open_range
+from rszoo.net.retry import Patience, TransientError
+from rszoo.net.urls import Version, public_url
+
+_MAX_REREADS = 3
+
+
+class DamagedError(NetworkError):
+    """What arrived is not what the server says it holds."""
+
+
+class Download:
+    """A download under way, to be read in order. A context manager that stops it; what has arrived is kept.
+
+    `parent` is the folder for what has arrived. `accept` is told the object's version before anything else is fetched;
+    what it raises ends the download.
+
+    Raises:
+        NetworkError: offline mode is on, or the object cannot be had.
+        OutputError: `parent` cannot be written.
+    """
+
+    def __init__(self, url: str, parent: Path, accept: Callable[[Version], object]) -> None:
+        self.url = url
+        self._position = 0
+        self._rest = memoryview(b"")
+        self._crc = google_crc32c.Checksum()
+        first = _probe(url)
+        try:
+            self.version = first.version
+            accept(self.version)
+            self._fetcher = Fetcher(url, parent, first)
+        except BaseException:
+            first.close()
+            raise
+
+    @property
+    def size(self) -> int | None:
+        """Length in bytes, None as long as the server does not say."""
+        return self._fetcher.size
+
+    @property
+    def path(self) -> Path:
+        """The file that the object is collected in; whole once `readinto` has returned 0."""
+        return self._fetcher.partial.path
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill up to all of `buffer`, and return how many bytes; 0 only at the end, once length and hash are right.
+
+        Raises:
+            NetworkError: it cannot be had in full. DamagedError: it is not what the server says it holds.
+            RemoteChangedError: it was replaced meanwhile; `discard`, and begin anew.
+            OutputError: it cannot be stored.
+        """
+        if not self._rest:
+            self._rest = memoryview(self._next_block())
+        used = min(len(self._rest), len(buffer))
+        buffer[:used] = self._rest[:used]
+        self._rest = self._rest[used:]
+        return used
+
+    def close(self) -> None:
+        """Stop."""
+        self._fetcher.close()
+
+    def discard(self) -> None:
+        """Forget what has arrived."""
+        self._fetcher.partial.discard()
+
+    def __enter__(self) -> Download:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _next_block(self) -> bytes:
+        """Wait for the next block and return it; empty at the end, once hash and length are right."""
+        partial = self._fetcher.partial
+        for _ in range(_MAX_REREADS):
+            if not self._fetcher.wait_for(self._position):
+                check_hash(self.url, "CRC32C", self.version.crc32c, self._crc.digest())
+                return b""
+            left = partial.block_bytes if self.size is None else self.size - self._position
+            content = partial.read(self._position // partial.block_bytes, min(partial.block_bytes, left))
+            if content is not None:
+                self._position += len(content)
+                self._crc.update(content)
+                return content
+            self._fetcher.look_again()
+        raise OutputError(f"{partial.path} does not read back what was written to it; is the disk failing?")
+
+
+def check_hash(url: str, name: str, expected: str | None, digest: bytes | None) -> None:
+    """Compare a hash of what arrived with the server's, which is in base64; None where either is not known.
+
+    Raises:
+        DamagedError: they differ.
+    """
+    actual = base64.b64encode(digest).decode() if digest else None
+    if None not in (expected, actual) and expected != actual:
+        raise DamagedError(
+            f"{public_url(url)} arrived damaged: its {name} is {actual}, the server's {expected}; run the command again"
+        )
+
+
+def _probe(url: str) -> Opened:
+    """Ask for the first byte: the answer tells size, version and whether there are ranges; if not, it is the object."""
+    patience = Patience()
+    while True:
+        try:
+            return open_range(new_session(), url, 0, 1)
+        except TransientError as error:
+            patience.endure(error)

@@ -1,0 +1,292 @@
+"""The workers of a download: several connections that fill one partial file, the lowest missing ranges first.
+
+In: an object's URL, its first answer, and a folder. Out: blocks that are on disk, for a reader to wait for.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import google_crc32c
+import requests
+
+from rszoo.errors import FILE_SYSTEM_ERRORS, NetworkError, OutputError
+from rszoo.net.http import Opened, new_session, open_range
+from rszoo.net.partial import PartialFile
+from rszoo.net.retry import OutOfPatienceError, Patience, TransientError
+from rszoo.net.urls import Version, public_url
+from rszoo.terminal import progress_bar
+
+_CONNECTIONS = 4
+# From one connection to the next: what a fast server sends in this time needs no second one, which would cost more.
+_STAGGER_S = 0.3
+_BLOCK = 1 << 20
+# One request: long enough to hide the time between two, short enough that the reader seldom waits for the first.
+_RUN_BLOCKS = 32
+# What is read at once grows up to a block, so that a connection that breaks soon does not cost much.
+_FIRST_PIECE = 64 << 10
+# After this much has arrived, failures are counted anew.
+_PROGRESS = 256 << 10
+_MAX_OPENINGS = 10
+_JOIN_S = 0.5
+
+
+@dataclass
+class _Run:
+    """Bytes that one worker fetches: what is left of it lies in [position, stop); to the end where `stop` is None."""
+
+    position: int
+    stop: int | None
+    crc: google_crc32c.Checksum = field(default_factory=google_crc32c.Checksum)
+
+
+class Fetcher:
+    """Fetches an object into a `PartialFile` of the folder `parent`, from the moment it is made until it is closed.
+
+    `first` is the answer to a request for the object's first byte; of a server without ranges, it is the object.
+    `size` in bytes, None as long as the server does not say.
+
+    Raises:
+        OutputError: `parent` cannot be written.
+    """
+
+    def __init__(self, url: str, parent: Path, first: Opened) -> None:
+        self.url = url
+        self.size = first.version.size
+        self._version = first.version
+        self._ranged = first.ranged
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._stopped = False
+        self._claimed: set[int] = set()
+        self.partial, files = _open_partial(parent, url, self._version)
+        arrived = min(len(self.partial.done) * _BLOCK, self.size or 0)
+        self._bar = progress_bar(f"downloading {PurePosixPath(urlsplit(url).path).name}", self.size, "B", arrived)
+        self._threads = self._start(first, files)
+
+    def wait_for(self, position: int) -> bool:
+        """Wait until the block that begins at `position` is on disk; return False if the object ends there.
+
+        Raises:
+            NetworkError: it cannot be had. RemoteChangedError: the object was replaced meanwhile.
+            OutputError: it cannot be stored.
+        """
+        with self._changed:
+            while True:
+                if position == self.size:
+                    return False
+                if position // _BLOCK in self.partial.done:
+                    return True
+                if self._error is not None:
+                    raise self._error
+                self._changed.wait()
+
+    def look_again(self) -> None:
+        """Have the workers look for what is missing, since a block that was there is no longer `done`."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop. A worker that waits for the network ends when that answers."""
+        self._fail(NetworkError(f"the download of {public_url(self.url)} was stopped"))
+        deadline = time.monotonic() + _JOIN_S
+        for thread in self._threads:
+            thread.join(max(0, deadline - time.monotonic()))
+        self.partial.close()
+        self._bar.close()
+
+    def _start(self, first: Opened, files: list[FileIO]) -> list[threading.Thread]:
+        missing = 1 if self.size is None else -(-self.size // _BLOCK) - len(self.partial.done)
+        count = min(_CONNECTIONS, -(-missing // _RUN_BLOCKS)) if self._ranged else 1
+        if self._ranged:
+            first.close()
+        opened = None if self._ranged else first
+        self._working = max(count, 1)
+        # Daemons: an interrupted program must not wait for a server that is silent.
+        used, surplus = files[: self._working], files[self._working :]
+        for file in surplus:
+            file.close()
+        waits = (number * _STAGGER_S for number in range(len(used)))
+        workers = zip(used, waits, strict=True)
+        threads = [threading.Thread(target=self._work, args=(opened, *given), daemon=True) for given in workers]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _work(self, opened: Opened | None, file: FileIO, wait_s: float) -> None:
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped, wait_s)
+            with new_session() as session, file as data:
+                while (run := self._claim()) is not None:
+                    self._fetch(session, data, run, opened)
+                    opened = None
+        except OutOfPatienceError as error:
+            # A server may refuse some of the connections and serve the others.
+            with self._changed:
+                self._working -= 1
+                last = self._working == 0
+                self._changed.notify_all()
+            if last:
+                self._fail(error)
+        except NetworkError as error:
+            self._fail(error)
+        except OSError as error:
+            self._fail(_explain_disk(error, self.partial.folder))
+        except BaseException as error:  # the reader raises it
+            self._fail(error)
+
+    def _claim(self) -> _Run | None:
+        """Return the lowest run that is missing and that no other worker fetches; None when the download is stopped."""
+        with self._changed:
+            while not self._stopped:
+                run = self._next_run()
+                if run is not None:
+                    return run
+                # A block that does not read back may become missing again.
+                self._changed.wait()
+            return None
+
+    def _next_run(self) -> _Run | None:
+        count = None if self.size is None else -(-self.size // _BLOCK)
+        taken = self._claimed | self.partial.done.keys()
+        start = next(block for block in range(len(taken) + 1) if block not in taken)
+        if (self._claimed and not self._ranged) or (count is not None and start >= count):
+            return None
+        if count is None:
+            self._claimed.add(start)
+            return _Run(start * _BLOCK, None)
+        stop = start + 1
+        while stop < count and stop not in taken and (stop - start < _RUN_BLOCKS or not self._ranged):
+            stop += 1
+        self._claimed.update(range(start, stop))
+        return _Run(start * _BLOCK, min(stop * _BLOCK, self.size or 0))
+
+    def _fetch(self, session: requests.Session, data: FileIO, run: _Run, opened: Opened | None) -> None:
+        """Fetch a run, going on where the connection broke, until it is complete or patience is at its end."""
+        patience = Patience()
+        # The host has answered before.
+        patience.renew()
+        blocks = set(range(run.position // _BLOCK, -(-(run.stop or run.position + 1) // _BLOCK)))
+        try:
+            while not self._stopped:
+                try:
+                    with opened or open_range(session, self.url, run.position, run.stop) as answer:
+                        self._receive(answer, data, run, patience)
+                    return
+                except TransientError as error:
+                    opened = None
+                    patience.endure(error)
+        finally:
+            with self._changed:
+                self._claimed -= blocks
+
+    def _receive(self, answer: Opened, data: FileIO, run: _Run, patience: Patience) -> None:
+        self._version.check_same(answer.version, self.url)
+        self._skip(answer, run.position - answer.start)
+        if run.stop is None and answer.version.size is not None:
+            self._learn_size(answer.version.size, run, data)
+        data.seek(run.position)
+        renewed_at = run.position
+        size = min(_FIRST_PIECE, _BLOCK)
+        while run.position != run.stop and not self._stopped:
+            end = (run.position // _BLOCK + 1) * _BLOCK
+            end = end if run.stop is None else min(end, run.stop)
+            piece = answer.read(min(size, end - run.position))
+            if not piece:
+                self._end(run, data)
+                return
+            _write_all(data, piece)
+            run.crc.update(piece)
+            run.position += len(piece)
+            size = min(2 * size, _BLOCK)
+            if run.position == end:
+                self._commit(run)
+            if run.position - renewed_at >= _PROGRESS:
+                patience.renew()
+                renewed_at = run.position
+
+    def _skip(self, answer: Opened, count: int) -> None:
+        """Read past what is there already, where the server sends all from the start."""
+        if count and self._ranged:
+            raise TransientError(f"{public_url(self.url)} answered with the whole file, asked for a range")
+        while count and not self._stopped:
+            piece = answer.read(min(_BLOCK, count))
+            if not piece:
+                raise TransientError(f"{public_url(self.url)} ended before what was received already")
+            count -= len(piece)
+
+    def _end(self, run: _Run, data: FileIO) -> None:
+        """The answer is at its end: that of an object of untold length, or too early."""
+        if run.stop is not None:
+            raise TransientError(f"{public_url(self.url)} ended after {run.position} of {self.size} bytes")
+        self._learn_size(run.position, run, data)
+        if run.position % _BLOCK:
+            self._commit(run)
+
+    def _learn_size(self, size: int, run: _Run, data: FileIO) -> None:
+        """Take note of a size that the first answer did not tell."""
+        # A former attempt may have been at a longer object.
+        data.truncate(size)
+        with self._changed:
+            self.size = run.stop = size
+            self._changed.notify_all()
+
+    def _commit(self, run: _Run) -> None:
+        block = (run.position - 1) // _BLOCK
+        crc = int.from_bytes(run.crc.digest(), "big")
+        run.crc = google_crc32c.Checksum()
+        with self._changed:
+            if not self._stopped:
+                self.partial.commit(block, crc)
+                self._claimed.discard(block)
+                self._bar.update(run.position - block * _BLOCK)
+                self._changed.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._stopped = True
+            self._error = self._error or error
+            self._changed.notify_all()
+
+
+def _open_partial(
+    parent: Path, url: str, version: Version, attempts: int = _MAX_OPENINGS
+) -> tuple[PartialFile, list[FileIO]]:
+    """Return what has arrived, and its data opened for each worker.
+
+    Opened here, since another process may finish the same download and clear it away before a worker starts.
+    """
+    try:
+        partial = PartialFile(parent, url, version, _BLOCK)
+        files = [partial.open() for _ in range(_CONNECTIONS)]
+    except OSError as error:
+        # Cleared away by another process just now.
+        if isinstance(error, FileNotFoundError) and attempts > 1:
+            return _open_partial(parent, url, version, attempts - 1)
+        raise _explain_disk(error, parent) from error
+    if version.size is None:
+        # Nothing tells a short last block from a whole one.
+        partial.done.clear()
+    return partial, files
+
+
+def _explain_disk(error: OSError, folder: Path) -> Exception:
+    if error.errno not in (*FILE_SYSTEM_ERRORS, errno.ENOENT):
+        return error
+    return OutputError(
+        f"cannot store the download in {folder}: {error.strerror}; free some space or set RSZOO_CACHE to a folder that "
+        "can be written. What has arrived is kept, and the next run goes on from there"
+    )
+
+
+def _write_all(data: FileIO, piece: bytes) -> None:
+    view = memoryview(piece)
+    while view:
+        view = view[data.write(view) :]

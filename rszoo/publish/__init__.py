@@ -1,0 +1,1 @@
+"""Model folders pushed to the Hugging Face Hub."""

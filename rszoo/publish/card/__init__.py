@@ -1,0 +1,1 @@
+"""The model card, made from the files that are pushed."""

@@ -1,0 +1,290 @@
+"""How a model is trained, as data: a `Recipe` is one YAML file, read, checked and overridden here.
+
+A recipe belongs to a pair of depth and resolution, not to a depth. It is complete in itself: nothing that decides the
+result is left to a default of the code, but for what a file of one's own leaves out. Facts: tensorflow/tpu
+`models/official/resnet/resnet_rs/configs/*.yaml` and `resnet_main.py`, and arXiv 2103.07579.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from rszoo.arch.config import ArchConfig
+from rszoo.disk.paths import expand_user
+from rszoo.errors import ConfigError, UnknownModelError, nearest
+from rszoo.recipes.yaml_values import build, override_value, plain
+from rszoo.registry.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+#: Whether anyone ran it: figures taken over from a source, or a run of which the recipe names the result.
+Status = Literal["transcribed", "run"]
+Schedule = Literal["cosine", "steps", "constant"]
+Precision = Literal["float32", "bfloat16"]
+#: RandAugment's outcomes: the 16 operations of the TF1 code, or the Model Garden's, of which the 17th does nothing.
+Operations = Literal["tf1", "model-garden"]
+BatchNorm = Literal["train", "frozen"]
+
+
+def _require(condition: bool, text: str, received: object) -> None:
+    if not condition:
+        raise ConfigError(f"{text}, received {received!r}")
+
+
+def _check_range(section: str, settings: object, low: float, high: float, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        _require(value is None or low <= value <= high, f"{section}.{name} must be from {low:g} to {high:g}", value)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What the network sees. `train_images` is the number by which epochs are counted (ImageNet: 1,281,167).
+
+    `image_size`, `crop`, `mean` and `std` are `rszoo.Preprocessing`'s; `source` is the data if the command names none.
+    """
+
+    image_size: int
+    train_images: int
+    source: str | None = None
+    crop: float = 0.875
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        _ = self.preprocessing
+        _check_range("data", self, 1, 1e12, "train_images")
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The evaluation preprocessing, which the trained model takes along."""
+        return Preprocessing(self.image_size, self.crop, mean=self.mean, std=self.std)
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """What happens to training images. Areas as fractions of the image; `aspect_ratio` is width by height.
+
+    `randaugment_layers` 0 means none. `shift` is the largest shift of the image in pixels of the source, up and down
+    and left and right, in the place of the random crop (for the digits, whose crops would be other digits); 0 is none.
+    """
+
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    crop_aspect_ratio: tuple[float, float] = (0.75, 4 / 3)
+    flip: bool = True
+    randaugment_layers: int = 0
+    randaugment_magnitude: float = 10.0
+    randaugment_operations: Operations = "tf1"
+    shift: int = 0
+
+    def __post_init__(self) -> None:
+        (low, high), (narrow, wide) = self.crop_area, self.crop_aspect_ratio
+        _require(0 < low <= high <= 1, "augment.crop_area must be two rising fractions above 0, to 1", self.crop_area)
+        _require(0 < narrow <= wide < math.inf, "augment.crop_aspect_ratio must be two rising ratios", (narrow, wide))
+        _check_range("augment", self, 0, 10, "randaugment_layers")
+        _check_range("augment", self, 0, 30, "randaugment_magnitude")
+        _check_range("augment", self, 0, 64, "shift")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """SGD as published. The learning rate is `learning_rate_per_256` times batch / 256, unless `learning_rate` is set.
+
+    `weight_decay` is an L2 term of the loss, wd * sum(v^2) / 2 over every trainable variable that is not of a batch
+    normalization. `ema_decay` null means no averages. `layer_decay` multiplies the learning rate of each group of
+    layers by that of the group behind it (1: all alike), for fine-tuning.
+    """
+
+    learning_rate_per_256: float = 0.1
+    learning_rate: float | None = None
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 4e-5
+    label_smoothing: float = 0.1
+    ema_decay: float | None = 0.9999
+    layer_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_range("optimizer", self, 0, 1000, "learning_rate_per_256", "learning_rate")
+        _check_range("optimizer", self, 0, 0.999999, "momentum", "label_smoothing", "ema_decay")
+        _check_range("optimizer", self, 0, 10, "weight_decay")
+        _check_range("optimizer", self, 1e-3, 1, "layer_decay")
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """Linear warm-up, then `cosine` to 0, `steps` (times `step_factor` at each of `step_epochs`), or `constant`."""
+
+    kind: Schedule = "cosine"
+    warmup_epochs: float = 5.0
+    step_epochs: tuple[float, ...] = ()
+    step_factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_range("schedule", self, 0, 1e6, "warmup_epochs")
+        _check_range("schedule", self, 0, 1, "step_factor")
+        rising = all(epoch > 0 for epoch in self.step_epochs) and list(self.step_epochs) == sorted(self.step_epochs)
+        _require(rising, "schedule.step_epochs must be rising numbers above 0", self.step_epochs)
+        _require(
+            (self.kind == "steps") == bool(self.step_epochs),
+            "schedule.step_epochs belongs to schedule.kind steps, and only to it",
+            (self.kind, self.step_epochs),
+        )
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How training runs. `batch_size` counts all processes, devices and accumulated micro-batches together.
+
+    `accumulate`: micro-batches for each device and step. `bn_momentum` 0: the statistics are the last batch's, of
+    which the averages are used. `bn` and `freeze_through` are for fine-tuning: `frozen` normalizes with the stored
+    statistics and leaves these, gamma and beta as they are; `freeze_through` 1 to 4 freezes the stem and the stages up
+    to that one, whatever `.train()` says; 0 freezes nothing.
+    """
+
+    batch_size: int
+    epochs: float
+    precision: Precision = "bfloat16"
+    accumulate: int = 1
+    bn_momentum: float = 0.0
+    bn: BatchNorm = "train"
+    freeze_through: int = 0
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    channels_last: bool = True
+    seed: int = 0
+    log_every_steps: int = 50
+    checkpoint_every_steps: int = 1000
+    keep_checkpoints: int = 3
+    evaluate_every_epochs: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_range("train", self, 1, 1e7, "batch_size", "log_every_steps", "checkpoint_every_steps")
+        _check_range("train", self, 1, 1e4, "accumulate", "keep_checkpoints")
+        _check_range("train", self, 1e-6, 1e6, "epochs", "evaluate_every_epochs")
+        _check_range("train", self, 0, 0.999999, "bn_momentum")
+        _check_range("train", self, 0, 4, "freeze_through")
+        _check_range("train", self, 0, 2**31 - 1, "seed")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How the model is measured while it trains; `batch_size` is each process's."""
+
+    batch_size: int = 200
+
+    def __post_init__(self) -> None:
+        _check_range("evaluation", self, 1, 1e6, "batch_size")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model, its data and its training. `follows` says in words which schedule; `sources` are URLs.
+
+    Raises:
+        ConfigError: a value is impossible.
+    """
+
+    name: str
+    title: str
+    status: Status
+    follows: str
+    sources: tuple[str, ...]
+    model: ArchConfig
+    data: DataSettings
+    train: TrainSettings
+    augment: AugmentSettings = AugmentSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    def __post_init__(self) -> None:
+        for name in ("name", "title", "follows"):
+            _require(bool(getattr(self, name).strip()), f"{name} must be a text", getattr(self, name))
+        warmup, epochs = self.schedule.warmup_epochs, self.train.epochs
+        # A cosine that the warm-up took to its end would be 0 throughout.
+        _require(warmup < epochs, f"schedule.warmup_epochs must be below train.epochs ({epochs:g})", warmup)
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate."""
+        fixed = self.optimizer.learning_rate
+        return self.optimizer.learning_rate_per_256 * self.train.batch_size / 256 if fixed is None else fixed
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in one epoch, not rounded: the published 109,475 are 350 epochs and a bit."""
+        return self.data.train_images / self.train.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training: 109,475 for 350 epochs of 1,281,167 images in batches of 4096."""
+        return max(1, round(self.train.epochs * self.steps_per_epoch))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as YAML and JSON values; `from_dict` takes them back."""
+        return {
+            field.name: value.to_dict() if isinstance(value, ArchConfig) else plain(value)
+            for field in dataclasses.fields(self)
+            for value in (getattr(self, field.name),)
+        }
+
+    def to_yaml(self) -> str:
+        """Return the recipe as the text of a file that `load_recipe` reads."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """Build from YAML values.
+
+        Raises:
+            ConfigError: a key is unknown or missing, or a value impossible.
+        """
+        return build(cls, values)
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package: pairs by depth and resolution, then the others."""
+    return sorted((path.stem for path in RECIPES.glob("*.yaml")), key=_order)
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Return a recipe by its name, or by the path of a YAML file, with values overridden: `train.batch_size=1024`.
+
+    Raises:
+        UnknownModelError: there is no such recipe.
+        ConfigError: it, or an override, has an unknown key or an impossible value.
+    """
+    path = expand_user(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        likely = nearest(name, list_recipes()) or list_recipes()[:3]
+        raise UnknownModelError(
+            f"no recipe {name!r}; nearest: {', '.join(likely)}. Run `rszoo recipes`; one of your own is given by the "
+            "path of its .yaml file"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold the recipe's sections, received {type(values).__name__}")
+    for override in overrides:
+        override_value(values, override, cls=Recipe)
+    try:
+        return Recipe.from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"recipe {name}: {error}") from error
+
+
+def _order(name: str) -> tuple[int, int, str]:
+    pair = re.fullmatch(r"resnet-rs-(\d+)-i(\d+)", name)
+    # No network has as many layers.
+    return (int(pair[1]), int(pair[2]), name) if pair else (10**6, 0, name)

@@ -1,0 +1,1 @@
+"""What is published: the manifest, which archive to trust, and how images are preprocessed."""

@@ -1,0 +1,99 @@
+"""Recorded hashes written into a weights manifest: what was trusted on first use becomes what everybody checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rszoo.disk.temporary import write_whole
+from rszoo.errors import ConfigError, IntegrityError, OutputError, SourceNotFoundError
+from rszoo.registry.manifest import Converted, parse_manifest
+from rszoo.registry.trust import Record, read_record
+
+_FACTS = ("size", "crc32c", "md5", "sha256")
+_LIST = re.compile(r"\[([^\[\]{}]*)\]")
+_LIST_OF_LISTS = re.compile(r"\[\s*((?:\[[^\n]*\],?\s*)+)\]")
+
+
+def pin_manifest(path: Path) -> dict[str, list[str]]:
+    """Write the hashes that this machine's lock files have into a manifest, where it has none.
+
+    Returns the names of the facts that were written, by model; the file is left alone if there are none.
+
+    Raises:
+        SourceNotFoundError, ConfigError: there is no manifest, or it is damaged.
+        IntegrityError: the manifest has other hashes than were recorded; nothing is written.
+        OutputError: it cannot be written.
+    """
+    manifest = read_manifest(path)
+    pinned = {}
+    for model in manifest["models"]:
+        record = read_record(model["name"])
+        if record is not None and (facts := _pin(model, record, path)):
+            pinned[model["name"]] = facts
+    if pinned:
+        _write(manifest, path)
+    return pinned
+
+
+def pin_converted(path: Path, converted: Mapping[str, Converted]) -> None:
+    """Write into a manifest, by model, where its converted weights were published; what was there is replaced.
+
+    Raises as `pin_manifest`.
+    """
+    manifest = read_manifest(path)
+    for model in manifest["models"]:
+        if found := converted.get(model["name"]):
+            model["converted"] = dataclasses.asdict(found)
+    _write(manifest, path)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the JSON of a weights manifest that was found valid.
+
+    Raises:
+        SourceNotFoundError, ConfigError: there is none, or it is damaged.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        parse_manifest(manifest)
+    except FileNotFoundError as error:
+        raise SourceNotFoundError(f"no manifest at {path}; give the path of a weights_manifest.json") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not a weights manifest: {error}") from error
+    return manifest
+
+
+def _write(manifest: dict[str, Any], path: Path) -> None:
+    parse_manifest(manifest)
+    try:
+        write_whole(path, _to_text(manifest))
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _pin(model: dict[str, Any], record: Record, path: Path) -> list[str]:
+    source, written = model["source"], []
+    for name in _FACTS:
+        value = getattr(record, name)
+        if source.get(name) not in (None, value) and value is not None:
+            raise IntegrityError(
+                f"{path} has {name} {source[name]} for {model['name']}, and the archive received from "
+                f"{record.received_from} on {record.recorded} has {value}; nothing was written"
+            )
+        if source.get(name) is None and value is not None:
+            source[name] = value
+            written.append(name)
+    return written
+
+
+def _to_text(manifest: dict[str, Any]) -> str:
+    """Return a manifest as it is kept under version control: an indent of 1, and each list on one line."""
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    for pattern in (_LIST, _LIST_OF_LISTS):
+        text = pattern.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text)
+    return text + "\n"

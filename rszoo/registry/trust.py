@@ -1,0 +1,146 @@
+"""Which archive is the right one: hashes from the manifest, or those that the first download found and recorded.
+
+Nobody publishes hashes of the archives. So the first download is trusted if it is what its server says it holds, and
+what it was is written to a lock file in the cache, `lock/NAME.json`; a later download must be the same. One file for
+each archive, since processes that download different ones must not overwrite each other's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import NoneType
+
+from rszoo.disk.paths import record_path
+from rszoo.disk.temporary import write_whole
+from rszoo.errors import ConfigError, IntegrityError
+from rszoo.net.urls import Version, is_url, public_url
+from rszoo.registry.manifest import PretrainedEntry
+
+_FACTS = {"size": "length", "crc32c": "CRC32C", "md5": "MD5", "sha256": "SHA-256"}
+_MANIFEST = "the manifest"
+
+log = logging.getLogger("rszoo")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a first download found: `size` in bytes, `crc32c` and `md5` in base64, `sha256` in hex, the time in UTC.
+
+    `received_from` is the URL that was really asked, a mirror's or the publisher's.
+    """
+
+    name: str
+    received_from: str
+    recorded: str
+    size: int | None
+    sha256: str | None
+    crc32c: str | None
+    md5: str | None
+
+    def __post_init__(self) -> None:
+        texts = {name: value for name, value in vars(self).items() if name != "size"}
+        optional = ("sha256", "crc32c", "md5")
+        for name, value in texts.items():
+            if not isinstance(value, str) and not (value is None and name in optional):
+                raise TypeError(f"{name} is {value!r}")
+        if type(self.size) not in (int, NoneType):
+            raise TypeError(f"size is {self.size!r}")
+
+
+def read_record(name: str) -> Record | None:
+    """Return what the first download of an archive found, or None if there was none.
+
+    Raises:
+        ConfigError: the lock file is damaged.
+    """
+    path = record_path(name)
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); delete it to trust the next download anew") from error
+
+
+def check_version(entry: PretrainedEntry, version: Version, url: str) -> None:
+    """Compare what a server says it holds with what is known, before it is downloaded.
+
+    Raises:
+        IntegrityError: it is another archive; or nothing at all vouches for what a mirror holds.
+    """
+    known = _known(entry)
+    _compare(entry, vars(version), public_url(url), known)
+    if url == entry.source.url or any(facts.get(name) for facts in known.values() for name in _FACTS if name != "size"):
+        return
+    if version.crc32c is None and version.md5 is None:
+        raise IntegrityError(
+            f"nothing vouches for {public_url(url)}: it is a mirror, sends no x-goog-hash, and no hash of {entry.name} "
+            "is known; download it from the publisher once, or pin its hashes with `rszoo manifest pin`"
+        )
+    log.warning("%s: no hash is known; trusting what the mirror %s says of itself", entry.name, public_url(url))
+
+
+def check_archive(entry: PretrainedEntry, found: Record) -> None:
+    """Compare an archive that was received or kept with what is known.
+
+    Raises:
+        IntegrityError: it is another archive.
+    """
+    _compare(entry, dataclasses.asdict(found), found.received_from, _known(entry))
+
+
+def remember(entry: PretrainedEntry, found: Record) -> None:
+    """Record a first download; what is recorded already stays, and must be the same.
+
+    Raises:
+        IntegrityError: another process has recorded another archive meanwhile.
+    """
+    path = record_path(entry.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = write_whole(path, json.dumps(dataclasses.asdict(found), indent=1) + "\n", replace=False)
+    except OSError as error:
+        log.warning("cannot record the hashes of %s in %s: %s", entry.name, path, error.strerror)
+        return
+    if not written:
+        check_archive(entry, found)
+
+
+def new_record(entry: PretrainedEntry, place: str, version: Version, sha256: str | None) -> Record:
+    """Return what was found of an archive just now; `place`: the URL it came from, or where it lies."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return Record(entry.name, place, now, version.size, sha256, version.crc32c, version.md5)
+
+
+def _known(entry: PretrainedEntry) -> dict[str, Mapping[str, object]]:
+    """Return the facts that are known of an archive, by who says so. Where the manifest has its hash, that decides."""
+    known: dict[str, Mapping[str, object]] = {_MANIFEST: dataclasses.asdict(entry.source)}
+    if entry.source.sha256 is None and (record := read_record(entry.name)):
+        where = record_path(entry.name)
+        known[f"the first download, of {record.recorded}, recorded in {where},"] = dataclasses.asdict(record)
+    return known
+
+
+def _compare(
+    entry: PretrainedEntry, found: Mapping[str, object], place: str, known: Mapping[str, Mapping[str, object]]
+) -> None:
+    for who, facts in known.items():
+        for name, title in _FACTS.items():
+            if None not in (found.get(name), facts[name]) and found[name] != facts[name]:
+                raise IntegrityError(
+                    f"{place} is not the archive of {entry.name} that is known: its {title} is {found[name]}, "
+                    f"and {who} says {facts[name]}. It was replaced or damaged; {_remedy(place, who)}"
+                )
+
+
+def _remedy(place: str, who: str) -> str:
+    if not is_url(place):
+        return "delete it, or give another copy"
+    if who == _MANIFEST:
+        return "wait for a new rszoo, or get the archive elsewhere"
+    return "if you trust the new one, delete that file and run the command again"

@@ -1,0 +1,34 @@
+"""What a terminal shows: progress bars (on stderr, and only of a job's first process), tables, texts made safe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+_RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+
+
+def progress_bar(title: str, total: int | None, unit: str = "it", initial: int = 0) -> tqdm:
+    """Return a bar that the caller updates and closes, or uses as a context manager; `unit` "B" counts in bytes."""
+    first = all(os.environ.get(name, "0") in ("", "0") for name in _RANK_VARIABLES)
+    # disable=None: only on a terminal.
+    disable = None if first else True
+    return tqdm(
+        total=total, desc=title, unit=unit, unit_scale=unit == "B", initial=initial, disable=disable, leave=False
+    )
+
+
+def printable(text: str) -> str:
+    """Return a text of others without control characters, which a terminal would obey."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Return rows as aligned columns; the first row is the heading."""
+    rows = [tuple(map(printable, row)) for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

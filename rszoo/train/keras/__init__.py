@@ -1,0 +1,1 @@
+"""The Keras engine: training steps on TensorFlow's strategies and on JAX."""

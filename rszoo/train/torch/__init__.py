@@ -1,0 +1,1 @@
+"""The PyTorch engine: training steps under torchrun or alone."""

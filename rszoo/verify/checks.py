@@ -1,0 +1,288 @@
+"""Verification of a model folder: what can be proven on this machine is, and what cannot is named.
+
+In goes a folder, out come `Check`s one by one: file against account, weights against their source, PyTorch against
+Keras in float64, both against the original TF1 graph in float32, logits against the published ones.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from converters.convert import open_accounted
+from converters.read.source import locate
+from converters.tf1_export import export_tf1
+from rszoo.arch.names import to_torch_layout, torch_name
+from rszoo.arch.walk import Kind, iter_tensors
+from rszoo.disk.temporary import write_whole
+from rszoo.errors import MissingPackageError, OutputError, RszooError
+from rszoo.folder.model_folder import VERIFICATION, ModelFolder, find_damage, sha256_of
+from rszoo.inference.images import preprocess
+from rszoo.models.factory import create, import_model_module, keras_weights
+from rszoo.registry.manifest import get_entry
+from rszoo.registry.preprocessing import Preprocessing
+from rszoo.weights.mapping import Weights, check_header
+
+Status = Literal["passed", "failed", "not run"]
+#: Outputs by name: stem, stage1..stage4 (N, H, W, C), pooled and logits.
+Stages = dict[str, np.ndarray]
+
+#: Largest relative L2 error of float32 stages; right ports had up to 1.2e-6, wrong ones over 100 times the bound.
+FLOAT32_BOUND = 2e-6
+#: The same in float64, where only wiring can differ.
+FLOAT64_BOUND = 1e-10
+# Published logits have four decimals, but TensorFlow decoded the JPEG with its fast DCT, a grey level off on average.
+_GOLDEN_BOUND = 0.1
+# An even and an odd size: padding and pooling differ between them.
+_INPUT_SIZES = (64, 75)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check's outcome. `figures` has measured numbers by name, such as relative L2 errors."""
+
+    name: str
+    status: Status
+    detail: str
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values; a figure that is not finite, which JSON cannot say, becomes null."""
+        figures = {name: value if math.isfinite(value) else None for name, value in self.figures.items()}
+        return {**asdict(self), "figures": figures}
+
+
+def verify(folder: ModelFolder, *, source: str | None = None, golden_image: str | None = None) -> Iterator[Check]:
+    """Yield the outcome of every check; a failed one does not stop the others.
+
+    `source`: the checkpoint that the folder was converted from, see `locate`; an embedded one is found by itself.
+    `golden_image`: path of the photo that the published logits belong to.
+    """
+    checks: tuple[tuple[str, Callable[[], Check]], ...] = (
+        ("file", lambda: check_file(folder)),
+        ("values", lambda: check_values(folder)),
+        ("source", lambda: check_source(folder, source)),
+        ("torch = keras", lambda: check_frameworks(folder)),
+        ("torch = original graph", lambda: check_original(folder, "torch")),
+        ("keras = original graph", lambda: check_original(folder, "keras")),
+        ("published logits", lambda: check_golden(folder, golden_image)),
+    )
+    for name, run in checks:
+        try:
+            yield run()
+        except MissingPackageError as error:
+            yield Check(name, "not run", str(error))
+        except RszooError as error:
+            yield Check(name, "failed", str(error))
+
+
+def save_verification(folder: ModelFolder, checks: list[Check]) -> None:
+    """Write `verification.json`: the outcome, what it was of, and with which versions.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    record = {
+        "format_version": 1,
+        "weights_sha256": sha256_of(folder.weights_path),
+        "passed": all(check.status != "failed" for check in checks),
+        "checks": [check.to_dict() for check in checks],
+        "versions": _versions(),
+    }
+    target = folder.path / VERIFICATION
+    try:
+        write_whole(target, json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def check_file(folder: ModelFolder) -> Check:
+    """Hold names, shapes and SHA-256 of the weights file against the architecture and the account."""
+    check_header(folder.weights_path, folder.config.arch)
+    if problem := find_damage(folder.path):
+        return Check("file", "failed", f"{problem}; convert again")
+    digits = sha256_of(folder.weights_path)[:16]
+    return Check("file", "passed", f"a {folder.config.arch.label}, SHA-256 {digits}... as recorded")
+
+
+def check_values(folder: ModelFolder) -> Check:
+    """Look for values that no trained network has: not finite, or negative variances."""
+    wrong = []
+    with Weights(folder.weights_path) as weights:
+        for spec in iter_tensors(folder.config.arch):
+            values = weights[torch_name(spec)]
+            if not np.isfinite(values).all() or (spec.kind is Kind.MOVING_VARIANCE and values.min() < 0):
+                wrong.append(torch_name(spec))
+    if wrong:
+        return Check("values", "failed", f"{len(wrong)} tensors not finite or with negative variance, first {wrong[0]}")
+    return Check("values", "passed", "all finite, no variance negative")
+
+
+def check_source(folder: ModelFolder, source: str | None) -> Check:
+    """Read the original checkpoint again and compare every tensor bit by bit."""
+    weights_kind = folder.config.weights
+    if weights_kind == "trained":
+        return Check("source", "not run", "the weights were trained; no published checkpoint has them")
+    entry = get_entry(folder.config.pair) if folder.config.pair else None
+    if source is None and entry is not None and entry.source.path is not None:
+        source = str(entry.source.path)
+    if source is None:
+        return Check("source", "not run", "give the original with --ckpt to compare every tensor with it")
+    with (
+        tempfile.TemporaryDirectory(prefix="rszoo-") as spool,
+        locate(source) as open_files,
+        open_accounted(open_files, Path(spool), weights_kind) as (files, bundle, account),
+        Weights(folder.weights_path) as weights,
+    ):
+        for spec, variable in account.mapped:
+            expected = to_torch_layout(spec.kind, bundle.read(variable))
+            actual = weights.get(torch_name(spec))
+            if actual is None or not np.array_equal(expected.view(np.int32), actual.view(np.int32)):
+                return Check("source", "failed", f"{torch_name(spec)} differs from {variable} in {source}")
+    return Check("source", "passed", f"all {len(account.mapped)} tensors equal to {files.source}, bit by bit")
+
+
+def check_frameworks(folder: ModelFolder) -> Check:
+    """Compare PyTorch and Keras stage by stage, in float64 where Keras's backend computes in it throughout."""
+    import_model_module("torch")
+    import_model_module("keras")
+    import keras
+
+    # JAX has no float64 by default, and on PyTorch Keras casts to float32 in its batch normalization.
+    dtype = "float64" if keras.config.backend() == "tensorflow" else "float32"
+    bound = FLOAT32_BOUND if dtype == "float32" else FLOAT64_BOUND
+    batches = _inputs(folder)
+    figures = stage_errors(keras_stages(folder, batches, dtype), torch_stages(folder, batches, dtype))
+    return _judge("torch = keras", figures, bound, f"in {dtype}, Keras on {keras.config.backend()}")
+
+
+def check_original(folder: ModelFolder, framework: Literal["torch", "keras"]) -> Check:
+    """Restore the weights in the original TF1 graph with TensorFlow's Saver, and compare stage by stage in float32."""
+    name = f"{framework} = original graph"
+    run = {"torch": torch_stages, "keras": keras_stages}[framework]
+    import_model_module(framework)
+    try:
+        from rszoo.verify.tf1_graph import build_inference
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        return Check(name, "not run", "the original graph needs TensorFlow; run: pip install tensorflow")
+    graph = build_inference(folder.config.arch)
+    batches = _inputs(folder)
+    with tempfile.TemporaryDirectory(prefix="rszoo-") as temporary:
+        prefix = export_tf1(folder, Path(temporary) / "tf1")
+        expected = graph.run_stages(prefix, batches, ema=folder.config.weights == "ema")
+    figures = stage_errors(run(folder, batches, "float32"), expected)
+    return _judge(name, figures, FLOAT32_BOUND, "in float32, restored by TensorFlow's Saver")
+
+
+def check_golden(folder: ModelFolder, image: str | None) -> Check:
+    """Compare the logits of the published photo with those of the original graph."""
+    name = "published logits"
+    entry = get_entry(folder.config.pair) if folder.config.pair else None
+    if entry is None or entry.golden is None or entry.golden_image is None:
+        return Check(name, "not run", f"none are published for {folder.config.title}")
+    photo = entry.golden_image
+    if folder.config.weights != "ema":
+        return Check(name, "not run", "the published logits are of the averaged weights")
+    if image is None:
+        return Check(name, "not run", f"give {photo.name} ({photo.url}) with --golden-image")
+    if sha256_of(Path(image)) != photo.sha256:
+        return Check(name, "failed", f"{image} is not {photo.name}: its SHA-256 is not {photo.sha256}")
+    inputs = preprocess(image, Preprocessing(photo.image_size))
+    logits = torch_stages(folder, [inputs], "float32")[0]["logits"][0].astype(np.float64)
+    figures = {f"class {index}": abs(float(logits[index]) - expected) for index, expected in entry.golden.top5}
+    figures["L2 norm"] = abs(float(np.linalg.norm(logits)) - entry.golden.logits_l2)
+    worst = max(figures, key=lambda key: figures[key] if math.isfinite(figures[key]) else math.inf)
+    status: Status = "passed" if figures[worst] <= _GOLDEN_BOUND else "failed"
+    return Check(name, status, f"{worst} differs most, by {figures[worst]:.4f} (at most {_GOLDEN_BOUND})", figures)
+
+
+def torch_stages(folder: ModelFolder, batches: Sequence[np.ndarray], dtype: str) -> list[Stages]:
+    """Return every stage's output for each batch in PyTorch. Batches and outputs are NHWC."""
+    import torch
+
+    model = create(folder.path).to(getattr(torch, dtype))
+    results = []
+    for images in batches:
+        with torch.no_grad():
+            stages = model.forward_stages(torch.from_numpy(images.astype(dtype)).permute(0, 3, 1, 2))
+        results.append({name: (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).numpy() for name, x in stages.items()})
+    return results
+
+
+def keras_stages(folder: ModelFolder, batches: Sequence[np.ndarray], dtype: str) -> list[Stages]:
+    """Return every stage's output for each batch in Keras. Batches and outputs are NHWC."""
+    import keras
+
+    module = import_model_module("keras")
+    with _keras_dtype(dtype), Weights(folder.weights_path) as weights:
+        model = module.stage_model(module.build_model(folder.config.arch, keras_weights(weights, folder.config.arch)))
+    outputs = (model(images.astype(dtype), training=False) for images in batches)
+    return [{name: keras.ops.convert_to_numpy(x) for name, x in stages.items()} for stages in outputs]
+
+
+def stage_errors(actual: Sequence[Stages], expected: Sequence[Stages]) -> dict[str, float]:
+    """Return the relative L2 error of each stage of each batch, in forward order, as `batch 0 stage1` and so on."""
+    return {
+        f"batch {number} {name}": relative_l2(actual[number][name], values)
+        for number, stages in enumerate(expected)
+        for name, values in stages.items()
+    }
+
+
+def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Return |actual - expected| / |expected|, infinite where shapes differ or values are not finite."""
+    if actual.shape != expected.shape:
+        return math.inf
+    difference = np.linalg.norm(actual.astype(np.float64) - expected.astype(np.float64))
+    error = float(difference / max(np.linalg.norm(expected.astype(np.float64)), np.finfo(np.float64).tiny))
+    return error if math.isfinite(error) else math.inf
+
+
+def _judge(name: str, figures: dict[str, float], bound: float, how: str) -> Check:
+    # In the order of the forward pass, so the first stage over the bound is where the fault is.
+    over = next((stage for stage, error in figures.items() if not error <= bound), None)
+    worst = max(figures.values())
+    if over is not None:
+        return Check(
+            name, "failed", f"first diverges at {over}, error {figures[over]:.1e}, bound {bound:.0e}; {how}", figures
+        )
+    return Check(name, "passed", f"largest relative L2 error {worst:.1e}, bound {bound:.0e}; {how}", figures)
+
+
+def _inputs(folder: ModelFolder) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    channels = folder.config.arch.in_chans
+    return [rng.standard_normal((2, size, size, channels)).astype(np.float32) for size in _INPUT_SIZES]
+
+
+@contextmanager
+def _keras_dtype(dtype: str) -> Iterator[None]:
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, Any] = {}
+    for package in ("rszoo", "numpy", "torch", "keras", "tensorflow", "jax"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

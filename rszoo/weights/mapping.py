@@ -1,0 +1,197 @@
+"""Weights opened: `model.safetensors` as a lazy mapping. Opening reads the header; a tensor is read when asked for.
+
+In goes a safetensors file, here or behind a URL; out come numpy arrays or PyTorch tensors that map the file,
+or numpy arrays under Keras's names and in its layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.names import is_counter, keras_names, tf_axes, torch_name, torch_shape
+from rszoo.arch.walk import iter_tensors
+from rszoo.errors import WeightsError, summarize
+from rszoo.weights.slices import TensorSlice
+from rszoo.weights.tensor_file import LocalFile, TensorFacts, TensorFile
+from rszoo.weights.values import to_numpy, to_torch
+
+Layout = Literal["numpy", "torch", "keras"]
+
+# The bytes of values that neighbour in the file are read at once, but not more than this beside the result.
+_MAX_RUN_BYTES = 64 << 20
+
+
+class Weights(Mapping[str, Any]):
+    """The tensors of a safetensors file by name, read when asked for.
+
+    "numpy", "torch": PyTorch's keys and layout (OIHW, out x in). "keras": numpy arrays under Keras's names
+    (`layer/variable`, as `variable.path` has them) in Keras's layout (HWIO, in x out). Tensors of a file on this
+    machine are views of it, and writing to them changes memory only; they outlive this object. dtypes are the file's,
+    but numpy has no bfloat16 and gets such values as float32, exactly.
+
+    `metadata` has the file's origin. Also a context manager that closes the file.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or not a safetensors file; for "keras", not a ResNet-RS's.
+        NetworkError: a request failed, or the file changed between two of them.
+    """
+
+    def __init__(self, source: Path | TensorFile, framework: Layout = "numpy") -> None:
+        self._file = LocalFile(source, "some") if isinstance(source, Path) else source
+        self._header = self._file.header
+        self._convert = to_torch if framework == "torch" else to_numpy
+        # Keras's names to the file's; None where names are the file's.
+        self._renamed: dict[str, str] | None = None
+        self._axes: dict[str, tuple[int, ...]] = {}
+        if framework == "keras":
+            self._rename()
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The file's metadata: source, its SHA-256, which weights, the converter's version."""
+        return self._header.metadata
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        return sum(self.facts(name).nbytes for name in self)
+
+    def facts(self, name: str) -> TensorFacts:
+        """Return dtype, shape and stored size of a tensor, without reading it. Raises KeyError for an unknown name."""
+        facts = self._header.facts(self._stored(name))
+        if axes := self._axes.get(name):
+            return facts._replace(shape=tuple(facts.shape[axis] for axis in axes))
+        return facts
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape, without reading its values. Raises KeyError for an unknown name."""
+        return self.facts(name).shape
+
+    def dtype(self, name: str) -> str:
+        """Return a tensor's dtype as the file names it: "F32". Raises KeyError for an unknown name."""
+        return self.facts(name).dtype
+
+    def load(self, names: Iterable[str]) -> dict[str, Any]:
+        """Read many tensors at once. Behind a URL, those that neighbour in the file come in one request.
+
+        Raises:
+            KeyError: a name is unknown.
+            WeightsError: a tensor's dtype is not one that the framework has.
+            NetworkError: behind a URL, a request failed or the file changed.
+        """
+        spans = {name: self._header.span(self._stored(name)) for name in names}
+        loaded = {}
+        for run in _runs(spans):
+            start, stop = spans[run[0]][0], spans[run[-1]][1]
+            values = self._file.read(start, stop)
+            for name in run:
+                facts = self._header.facts(self._stored(name))
+                loaded[name] = self._tensor(name, values[spans[name][0] - start : spans[name][1] - start], facts)
+        return {name: loaded[name] for name in spans}
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """Return a tensor to be indexed before it is read. Raises KeyError for an unknown name."""
+        axes = self._axes.get(name)
+        return TensorSlice(self.facts(name), axes.index(0) if axes else 0, partial(self._read_rows, name))
+
+    def _read_rows(self, name: str, start: int, stop: int) -> Any:
+        """Read rows [start, stop) of the first axis as stored; the other axes whole, in this object's layout."""
+        begin, end = self._header.span(self._stored(name))
+        facts = self._header.facts(self._stored(name))
+        if not facts.shape:
+            return self[name]
+        row = (end - begin) // max(1, facts.shape[0])
+        part = facts._replace(shape=(stop - start, *facts.shape[1:]))
+        return self._tensor(name, self._file.read(begin + row * start, begin + row * stop), part)
+
+    def _tensor(self, name: str, values: np.ndarray, facts: TensorFacts) -> Any:
+        tensor = self._convert(values, facts.dtype, facts.shape)
+        axes = self._axes.get(name)
+        return tensor.transpose(axes) if axes else tensor
+
+    def _stored(self, name: str) -> str:
+        return name if self._renamed is None else self._renamed[name]
+
+    def _rename(self) -> None:
+        known = keras_names(self._header.names)
+        if unknown := [name for name in self._header.names if name not in known and not is_counter(name)]:
+            raise WeightsError(
+                f"{self._header.label} has {len(unknown)} tensors that are not a ResNet-RS's ({summarize(unknown)}); "
+                'only load_weights(..., framework="numpy") or "torch" reads such a file'
+            )
+        self._renamed = {keras: stored for stored, (keras, _) in known.items()}
+        self._axes = {keras: axes for keras, kind in known.values() if (axes := tf_axes(kind))}
+        for name, axes in self._axes.items():
+            if len(shape := self._header.facts(self._stored(name)).shape) != len(axes):
+                raise WeightsError(f"{self._header.label}: {self._stored(name)} needs {len(axes)} axes, has {shape}")
+
+    def __getitem__(self, name: str) -> Any:
+        return self.load([name])[name]
+
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would read the tensor.
+        return name in (self._header if self._renamed is None else self._renamed)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._header.names if self._renamed is None else self._renamed)
+
+    def __len__(self) -> int:
+        return len(self._header.names if self._renamed is None else self._renamed)
+
+    def __enter__(self) -> Weights:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Tensors that were read stay."""
+        self._file.close()
+
+    # Mapping's own would read and compare every tensor.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"Weights({self._header.label}, {len(self)} tensors, {self.nbytes} bytes)"
+
+
+def _runs(spans: Mapping[str, tuple[int, int]]) -> list[list[str]]:
+    """Group tensors whose bytes neighbour, in the order of the file."""
+    runs: list[list[str]] = []
+    for name, (start, stop) in sorted(spans.items(), key=lambda item: item[1]):
+        if runs and spans[runs[-1][-1]][1] == start and stop - spans[runs[-1][0]][0] <= _MAX_RUN_BYTES:
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return runs
+
+
+def check_header(source: Path | Weights, config: ArchConfig) -> None:
+    """Compare the names, shapes and dtypes in a weights file's header (PyTorch's layout) with the architecture.
+
+    Raises:
+        WeightsError: they differ; all differences are counted.
+    """
+    weights = source if isinstance(source, Weights) else Weights(source)
+    expected = {torch_name(spec): torch_shape(spec) for spec in iter_tensors(config)}
+    actual = {name: weights.facts(name) for name in weights}
+    problems = {
+        "missing": [name for name in expected if name not in actual],
+        "unexpected": [name for name in actual if name not in expected and not is_counter(name)],
+        "misshapen": [
+            f"{name} {facts.dtype} {facts.shape}"
+            for name, facts in actual.items()
+            if name in expected and (facts.dtype, facts.shape) != ("F32", expected[name])
+        ],
+    }
+    found = [f"{len(names)} {what} ({summarize(names)})" for what, names in problems.items() if names]
+    if found:
+        label = weights._header.label
+        raise WeightsError(f"{label} does not hold a {config.label}: {'; '.join(found)}; convert it again")
