@@ -1,4 +1,4 @@
-"""Convert an archive: against decompressing alone, and against the way through TensorFlow.
+"""Conversion of an archive, compared with decompression alone and with a conversion through TensorFlow.
 
 python benchmarks/convert.py
 python benchmarks/convert.py resnet-rs-420-i320 --skip-tensorflow --rounds 1
@@ -14,7 +14,7 @@ from pathlib import Path
 import timing
 from timing import Case, Target
 
-# What has to be done at least: the archive's bytes unpacked, and nothing else.
+# The minimum work: only unpack the archive's bytes.
 _DECOMPRESS = """
 import sys
 from isal import igzip
@@ -45,7 +45,7 @@ for name in reader.get_variable_to_shape_map():
 save_file(tensors, output)
 """
 
-# The same process as `rszoo-convert`, looked at when it is done.
+# The same process as `rszoo-convert`; its imports are checked at the end.
 _IMPORTS = """
 import sys
 from rszoo.cli.convert import main
@@ -64,7 +64,7 @@ def main() -> None:
     parser = timing.new_parser(__doc__)
     parser.add_argument("name", nargs="?", default="resnet-rs-50-i160", help="registered pair")
     parser.add_argument("--folder", type=Path, default=timing.DEFAULT_FOLDER, help="keeps the archives between runs")
-    parser.add_argument("--skip-tensorflow", action="store_true", help="measure no way through TensorFlow")
+    parser.add_argument("--skip-tensorflow", action="store_true", help="leave out the conversion through TensorFlow")
     arguments = parser.parse_args()
 
     archive = timing.make_archive(arguments.name, arguments.folder)
@@ -99,7 +99,7 @@ def main() -> None:
         )
     try:
         clean()
-        # Also warms the page cache for all of them.
+        # This also warms the page cache for all cases.
         subprocess.run([sys.executable, "-c", _IMPORTS, *convert], check=True, stdout=subprocess.DEVNULL)
         results = timing.measure(cases, arguments.rounds)
     finally:

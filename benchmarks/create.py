@@ -1,17 +1,17 @@
-"""Create PyTorch models by name with cached weights: rszoo against timm with the same file, and plain construction.
+"""Creating PyTorch models with cached weights: rszoo, compared with timm with the same file and plain construction.
 
 python benchmarks/create.py --timm-python timm-env/bin/python
-python benchmarks/create.py --touch      # the time also has every value read once, as a first forward pass does
+python benchmarks/create.py --touch      # also reads every value once within the time, as a first forward pass does
 
-Each run is a fresh process; the time is taken inside it, after the imports. The first round is not counted.
-timm needs torchvision, so it gets an environment of its own, with the same torch:
+Each run is a fresh process; the time is measured inside it, after the imports. The first round is not counted.
+timm needs torchvision, so it gets a separate environment with the same torch:
 
 python3 -m venv timm-env
 timm-env/bin/pip install torch==2.13.0
 timm-env/bin/pip install --no-deps torchvision==0.28.0
 timm-env/bin/pip install timm==1.0.31 pillow safetensors huggingface_hub pyyaml
 
-With a torch for the CPU and a torchvision that is not, `import timm` fails with "operator torchvision::nms does not
+With a CPU build of torch and another build of torchvision, `import timm` fails with "operator torchvision::nms does not
 exist"; emptying the environment's torchvision/_meta_registrations.py helps.
 """
 
@@ -76,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
     touch = "touch" if arguments.touch else "create only"
     if not arguments.timm_python:
-        print("no --timm-python given: compared with plain construction only, the target is not checked")
+        print("no --timm-python given: compared with plain construction only; the target is not checked")
 
     cases: list[Case] = []
     for pair, timm_name in _PAIRS.items():
@@ -113,7 +113,7 @@ def _cases(pair: str, given: list[str], timm_python: str | None) -> list[Case]:
 
 
 def _check_equal(results: list[timing.Result]) -> None:
-    """Raise RuntimeError unless all ways gave the same weights."""
+    """Raise RuntimeError unless all methods gave the same weights."""
     checksums = {result.case.name: result.runs[0].output.splitlines()[-2] for result in results}
     if len(set(checksums.values())) > 1:
         raise RuntimeError(f"the weights differ: {checksums}")

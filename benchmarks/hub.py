@@ -1,11 +1,11 @@
-"""A push to a Hub on this machine, against huggingface_hub's `upload_folder` alone; and what `rszoo info` moves.
+"""A push to a Hub on this machine, compared with huggingface_hub's `upload_folder`; and the traffic of `rszoo info`.
 
 python benchmarks/hub.py
 python benchmarks/hub.py --pair resnet-rs-50-i160 --rounds 3
 
-The Hub is the tests' own (`tests/hub_server.py`), which speaks LFS but not Xet. Each push is a fresh process and goes
-to a repository that is not there yet; times are taken inside it, after the imports. The weights are random, and so not
-verified: `force=True` pushes them nevertheless, after the same checks.
+The Hub is the test server (`tests/hub_server.py`), which supports LFS but not Xet. Each push is a fresh process and
+goes to a new repository; times are measured inside it, after the imports. The weights are random and therefore not
+verified: `force=True` pushes them anyway, after the same checks.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _cases(model: str, repos: Iterator[str], environment: dict[str, str]) -> list[Case]:
-    # A command is a list that is read anew for each run; the repository in it is another each time.
+    # The command list is read again for each run, with another repository each time.
     alone, ours = [sys.executable, "-c", _ALONE, model, ""], [sys.executable, "-c", _RSZOO, model, ""]
 
     def renew(command: list[str]) -> None:

@@ -1,8 +1,8 @@
-"""Build ResNet-RS-420 without weights in Keras: rszoo on each backend against tf_keras.applications.
+"""Building ResNet-RS-420 without weights in Keras: rszoo on each backend, compared with tf_keras.applications.
 
 python benchmarks/keras_build.py
 
-Each run is a fresh process; the time is taken inside it, after the imports.
+Each run is a fresh process; the time is measured inside it, after the imports.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Lazy weights: one tensor out of a large file, and the memory that creating a model takes.
+"""Lazy weights: one tensor from a large file, and the memory for creating a model.
 
 python benchmarks/lazy.py
 python benchmarks/lazy.py --pair resnet-rs-152-i224 --rounds 3
 
-Each run is a fresh process; times are taken inside it, after the imports, with the opening of the file. "cold": the
-file was dropped from the page cache before. `fincore` of util-linux tells how much of the file was read then.
+Each run is a fresh process; times are measured inside it, after the imports, including opening the file. "cold": the
+file was dropped from the page cache before. `fincore` of util-linux shows how much of the file was read.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main() -> None:
     _drop(weights)
     timing.run(cases[0])
     size = weights.stat().st_size
-    # Before anything else reads the file.
+    # Must run before anything else reads the file.
     share = _cached_bytes(weights) / size
     growth = {dtype: _growth(folder, dtype) / size for dtype in ("float32", "bfloat16")}
     timing.report(
@@ -102,7 +102,7 @@ def _cached_bytes(path: Path) -> int:
 
 
 def _growth(folder: Path, dtype: str) -> int:
-    """Return by how many bytes a process grows at most while it creates a model and reads every value once."""
+    """Return the peak memory growth, in bytes, of a process that creates a model and reads every value once."""
     case = Case(f"memory, {dtype}", [sys.executable, "-c", _MEMORY, str(folder), dtype])
     return int(timing.run(case).output.split()[-1])
 

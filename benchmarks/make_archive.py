@@ -1,7 +1,7 @@
-"""Make an archive of the published layout with random weights.
+"""Create an archive in the published layout with random weights.
 
 Three sets of float32 values (weights, averages, momentum) under the TF1 names, data shard before its index, gzip.
-Normal random values compress by the ratio of the published archives (0.93), which is what decides the time.
+Normal random values compress with the ratio of the published archives (0.93), which determines the time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PREFIX = "model.ckpt"
 
 
 def make_archive(name: str, folder: Path) -> Path:
-    """Write `<name>.tar.gz` for a registered pair into `folder`, unless it is there, and return its path."""
+    """Write `<name>.tar.gz` for a registered pair into `folder`, unless it exists, and return its path."""
     archive = folder / f"{name}.tar.gz"
     if not archive.exists():
         folder.mkdir(parents=True, exist_ok=True)

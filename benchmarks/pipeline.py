@@ -1,10 +1,10 @@
-"""Training images per second: rszoo's pipeline beside Pillow in a DataLoader of PyTorch, which needs no torchvision.
+"""Training images per second: rszoo's pipeline, compared with Pillow in a PyTorch DataLoader (without torchvision).
 
 python benchmarks/pipeline.py
 
-Both decode JPEGs of some 110 KB (500x375, from scikit-learn's two photos), cut at random, resize to 224, flip,
-normalize and batch, on all cores; the second pair applies RandAugment, too, of which Pillow's operations are the
-nearest. Each run is a fresh process; the time is taken inside it, after the first batches.
+Both decode JPEGs of about 110 KB (500x375, from scikit-learn's two photos), crop at random, resize to 224, flip,
+normalize and batch, on all cores; the second pair also applies RandAugment, for which Pillow's operations are the
+closest match. Each run is a fresh process; the time is measured inside it, after the first batches.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ for number in range(int(sys.argv[2])):
 write_tfrecords(str(folder / "images"), folder / "records", shards=2, overwrite=True)
 """
 
-# What times both: some batches to fill the buffers, then the clock.
+# The timing of both: a few batches to fill the buffers, then the clock starts.
 _CLOCK = """
 def clock(batches, count, size):
     import sys, time
@@ -133,7 +133,7 @@ def main() -> None:
     parser = timing.new_parser(__doc__, rounds=3)
     parser.add_argument("--count", type=int, default=2048, help="images in each run, default 2048")
     parser.add_argument(
-        "--folder", type=Path, default=timing.DEFAULT_FOLDER / "pipeline", help="where the images are made"
+        "--folder", type=Path, default=timing.DEFAULT_FOLDER / "pipeline", help="folder for the created images"
     )
     arguments = parser.parse_args()
 

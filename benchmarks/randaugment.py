@@ -2,8 +2,8 @@
 
 python benchmarks/randaugment.py
 
-The time is the process's CPU time from the second image on, the best of the rounds, less that of a pipeline that does
-nothing. There is no peer to compare with: other packages' RandAugment has other operations.
+The time is the process's CPU time from the second image onward, the best of the rounds, minus that of a pipeline that
+does nothing. There is nothing to compare with: RandAugment in other packages has other operations.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
             image, tf.stack([number, 0]), layers=layers, magnitude=magnitude, operations="tf1"
         )
     idle = seconds(lambda number: image, arguments.images, arguments.rounds)
-    print("| operation | ms an image | images/s |\n|---|---:|---:|")
+    print("| operation | ms per image | images/s |\n|---|---:|---:|")
     results = {}
     for name, work in works.items():
         results[name] = max(seconds(work, arguments.images, arguments.rounds) - idle, 1e-6)

@@ -1,4 +1,4 @@
-"""Time to start: importing rszoo beyond Python itself, and the commands that need no framework.
+"""Start-up time: importing rszoo, without the start of Python itself, and commands that need no framework.
 
 python benchmarks/startup.py
 """

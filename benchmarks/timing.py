@@ -1,7 +1,7 @@
-"""Time commands against each other: whole processes, alternating, with peak memory, as a table and as JSON.
+"""Compares commands by time: whole processes, alternating, with peak memory, as a table and as JSON.
 
-The measuring process must stay small: by the kernel's count, a child's peak memory begins with its parent's. So
-nothing big is imported or made here, and preparations run in processes of their own.
+The measuring process must stay small: the kernel counts a child's peak memory starting from its parent's. Therefore
+nothing big is imported or created here, and preparations run in separate processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 DEFAULT_FOLDER = Path(tempfile.gettempdir()) / "rszoo-bench"
 
-#: A program that does some work and prints how long that took, without its imports. Both are given in Python.
+#: A program that does some work and prints how long it took, without the imports. Both are Python code.
 TIMED = """
 import sys, time
 {imports}
@@ -38,9 +38,9 @@ _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a command. `seconds` is the wall time of the process, or what its last line of output says.
+    """One run of a command. `seconds` is the wall time of the process, or the number in its last line of output.
 
-    `cpu_seconds` is of the whole process, on all cores. `peak_mib` is at least the measuring process's own, some 20.
+    `cpu_seconds` is of the whole process, on all cores. `peak_mib` is at least the measuring process's own, about 20.
     """
 
     seconds: float
@@ -51,14 +51,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Target:
-    """A limit on a case: on its median seconds, its peak, or its ratio to or excess over its baseline's median."""
+    """A limit for a case: for its median seconds, its peak, or its ratio to or excess over its baseline's median."""
 
     quantity: str
     limit: float
     at_least: bool = False
 
     def met(self, value: float) -> bool:
-        """Whether a value keeps the limit."""
+        """Whether a value is within the limit."""
         return value >= self.limit if self.at_least else value <= self.limit
 
     def text(self, value: float) -> str:
@@ -72,7 +72,7 @@ class Target:
 class Case:
     """A named command. `prepare` runs before each run, untimed. `baseline` names the case it is compared with.
 
-    `reports_seconds`: the command takes the time itself and prints the seconds as its last line.
+    `reports_seconds`: the command measures the time itself and prints the seconds as its last line.
     """
 
     name: str
@@ -98,12 +98,12 @@ class Result:
 
     @property
     def best(self) -> float:
-        """The least of the seconds."""
+        """The minimum of the seconds."""
         return min(run.seconds for run in self.runs)
 
     @property
     def peak_mib(self) -> float:
-        """The most memory that any run took."""
+        """The peak memory over all runs."""
         return max(run.peak_mib for run in self.runs)
 
 
@@ -111,7 +111,7 @@ def run(case: Case) -> Run:
     """Run a case once.
 
     Raises:
-        RuntimeError: the command failed; with the end of what it said.
+        RuntimeError: the command failed; the text has the end of its output.
     """
     if case.prepare is not None:
         case.prepare()
@@ -134,7 +134,7 @@ def run(case: Case) -> Run:
 
 
 def measure(cases: Sequence[Case], rounds: int) -> dict[str, Result]:
-    """Run the cases in turn, `rounds` times over, so that a drift of the machine meets all of them."""
+    """Run the cases in turn, `rounds` times, so that a drift of the machine affects all of them."""
     results = {case.name: Result(case) for case in cases}
     for number in range(1, rounds + 1):
         for case in cases:
@@ -145,7 +145,7 @@ def measure(cases: Sequence[Case], rounds: int) -> dict[str, Result]:
 
 
 def value_of(target: Target, result: Result, results: Mapping[str, Result]) -> float:
-    """Return what a target limits."""
+    """Return the value that a target limits."""
     if target.quantity == "peak":
         return result.peak_mib
     if target.quantity == "seconds":
@@ -169,7 +169,7 @@ def markdown(results: Mapping[str, Result]) -> str:
 
 
 def machine_facts() -> dict[str, object]:
-    """Return processor, system, and the versions of Python and of the packages that are installed."""
+    """Return processor, system, and the versions of Python and of the installed packages."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -222,7 +222,7 @@ def new_parser(description: str | None, rounds: int = 5) -> argparse.ArgumentPar
 
 
 def report(results: Mapping[str, Result], json_path: Path | None, **notes: object) -> None:
-    """Print the table and, if a path is given, write the JSON. `notes` stand beside the results."""
+    """Print the table and, if a path is given, write the JSON, which includes `notes`."""
     for key, value in notes.items():
         print(f"{key}: {value}")
     print(markdown(results))
@@ -231,14 +231,14 @@ def report(results: Mapping[str, Result], json_path: Path | None, **notes: objec
 
 
 def make_archive(name: str, folder: Path) -> Path:
-    """Return the archive of a registered pair with random weights, made in another process unless it is there."""
+    """Return the archive of a registered pair with random weights; another process creates it unless it exists."""
     script = Path(__file__).with_name("make_archive.py")
     made = subprocess.run([sys.executable, str(script), name, str(folder)], check=True, stdout=subprocess.PIPE)
     return Path(made.stdout.decode().splitlines()[-1])
 
 
 def make_model_folder(name: str, folder: Path) -> Path:
-    """Return the model folder of a registered pair with random weights, made in other processes unless it is there."""
+    """Return the model folder of a registered pair with random weights; other processes create it unless it exists."""
     target = folder / name
     if not target.is_dir():
         command = [tool("rszoo-convert"), "--ckpt", str(make_archive(name, folder)), "--output", str(target)]
@@ -247,7 +247,7 @@ def make_model_folder(name: str, folder: Path) -> Path:
 
 
 def make_cached_model(name: str, folder: Path) -> Path:
-    """Return the folder of a registered pair with random weights in a cache, made in other processes unless there."""
+    """Return a registered pair's folder with random weights in a cache; other processes create it unless it exists."""
     cache = folder / "cache"
     kept = cache / "archives" / f"{name}.tar.gz"
     if not kept.exists():
@@ -260,5 +260,5 @@ def make_cached_model(name: str, folder: Path) -> Path:
 
 
 def tool(name: str) -> str:
-    """Return the path of a command of the running Python's environment."""
+    """Return the path of a command in the running Python's environment."""
     return str(Path(sys.executable).with_name(name))

@@ -1,10 +1,10 @@
-"""Training steps in PyTorch, rszoo beside timm's model with the same settings: forward, backward, optimizer, averages.
+"""Training steps in PyTorch, rszoo and timm's model with the same settings: forward, backward, optimizer, averages.
 
 python benchmarks/train.py --timm-python timm-env/bin/python                       # this machine's CPU
 python benchmarks/train.py --timm-python ... --precision bfloat16 --batch 128 --steps 50 --compile     # on a GPU
 
-Each run is a fresh process that trains on one batch of noise; the result is the median time of a step, behind some
-steps of warming up. Both use channels_last, SGD with Nesterov momentum, label smoothing, dropout and averages (timm:
+Each run is a fresh process that trains on one batch of noise; the result is the median time of a step after some
+warm-up steps. Both use channels_last, SGD with Nesterov momentum, label smoothing, dropout and averages (timm:
 `create_optimizer_v2`, `ModelEmaV3`). timm's environment is described in benchmarks/create.py.
 """
 
@@ -102,7 +102,7 @@ def main() -> None:
     name, size = _PAIRS[arguments.pair]
     settings = [arguments.pair, name, size, arguments.batch, arguments.precision, arguments.compile, arguments.steps]
     given = [str(setting) for setting in settings]
-    # The timing module hides GPUs from what it runs; here they are wanted.
+    # The timing module hides GPUs from its commands; here they are needed.
     environment = {"CUDA_VISIBLE_DEVICES": "0"}
     rszoo = [sys.executable, "-c", _SETTINGS + _RSZOO + _MEASURE, *given]
     timm = [arguments.timm_python, "-c", _SETTINGS + _TIMM + _MEASURE, *given]

@@ -1,7 +1,7 @@
 """Every exception of rszoo and its converters, with the exit code that the command lines give it.
 
-Exit codes are part of the interface: 1 a check failed, or a training diverged; 2 wrong usage, 3 input that cannot be
-used, 4 network, 5 output that cannot be written, 6 a package is missing, 75 stopped: the same command goes on.
+Exit codes are part of the interface: 1 a check failed or training diverged, 2 wrong usage, 3 unusable input,
+4 network, 5 output cannot be written, 6 a package is missing, 75 stopped by a signal (the same command resumes).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import difflib
 import errno
 from collections.abc import Iterable
 
-#: Failures to write that are the user's disk or permissions, not a mistake of ours.
+#: Write failures caused by the user's disk or permissions, not by a bug in rszoo.
 FILE_SYSTEM_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -53,11 +53,11 @@ class ConfigError(RszooError, ValueError):
 
 
 class SourceNotFoundError(RszooError, FileNotFoundError):
-    """A checkpoint, folder or image that is not there."""
+    """A checkpoint, folder or image that does not exist."""
 
 
 class SplitNotFoundError(SourceNotFoundError):
-    """Data that are there, but have no images of this split."""
+    """Data that exist but have no images of this split."""
 
 
 class ArchiveError(RszooError, ValueError):
@@ -65,15 +65,15 @@ class ArchiveError(RszooError, ValueError):
 
 
 class IntegrityError(ArchiveError):
-    """An archive that arrived whole but is not the one that the manifest, or an earlier download, knows."""
+    """A complete archive that differs from the one recorded in the manifest or on an earlier download."""
 
 
 class CheckpointError(RszooError, ValueError):
-    """A TensorFlow checkpoint that is damaged or of a format that is not read."""
+    """A TensorFlow checkpoint that is damaged or in an unsupported format."""
 
 
 class ConversionError(RszooError, ValueError):
-    """A checkpoint whose variables do not account for a ResNet-RS, or that is not what its name says."""
+    """A checkpoint whose variables do not match a ResNet-RS, or contradict its name."""
 
 
 class WeightsError(RszooError, ValueError):
@@ -91,11 +91,11 @@ class NetworkError(RszooError, ConnectionError):
 
 
 class HubError(NetworkError):
-    """The Hugging Face Hub does not know, does not allow, or could not do what was asked of it."""
+    """A request that the Hugging Face Hub rejected, or that did not reach it."""
 
 
 class OutputError(RszooError, OSError):
-    """A result that cannot be written: it exists already, or the disk is full or read-only."""
+    """A result that cannot be written: it already exists, or the disk is full or read-only."""
 
     exit_code = 5
 
@@ -113,20 +113,20 @@ class VerificationError(RszooError):
 
 
 class TrainingError(RszooError):
-    """A training that cannot go on: its loss is not a number, or the devices' memory is full."""
+    """Training that cannot continue: the loss is not a number, or the devices are out of memory."""
 
     exit_code = 1
 
 
 class TrainingStoppedError(RszooError):
-    """A training that was asked to stop, and saved its state: the same command goes on."""
+    """Training that was asked to stop and saved its state; the same command resumes it."""
 
     # EX_TEMPFAIL of sysexits.h: try again.
     exit_code = 75
 
 
 def nearest(received: str, allowed: Iterable[str], count: int = 3) -> list[str]:
-    """Return up to `count` of `allowed`, the ones most like `received` first; empty if none is alike."""
+    """Return up to `count` of `allowed`, the most similar to `received` first; empty if none is similar."""
     return difflib.get_close_matches(received, list(allowed), n=count, cutoff=0.5)
 
 

@@ -330,7 +330,7 @@ def test_a_block_damaged_on_disk_is_fetched_again_and_only_that(server, tmp_path
 def test_a_disk_that_never_reads_back_is_an_error(server, tmp_path, monkeypatch):
     genuine = google_crc32c.Checksum.digest
     monkeypatch.setattr(google_crc32c.Checksum, "digest", lambda self: genuine(self)[::-1])
-    with pytest.raises(OutputError, match="is the disk failing"):
+    with pytest.raises(OutputError, match="check the disk for errors"):
         fetch(f"{server.endpoint}/o", tmp_path)
 
 
@@ -390,7 +390,7 @@ def test_retry_after_is_honoured(server, tmp_path, waits, status, told, least, m
 @pytest.mark.parametrize("told", [301, "9" * 30, datetime.now(UTC) + timedelta(days=1)])
 def test_too_long_a_retry_after_ends_it(server, tmp_path, waits, told):
     server.always = Fault(status=503, retry_after=told)
-    with pytest.raises(OutOfPatienceError, match=r"503 .* asks for \d+ s of patience; run the command again later"):
+    with pytest.raises(OutOfPatienceError, match=r"503 .* asks to wait \d+ s; run the command again later"):
         fetch(f"{server.endpoint}/o", tmp_path)
     assert (waits, len(server.requests)) == ([], 1)
 
@@ -401,7 +401,7 @@ def test_waits_grow_with_chance_in_them(server, tmp_path, waits, monkeypatch, st
     monkeypatch.setattr(patience, "_JITTER_S", 1.0)
     server.always = Fault(status=status)
     for _ in range(2):
-        with pytest.raises(OutOfPatienceError, match=f"answered {status} .*, 7 times in a row; run it again later"):
+        with pytest.raises(OutOfPatienceError, match=f"answered {status} .*, 7 times in a row; run the command again"):
             fetch(f"{server.endpoint}/o", tmp_path)
     assert len(server.requests) == 14
     assert [int(wait) for wait in waits] == [2, 4, 8, 16, 32] * 2
@@ -462,7 +462,7 @@ def test_a_server_that_hangs_up_amid_the_handshake_may_only_be_busy(tmp_path, wa
                     connection.close()
 
         threading.Thread(target=hang_up, daemon=True).start()
-        with pytest.raises(OutOfPatienceError, match=r"SSLError.*7 times in a row; run it again later"):
+        with pytest.raises(OutOfPatienceError, match=r"SSLError.*7 times in a row; run the command again later"):
             fetch(f"https://127.0.0.1:{busy.getsockname()[1]}/o", tmp_path)
 
 

@@ -180,7 +180,7 @@ def test_folders_are_matched_by_name_not_by_place(demo, predicted, tmp_path):
     # No published figure is that of weights that somebody saved.
     assert result.references == ()
     (tmp_path / "data" / "val" / "nine").rename(tmp_path / "data" / "val" / "minus one")
-    with pytest.raises(UsageError, match=r"1 of the data's are not among the model's: minus one"):
+    with pytest.raises(UsageError, match=r"1 of the data's classes are not among the model's: minus one"):
         evaluate(named, str(tmp_path / "data"))
 
 
@@ -211,20 +211,20 @@ def test_classes_that_can_be_matched(names, count, labels, classes, indices, how
     assert found.indices == indices
     assert found.how.startswith(how)
     assert found.apply(np.arange(len(indices))[::-1]).tolist() == list(indices[::-1])
-    with pytest.raises(ImageError, match=f"none of the {len(indices)} classes"):
+    with pytest.raises(ImageError, match=f"not among the {len(indices)} classes"):
         found.apply(np.array([0, len(indices)]))
 
 
 MISMATCHES = [
     (None, 12, None, 10, "the data have 12 classes and m has 10"),
-    (("a", "x", "y"), 3, ("a", "b", "c"), 3, "2 of the data's are not among the model's: x, y"),
+    (("a", "x", "y"), 3, ("a", "b", "c"), 3, "2 of the data's classes are not among the model's: x, y"),
     (("a", "b", "c", "d"), 4, ("a", "b", "c"), 3, "not among the model's: d"),
     (("a", "b"), 2, ("a", "a"), 2, "not among the model's: a, b"),
     (("1", "2", "3"), 3, ("a", "b", "c"), 3, "not among the model's: 1, 2, 3"),
     (SYNSETS, 4, ("a", "b", "c", "d"), 4, "not among the model's"),
     (SYNSETS, 4, tuple(f"class {index}" for index in range(1000)), 1000, "not among the model's"),
     (("crane", "goldfish, Carassius auratus"), 2, load_labels("imagenet-1k"), 1000, "WordNet ids"),
-    (("x", "y"), 2, None, 3, "what the model's classes are cannot be told"),
+    (("x", "y"), 2, None, 3, "so the classes cannot be matched"),
     (("0", "1", "10", *map(str, range(2, 10))), 11, None, 11, "Save it with labels"),
 ]
 
@@ -242,7 +242,7 @@ def test_records_count_classes_from_one(demo, predicted, tmp_path):
     scores = evaluate(demo, str(tmp_path / "right"), runtime=Runtime(batch_size=20)).scores
     assert (scores.images, scores.right) == (30, (predicted[:30] == labels).sum())
     write_records(tmp_path / "beyond", labels + 2)
-    with pytest.raises(ImageError, match="none of the 10 classes, counted from 0: first 10"):
+    with pytest.raises(ImageError, match="not among the 10 classes, counted from 0: first 10"):
         evaluate(demo, str(tmp_path / "beyond"))
 
 
@@ -257,7 +257,7 @@ def test_what_cannot_be_read_is_named_and_never_recorded(folder, predicted, tmp_
     text = summary(result)
     assert "BROKEN: 1 images or files could not be read, 39 of 40 images were counted" in text
     assert "007.png" in text
-    with pytest.raises(VerificationError, match=r"007\.png.*Mend the data"):
+    with pytest.raises(VerificationError, match=r"007\.png.*Fix the data"):
         result.to_evaluation("digits")
     for path in (tmp_path / "data").rglob("*.png"):
         path.write_bytes(b"")
@@ -312,7 +312,7 @@ def test_a_model_of_gray_images_is_refused(tmp_path):
 def test_other_dtypes_count_too_and_are_never_recorded(framework, dtype, demo, predicted):
     result = evaluate(demo, "digits", limit=32, runtime=Runtime(framework, batch_size=32, dtype=dtype))
     assert result.scores.right == (predicted == held_out_digits()[1])[:32].sum()
-    with pytest.raises(UsageError, match="recorded of float32"):
+    with pytest.raises(UsageError, match="only float32 accuracies are recorded"):
         dataclasses.replace(result, limit=None).to_evaluation("digits")
 
 
@@ -395,7 +395,7 @@ def test_a_report_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         (tmp_path / "other").mkdir(exist_ok=True)
         (tmp_path / "file").write_text("mine")
         (tmp_path / "other" / "notes.txt").write_text("mine")
-        with pytest.raises(OutputError, match="not a former result"):
+        with pytest.raises(OutputError, match="not an earlier result"):
             write_report(result, tmp_path / place, overwrite=True)
     write_report(result, tmp_path / "a" / "scores")
     before = {path.name: path.read_bytes() for path in (tmp_path / "a" / "scores").iterdir()}

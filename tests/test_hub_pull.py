@@ -298,7 +298,7 @@ def test_what_is_cached_does_without_an_answer(hub, files, logits, fault, caplog
     ("fault", "said"),
     [
         (HubFault(status=429, retry_after=7), "wait 7 s"),
-        (HubFault(status=500, body=b"<html>"), "problem of its own"),
+        (HubFault(status=500, body=b"<html>"), "reports a server error"),
         (HubFault(status=403, message="Access to this is denied."), "denied"),
         (HubFault(hang_up=True), "check the network"),
     ],
@@ -365,7 +365,7 @@ def test_behind_a_pin_that_fails_is_the_archive(hub, files, logits, monkeypatch,
     sha256 = json.loads(files["conversion.json"])["result"]["sha256"]
     patched(monkeypatch, converted=Converted(sha256, HubPin("me/demo", spoil(hub, files))))
     assert torch.equal(run(rszoo.create("resnet-rs-demo", pretrained=True)), logits["ema"])
-    assert "taking the published archive" in caplog.text
+    assert "using the published archive" in caplog.text
 
 
 @pytest.mark.parametrize("pin", [{"repo": "me"}, {"commit": "main"}, {"commit": "A" * 40}, {"sha256": None}, {"x": 1}])

@@ -242,13 +242,13 @@ def on(path: str, *faults: HubFault | None):
 @pytest.mark.parametrize(
     ("path", "fault", "said"),
     [
-        ("/commit/", HubFault(status=400, message="not today"), r"refused it \[400\] \(.*not today"),
-        ("/commit/", HubFault(status=403, message="no rights"), "token that may write.*no rights"),
+        ("/commit/", HubFault(status=400, message="not today"), r"refused the request \[400\] \(.*not today"),
+        ("/commit/", HubFault(status=403, message="no rights"), "token with write access.*no rights"),
         ("/commit/", HubFault(status=404, code="RepoNotFound"), "no such repository"),
-        ("/commit/", HubFault(status=409, message="busy"), r"changed by somebody else.*\[409\]"),
+        ("/commit/", HubFault(status=409, message="busy"), r"somebody else is changing.*\[409\]"),
         ("/commit/", HubFault(status=413), r"too large.*\[413\]"),
         ("/commit/", HubFault(status=429, retry_after=9), "wait 9 s"),
-        ("/commit/", HubFault(status=502, body=b"<html>"), r"problem of its own.*\[502\]"),
+        ("/commit/", HubFault(status=502, body=b"<html>"), r"server error.*\[502\]"),
         ("/commit/", HubFault(hang_up=True), "check the network"),
         ("/repos/create", HubFault(status=507), r"\[507\]"),
         ("/whoami", HubFault(hang_up=True), "check the network"),
@@ -291,7 +291,7 @@ def test_after_a_connection_lost_in_mid_upload_the_rest_is_sent(hub, verified, m
     hub.faults = lambda request: (order.append(request.path) if request.method == "PUT" else None, cut_second(request))[
         1
     ]
-    with pytest.raises(HubError, match="run it again"):
+    with pytest.raises(HubError, match="run the command again"):
         rszoo.push_to_hub(verified["ema"], "me/demo", raw=verified["raw"])
     assert names(hub, "me/demo") == set()
     since, hub.faults = len(hub.requests), []
@@ -303,7 +303,7 @@ def test_after_a_connection_lost_in_mid_upload_the_rest_is_sent(hub, verified, m
 
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, folder):
     hub.faults = on("/commit/", HubFault(lose_answer=True))
-    with pytest.raises(HubError, match="run it again"):
+    with pytest.raises(HubError, match="run the command again"):
         rszoo.push_to_hub(folder, "me/demo")
     assert not rszoo.push_to_hub(folder, "me/demo").changed
     assert len(hub.commits("me/demo")) == 2

@@ -50,7 +50,7 @@ def test_any_stored_form_is_read_and_what_is_none_is_named(tmp_path):
     assert set(batch["position"][:, 2]) < set(range(len(records)))
     text = "\n".join(faults.texts)
     assert faults.count == 7
-    wrong = ["label is 4, allowed are 1 to 3", "label is -1, allowed", "not a tf.train.Example", "lacks image/encoded"]
+    wrong = ["label is 4, allowed: 1 to 3", "label is -1, allowed", "not a tf.train.Example", "lacks image/encoded"]
     # No address in memory: the same run again says the same.
     assert "0x" not in text
     assert "not a readable image (cannot identify image file)" in text
@@ -130,7 +130,9 @@ def test_files_that_are_gone_all_together_end_the_training(tmp_path):
     next(elements)
     for path in tmp_path.iterdir():
         path.unlink()
-    with pytest.raises(ImageError, match=r"no file of .* any more: train-00000-of-00002 record 0: cannot be read"):
+    with pytest.raises(
+        ImageError, match=r"no file of .* has readable images: train-00000-of-00002 record 0: cannot be read"
+    ):
         list(itertools.islice(elements, 3000))
 
 

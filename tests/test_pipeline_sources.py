@@ -46,7 +46,7 @@ def test_folders_of_images(tmp_path):
     assert train.labels.tolist() == [0, 1, 1]
     # A class without validation images does not move the labels of the others.
     assert (validation.names, validation.labels.tolist(), validation.num_classes) == (("dog/d.webp",), [1], 2)
-    with pytest.raises(UsageError, match="splits of its own"):
+    with pytest.raises(UsageError, match="already has splits"):
         open_source(str(folder), "all")
 
 
@@ -68,12 +68,12 @@ def test_a_tenth_of_each_class_is_held_out_the_same_wherever_the_folder_lies(tmp
 @pytest.mark.parametrize(
     ("names", "split", "error", "text"),
     [
-        ((), "train", UsageError, "no folders of classes.*train-00000-of-01024"),
-        (("a.jpg", "b.jpg"), "train", UsageError, "no folders of classes"),
+        ((), "train", UsageError, "no class folders.*train-00000-of-01024"),
+        (("a.jpg", "b.jpg"), "train", UsageError, "no class folders"),
         (("cat/a.jpg", "dog/a.txt", "newt/b/c.jpg"), "train", UsageError, "no images in 2 of 3 classes.*dog, newt"),
         (("cat/a.jpg", "dog/a.jpg"), "validation", UsageError, "to spare"),
         (("train/cat/a.jpg",), "validation", SplitNotFoundError, "no validation split.*only train"),
-        (("train/cat/a.jpg", "val/newt/a.jpg"), "validation", UsageError, "classes that train has not: newt"),
+        (("train/cat/a.jpg", "val/newt/a.jpg"), "validation", UsageError, "classes that train does not have: newt"),
         (("train-00000-of-00001",), "validation", SplitNotFoundError, r"no validation-\*-of-\*.*only train"),
         (
             ("train-00000-of-00003", "train-00002-of-00003"),
@@ -190,7 +190,7 @@ def test_writing_is_reproducible_and_whole_or_not_at_all(tmp_path):
     with pytest.raises(ImageError, match="2 are allowed"):
         write_tfrecords(folder, tmp_path / "new", limit=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
-    with pytest.raises(UsageError, match="TFRecords already"):
+    with pytest.raises(UsageError, match="already has TFRecords"):
         write_tfrecords(str(tmp_path / "out"), tmp_path / "new")
 
 

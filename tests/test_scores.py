@@ -115,7 +115,7 @@ def test_a_label_of_no_class_is_an_error_and_counts_nothing(label):
     logits, labels = random_batch(10, 8)
     labels[4] = label
     scores = Scores.empty(8)
-    with pytest.raises(ImageError, match=rf"1 images have labels that are none of the 8 classes.*{label}"):
+    with pytest.raises(ImageError, match=rf"1 images have labels that are not among the 8 classes.*{label}"):
         scores.add(logits, labels)
     assert scores.images == 0
 

@@ -1,12 +1,12 @@
-"""Fuzzing of all that reads other people's bytes: checkpoints, archives, weights, and what rszoo itself keeps on disk.
+"""Fuzzing of everything that reads untrusted bytes: checkpoints, archives, weights, and rszoo's own files on disk.
 
 With rszoo, cramjam and atheris installed, from the repository's root; runs until it is stopped or finds something:
 
     python -m tools.fuzz {checkpoint,tar,safetensors,journal,hub} [libFuzzer options, such as -runs=100000]
 
-A case must end in a result or in an RszooError, within 10 s and 512 MiB; all else stops the run, or, if
-`RSZOO_FUZZ_FINDINGS` names a folder, is kept there, one case for each kind of failure. `python -m tools.fuzz TARGET
-FILE` runs such a case alone. tests/test_fuzz.py runs the same targets without atheris.
+A case must end with a result or an RszooError, within 10 s and 512 MiB. Anything else stops the run or, if
+`RSZOO_FUZZ_FINDINGS` names a folder, is stored there, one case for each kind of failure. `python -m tools.fuzz TARGET
+FILE` runs a single case. tests/test_fuzz.py runs the same targets without atheris.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _MEMORY = 512 << 20
 
 
 def fuzz_checkpoint(case: bytes) -> None:
-    """Index as it is, data block, Snappy block, or index block; and what the shapes say of the network."""
+    """An unchanged index, a data block, a Snappy block, or an index block; then the network that the shapes give."""
     bundle = Bundle(sealed_index(case[0] % 4, case[1:]), {0: io.BytesIO(SHARD)})
     for name, entry in bundle.entries.items():
         with contextlib.suppress(RszooError):
@@ -66,7 +66,7 @@ def fuzz_checkpoint(case: bytes) -> None:
 
 
 def fuzz_tar(case: bytes) -> None:
-    """A `.tar.gz` as it is, a tar, or a tar whose headers get their checksums."""
+    """An unchanged `.tar.gz`, a tar, or a tar whose headers get correct checksums."""
     packed, kind = case[1:], case[0] % 3
     if kind == 2:
         blocks = [packed[start : start + 512] for start in range(0, len(packed), 512)]
@@ -78,7 +78,7 @@ def fuzz_tar(case: bytes) -> None:
 
 
 def fuzz_safetensors(case: bytes) -> None:
-    """A file as it is; a header, then values of its length; or the same of an object whose claimed size comes first."""
+    """An unchanged file; a header and values of its length; or a header of a remote object, after its claimed size."""
     kind, path = case[0] % 3, FOLDER / "model.safetensors"
     content = case[1 + 8 * (kind == 2) :]
     text, _, values = content.partition(b"\0")
@@ -86,7 +86,7 @@ def fuzz_safetensors(case: bytes) -> None:
     size = max(ends, default=0) if max(ends, default=0) <= 1 << 20 else len(values)
     start = len(text).to_bytes(8, "little") + text
     if kind == 2:
-        # Of 18 digits at most, see rszoo.net.http.
+        # At most 18 digits, see rszoo.net.http.
         _check_header(start, int.from_bytes(case[1:9], "little") % 10**18, "LABEL")
         return
     path.write_bytes(start + values[:size].ljust(size, b"\0") if kind else content)
@@ -99,7 +99,7 @@ def fuzz_safetensors(case: bytes) -> None:
 
 
 def fuzz_journal(case: bytes) -> None:
-    """What rszoo wrote: a journal as it is, one whose lines get their checksums, a lock record, or config.json."""
+    """Files of rszoo: an unchanged journal, one whose lines get correct checksums, a lock record, or config.json."""
     kind, content = case[0] % 4, case[1:]
     if kind < 2:
         lines = [line.rpartition(b" ")[0] for line in content.split(b"\n")] if kind else []
@@ -126,7 +126,7 @@ def fuzz_journal(case: bytes) -> None:
 
 
 def fuzz_hub(case: bytes) -> None:
-    """What comes from a repository: timm's config, the records behind a card, and names that users type."""
+    """Input from a repository: timm's config, the records used for a card, and names that users type."""
     readers = {CONVERSION: read_conversion, VERIFICATION: read_verification, EVALUATION: read_evaluations}
     kind, content = case[0] % 5, case[1:]
     if kind == 0:
@@ -152,7 +152,7 @@ FOLDER = Path(_TEMPORARY.name)
 
 
 def run(target: str, case: bytes) -> None:
-    """Run one case; whatever is raised is a finding."""
+    """Run one case; any exception that it raises is a finding."""
     with contextlib.suppress(RszooError):
         TARGETS[target](case)
 
@@ -176,7 +176,7 @@ def main() -> None:
         (corpus / str(number)).write_bytes(seed)
 
     def one(case: bytes) -> None:
-        # An archive that was refused keeps its buffers until then.
+        # A refused archive keeps its buffers until then.
         if next(counter) % 32 == 0:
             gc.collect()
         try:

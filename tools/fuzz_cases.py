@@ -1,7 +1,7 @@
-"""The cases of `tools/fuzz.py`: genuine seeds, and what seals them.
+"""The cases of `tools/fuzz.py`: valid seeds, and functions that seal mutated ones.
 
-A case is one byte, its kind, and the content. Sealing sets checksums and lengths right, so that what stands behind them
-is reached.
+A case is one byte, its kind, and the content. Sealing corrects checksums and lengths, so that the code after these
+checks is reached.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def block(items: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def table(blocks: list[bytes], index: bytes, compression: int = 0) -> bytes:
-    """Return a table of these data blocks and this index block, every checksum right."""
+    """Return a table of these data blocks and this index block, with correct checksums."""
     data, sealed = b"".join(_sealed(content, compression) for content in blocks), _sealed(index)
     handle = varint(len(data)) + varint(len(sealed) - 5)
     return data + sealed + (b"\0\0" + handle).ljust(40, b"\0") + MAGIC
@@ -52,12 +52,12 @@ def _sealed(content: bytes, compression: int = 0) -> bytes:
 
 
 def _handle(content: bytes) -> bytes:
-    """Return the index block of a table of one data block."""
+    """Return the index block of a table with one data block."""
     return block([(b"\xff", varint(0) + varint(len(content)))])
 
 
 def sealed_index(kind: int, content: bytes) -> bytes:
-    """Return an index: `content` itself, or around it as its data block, its Snappy block, or its index block."""
+    """Return an index: `content` itself, or a table with `content` as data block, Snappy block, or index block."""
     if kind == 0:
         return content
     if kind == 3:
@@ -66,13 +66,13 @@ def sealed_index(kind: int, content: bytes) -> bytes:
 
 
 def resealed_header(header: bytes) -> bytes:
-    """Return a header of a tar with its right checksum."""
+    """Return a tar header with its correct checksum."""
     blank = header[:148] + b" " * 8 + header[156:]
     return blank[:148] + b"%06o\0 " % sum(blank) + blank[156:]
 
 
 def _checkpoint() -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """Return the shard and the items of the smallest ResNet-RS there is, with a partitioned and a string variable."""
+    """Return the shard and the items of the smallest possible ResNet-RS, with a partitioned and a string variable."""
     specs = list(iter_tensors(_ARCH))
     named = zip(tf1_names(specs), specs, strict=True)
     tensors = {name + EMA_SUFFIX: np.ones(spec.shape, np.float32) for name, spec in named}
@@ -87,7 +87,7 @@ def _checkpoint() -> tuple[bytes, list[tuple[bytes, bytes]]]:
 
 
 def seeds(target: str) -> list[bytes]:
-    """Return genuine cases, each of which is read without an error up to the account."""
+    """Return valid cases, each of which is read without an error up to the account."""
     if target == "checkpoint":
         others = (b"\0", b"p", b"s")
         usual = [item for item in ITEMS if not item[0].startswith(others) or item[0] == b""]
@@ -115,14 +115,14 @@ def seeds(target: str) -> list[bytes]:
 
 
 def tar_of(files: dict[str, bytes], fmt: int = tarfile.PAX_FORMAT, **headers: str) -> bytes:
-    """Return a tar of these files; the headers are of each."""
+    """Return a tar of these files; each gets the headers."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=fmt, pax_headers=headers) as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size, member.pax_headers = len(content), headers
             tar.addfile(member, io.BytesIO(content))
-    # It fills up to a multiple of 10240 bytes; two blocks of zeros are the end.
+    # tarfile pads to a multiple of 10240 bytes; two blocks of zeros mark the end.
     return out.getvalue().rstrip(b"\0") + bytes(2048)
 
 

@@ -1,4 +1,4 @@
-"""Mutations of `tools/fuzz.py`'s cases that know the formats. They draw all that they decide from one generator."""
+"""Format-aware mutations of the cases of `tools/fuzz.py`. All choices come from one random generator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DTYPES = ["F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E8M0", "F6_E2M3", "F4", "
 
 
 def mutate(target: str, case: bytes, rng: random.Random) -> bytes:
-    """Return a case like this one: other fields of entries and messages, numbers in JSON, fields of tar headers."""
+    """Return a mutated case: changed fields of entries and messages, numbers in JSON, fields of tar headers."""
     kind, content = case[:1], case[1:]
     with contextlib.suppress(Exception):
         if target == "checkpoint" and kind[0] % 4 in (1, 2) and rng.random() < 0.8:
@@ -42,7 +42,7 @@ def mutate(target: str, case: bytes, rng: random.Random) -> bytes:
 
 
 def scramble(data: bytes, rng: random.Random) -> bytes:
-    """Overwrite, insert, remove or double bytes in one to four places."""
+    """Overwrite, insert, remove or duplicate bytes in one to four places."""
     edited = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         start = rng.randrange(len(edited) + 1)
@@ -92,7 +92,7 @@ def _mutate_json(tree: Any, rng: random.Random) -> Any:
 
 
 def _mutate_header(header: dict[str, Any], rng: random.Random) -> bytes:
-    """Change the header of a safetensors file; mostly, lay its tensors out anew."""
+    """Change the header of a safetensors file; in most cases, also recompute the offsets of its tensors."""
     name = rng.choice([name for name in header if name != "__metadata__"])
     tensor, end = header[name], 0
     how = rng.randrange(4)

@@ -4,9 +4,9 @@ Run from the repository's root, with the `test` extra installed:
 
     python tools/train_demo.py
 
-Writes `rszoo/assets/resnet-rs-demo.tar.gz` (checkpoint with weights, EMA and momentum, as tensorflow/tpu's code saves
-them) and `rszoo/assets/demo_digits.npz` (the held-out images, which training never sees), and prints the test accuracy
-of averaged and plain weights. Digits: UCI ML hand-written digits, 8x8, as shipped by scikit-learn.
+Writes `rszoo/assets/resnet-rs-demo.tar.gz` (checkpoint with weights, EMA and momentum, as saved by tensorflow/tpu's
+code) and `rszoo/assets/demo_digits.npz` (the held-out images, which are not used in training), and prints the test
+accuracy of averaged and plain weights. Digits: UCI ML hand-written digits, 8x8, as shipped by scikit-learn.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def learning_rate(epoch: float) -> float:
 
 
 def train(folder: Path, images: np.ndarray, labels: np.ndarray) -> Path:
-    """Train, and save a checkpoint of all three sets; return its prefix."""
+    """Train and save a checkpoint of all three sets; return its prefix."""
     training = build_training(ARCH, SEED)
     with training.graph.as_default(), tf.Session() as session:
         saver = tf.train.Saver()
@@ -73,7 +73,7 @@ def train(folder: Path, images: np.ndarray, labels: np.ndarray) -> Path:
 
 
 def pack(prefix: Path, archive: Path) -> None:
-    """Pack a checkpoint as published: flat, the data shard before its index."""
+    """Pack a checkpoint as in the published archives: without folders, the data shard before its index."""
 
     def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.mtime = member.uid = member.gid = 0

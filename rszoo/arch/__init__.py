@@ -1,1 +1,1 @@
-"""The network, described once and without a framework: its sizes, the walk over its tensors, their names."""
+"""The network, described once and without a framework: sizes, the walk over the tensors, and their names."""

@@ -1,6 +1,6 @@
 """The architecture of a ResNet-RS, described once and without a framework.
 
-`ArchConfig` goes in wherever a network is built, named or checked; the blocks it yields say everything that the
+Everything that builds, names or checks a network takes an `ArchConfig`; its blocks contain all facts that the
 PyTorch model, the Keras model and the tensor walk need. Facts: tensorflow/tpu `models/official/resnet/resnet_model.py`
 (the "tf1" defaults) and tensorflow/models `official/vision/modeling/backbones/resnet.py` (the other values of
 `activation` and `strided_padding`, and "always" of `shortcut_pool`). Without squeeze-excitation and ResNet-D it is the
@@ -32,7 +32,7 @@ BLOCKS_OF_DEPTH: dict[int, tuple[int, int, int, int]] = {
     420: (4, 44, 87, 4),
 }
 
-# Both lineages give stage i (2..5, the stem being 1) the drop-connect rate `init * i / 5`.
+# In both lineages stage i (2..5, the stem is 1) has the drop-connect rate `init * i / 5`.
 _DROP_CONNECT_STAGES = 5
 _MAX_COUNT = 1_000_000
 _MAX_BLOCKS = 1000
@@ -41,7 +41,7 @@ _MAX_FACTOR = 64.0
 
 @dataclass(frozen=True)
 class StemConv:
-    """One convolution of the stem, of a square kernel, followed by batch normalization and the activation."""
+    """One convolution of the stem with a square kernel, followed by batch normalization and the activation."""
 
     name: str
     in_channels: int
@@ -51,7 +51,7 @@ class StemConv:
 
     @property
     def bn_name(self) -> str:
-        """Name of the batch normalization behind it."""
+        """Name of the batch normalization after it."""
         return self.name.replace("conv", "bn")
 
 
@@ -59,7 +59,7 @@ class StemConv:
 class Block:
     """One bottleneck block: 1x1, 3x3 (carries the stride), 1x1, squeeze-excitation, shortcut.
 
-    `se_channels` 0 means that there is no squeeze-excitation.
+    `se_channels` 0 means no squeeze-excitation.
     """
 
     stage: int
@@ -80,22 +80,22 @@ class Block:
 
     @property
     def projection_stride(self) -> int:
-        """Stride of the projection: 1 behind a pool, which has it then."""
+        """Stride of the projection: 1 after a pool, which then has the stride."""
         return 1 if self.pools_shortcut else self.stride
 
 
 @dataclass(frozen=True)
 class ArchConfig:
-    """Everything that decides a network's tensors and arithmetic.
+    """Everything that determines a network's tensors and arithmetic.
 
-    Widths are before `width_multiplier`; every width is multiplied and truncated, the stem's too.
-    `strided_padding`: of 3x3 convolutions with stride 2; "symmetric" pads one cell on every side (TF1), "same" pads as
-    TensorFlow's SAME does, for even sizes only bottom and right (Model Garden). `shortcut_pool`: whether the 2x2
-    average pool before a projection stands only where the stride is 2 (TF1), in every projection (Model Garden), or
-    "never", the projection having the stride (ResNets before ResNet-D). `stem`: "deep" is four 3x3 convolutions, the
-    last in the place of a max pool; "classic" one of 7x7, as wide as the last of `stem_widths`, and a 3x3 max pool.
-    `se_ratio` 0 means no squeeze-excitation.
-    `dropout_rate` and `drop_connect_rate` act in training only.
+    Widths are given before `width_multiplier`; every width, including the stem's, is multiplied and truncated.
+    `strided_padding`: padding of 3x3 convolutions with stride 2. "symmetric" pads one cell on every side (TF1); "same"
+    is TensorFlow's SAME, which for even sizes pads only bottom and right (Model Garden). `shortcut_pool`: where a
+    projection has a 2x2 average pool before it: "strided" only if the stride is 2 (TF1), "always" in every projection
+    (Model Garden), "never" (ResNets before ResNet-D; the projection then has the stride). `stem`: "deep" is four 3x3
+    convolutions, the last instead of a max pool; "classic" is one 7x7 convolution, as wide as the last of
+    `stem_widths`, and a 3x3 max pool. `se_ratio` 0 means no squeeze-excitation.
+    `dropout_rate` and `drop_connect_rate` apply only in training.
 
     Raises:
         ConfigError: a field has an impossible value.
@@ -121,7 +121,7 @@ class ArchConfig:
         for field in ("blocks", "stem_widths", "stage_widths"):
             object.__setattr__(self, field, _four_counts(field, getattr(self, field)))
         if max(self.blocks) > _MAX_BLOCKS:
-            raise ConfigError(f"blocks must be at most {_MAX_BLOCKS} a stage, received {self.blocks}")
+            raise ConfigError(f"blocks must be at most {_MAX_BLOCKS} per stage, received {self.blocks}")
         for field in ("num_classes", "in_chans", "expansion"):
             if not _is_count(getattr(self, field)):
                 raise ConfigError(f"{field} must be a whole number of at least 1, received {getattr(self, field)!r}")
@@ -144,7 +144,7 @@ class ArchConfig:
 
     @property
     def num_features(self) -> int:
-        """Channels that enter the classifier: 2048 at width multiplier 1."""
+        """Channels of the classifier's input: 2048 with width multiplier 1."""
         return self.scaled(self.stage_widths[-1]) * self.expansion
 
     @property
@@ -154,12 +154,12 @@ class ArchConfig:
 
     @property
     def label(self) -> str:
-        """Short text for messages: `ResNet-RS-50` or `ResNet-RS (blocks 1-2-1-1)`, with a width that is not 1."""
+        """Short text for messages: `ResNet-RS-50` or `ResNet-RS (blocks 1-2-1-1)`, plus the width if it is not 1."""
         text = f"ResNet-RS-{self.depth}" if self.depth else f"ResNet-RS (blocks {'-'.join(map(str, self.blocks))})"
         return text if self.width_multiplier == 1 else f"{text} of width {self.width_multiplier:g}"
 
     def iter_stem(self) -> Iterator[StemConv]:
-        """Yield the stem's convolutions: four, the last in the place of a max pool, or the one before a max pool."""
+        """Yield the stem's convolutions: four, the last instead of a max pool, or a single one before a max pool."""
         if self.stem == "classic":
             yield StemConv("conv", self.in_chans, self.scaled(self.stem_widths[-1]), 2, 7)
             return
@@ -169,12 +169,12 @@ class ArchConfig:
             in_channels = self.scaled(width)
 
     def split_stem(self) -> tuple[list[StemConv], StemConv | None]:
-        """Return the convolutions of the first feature map, and the one that halves it; None if a max pool does."""
+        """Return the convolutions before the first feature map, and the one that halves it; None if a max pool does."""
         convs = list(self.iter_stem())
         return (convs, None) if self.stem == "classic" else (convs[:-1], convs[-1])
 
     def iter_blocks(self) -> Iterator[Block]:
-        """Yield all blocks in the order in which the forward pass meets them."""
+        """Yield all blocks in the order of the forward pass."""
         in_channels = self.scaled(self.stem_widths[-1])
         for stage, (count, base) in enumerate(zip(self.blocks, self.stage_widths, strict=True), start=1):
             width = self.scaled(base)
@@ -198,7 +198,7 @@ class ArchConfig:
         return self.shortcut_pool == "always" or (self.shortcut_pool == "strided" and stride == 2)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values; `from_dict` takes them back."""
+        """Return the fields as JSON values; `from_dict` is the inverse."""
         return {
             field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
             for field in dataclasses.fields(self)
@@ -206,7 +206,7 @@ class ArchConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ArchConfig:
-        """Build from JSON values: the fields, or `depth` in the place of `blocks`.
+        """Build from JSON values: the fields, or `depth` instead of `blocks`.
 
         Raises:
             ConfigError: a key is unknown or missing, or a value impossible.
@@ -215,7 +215,7 @@ class ArchConfig:
         if "depth" in fields:
             depth = fields.pop("depth")
             if not isinstance(depth, int) or depth not in BLOCKS_OF_DEPTH or "blocks" in fields:
-                raise ConfigError(f"depth must be one of {sorted(BLOCKS_OF_DEPTH)} and stand alone, received {depth!r}")
+                raise ConfigError(f"depth must be one of {sorted(BLOCKS_OF_DEPTH)}, without blocks, received {depth!r}")
             fields["blocks"] = BLOCKS_OF_DEPTH[depth]
         allowed = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
@@ -228,7 +228,7 @@ class ArchConfig:
 
 
 def _is_count(value: object) -> bool:
-    # The bound keeps a damaged config.json from being walked for hours.
+    # The limit prevents a walk of hours over a damaged config.json.
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_COUNT
 
 

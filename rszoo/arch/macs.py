@@ -1,4 +1,4 @@
-"""What a network costs to compute, derived from its description alone."""
+"""The computing cost of a network, derived from its `ArchConfig`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def count_macs(arch: ArchConfig, image_size: int) -> int:
 def _block_macs(block: Block, size: int) -> int:
     before, after = size**2, _halved(size, block.stride) ** 2
     projection = after * block.in_channels * block.out_channels if block.has_projection else 0
-    # Squeeze-excitation works on one averaged cell.
+    # Squeeze-excitation computes on one averaged cell.
     squeeze = 2 * block.out_channels * block.se_channels
     return (
         before * block.in_channels * block.width
@@ -34,5 +34,5 @@ def _block_macs(block: Block, size: int) -> int:
 
 
 def _halved(size: int, stride: int) -> int:
-    # Rounded up, whichever of the two paddings, and in the shortcut's pool too.
+    # Rounded up, with either padding, and in the shortcut's pool too.
     return -(-size // stride)

@@ -1,7 +1,7 @@
 """Projections of the tensor walk: TF1 variable names, PyTorch keys (timm's), Keras layers, and the layout of each.
 
 Pure functions of `TensorSpec`s; nothing here matches substrings or pairs tensors by position in a file. TF1 names are
-creation counters, and this module is the only place where they advance.
+creation counters, and only this module advances them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from rszoo.arch.walk import Kind, TensorSpec, iter_tensors
 _TF1_LAYER = {"conv": "conv2d", "bn": "batch_normalization", "dense": "dense"}
 
 # timm's names for its resnetrs* models, so that one file serves both: the stem is a Sequential named conv1 whose last
-# normalization is bn1, and the strided convolution in the place of the max pool is named maxpool. The classic stem's
-# are those of timm's other ResNets.
+# normalization is bn1, and the strided convolution that replaces the max pool is named maxpool. The names of
+# the classic stem are those of timm's other ResNets.
 _TORCH_MODULE = {
     "stem.conv": "conv1",
     "stem.bn": "bn1",
@@ -46,7 +46,7 @@ _TORCH_PARAMETER = {
     "moving_variance": "running_var",
 }
 
-# HWIO -> OIHW and (in, out) -> (out, in). Everything else is a vector and stays as it is.
+# HWIO -> OIHW and (in, out) -> (out, in). Everything else is a vector and does not change.
 _TO_TORCH_AXES = {Kind.CONV_KERNEL: (3, 2, 0, 1), Kind.DENSE_KERNEL: (1, 0)}
 _TO_TF_AXES = {Kind.CONV_KERNEL: (2, 3, 1, 0), Kind.DENSE_KERNEL: (1, 0)}
 _BLOCK_KEY = re.compile(r"layer([1-4])\.([0-9]{1,6})\.")
@@ -84,10 +84,10 @@ def keras_name(spec: TensorSpec) -> tuple[str, str]:
 def keras_names(torch_names: Iterable[str]) -> dict[str, tuple[str, Kind]]:
     """Return each PyTorch key's kind and name in Keras, as `variable.path` has it: `stage2_block0_conv1/kernel`.
 
-    Keys of another network are left out. Names depend on the stem and the number of blocks, which the keys tell.
+    Keys of other networks are left out. Names depend on the stem and the number of blocks, which follow from the keys.
 
     Raises:
-        ConfigError: there are more blocks than any network has.
+        ConfigError: there are more blocks than any network can have.
     """
     keys = list(torch_names)
     found = [match for key in keys if (match := _BLOCK_KEY.match(key))]
@@ -100,7 +100,7 @@ def keras_names(torch_names: Iterable[str]) -> dict[str, tuple[str, Kind]]:
 
 
 def is_counter(torch_key: str) -> bool:
-    """Whether a PyTorch key is a batch normalization's count of batches: not a weight, and no checkpoint has it."""
+    """Whether a PyTorch key is a batch normalization's batch count: not a weight, and not in any checkpoint."""
     return torch_key.endswith(".num_batches_tracked")
 
 
@@ -123,8 +123,8 @@ def to_tf_layout(kind: Kind, values: np.ndarray) -> np.ndarray:
 
 
 def tf_axes(kind: Kind) -> tuple[int, ...] | None:
-    """Return which of PyTorch's axes (OIHW; out x in) each of TensorFlow's and Keras's is (HWIO; in x out).
+    """Return the index in PyTorch's axes (OIHW; out x in) of each axis of TensorFlow and Keras (HWIO; in x out).
 
-    None for what has the same layout in both.
+    None if the layout is the same in both.
     """
     return _TO_TF_AXES.get(kind)

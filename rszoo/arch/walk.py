@@ -1,6 +1,6 @@
-"""The one walk over all tensors of a ResNet-RS, in the order in which the TF1 graph created them.
+"""The only walk over all tensors of a ResNet-RS, in the order in which the TF1 graph created them.
 
-In goes an `ArchConfig`, out come `TensorSpec`s; every name map, file and test derives from this list. The order is
+Takes an `ArchConfig` and yields `TensorSpec`s; every name map, file and test derives from this list. The order is
 that of tensorflow/tpu `resnet_model.py`: a block's projection comes first, its squeeze-excitation last.
 """
 
@@ -15,7 +15,7 @@ from rszoo.arch.config import ArchConfig, Block
 
 
 class Kind(Enum):
-    """What a tensor is. The value is its variable name in TensorFlow and Keras; the kind alone decides its layout."""
+    """What a tensor is. The value is its variable name in TensorFlow and Keras; the kind determines its layout."""
 
     CONV_KERNEL = ("conv", "kernel")
     CONV_BIAS = ("conv", "bias")
@@ -38,7 +38,7 @@ class Kind(Enum):
 
     @property
     def trainable(self) -> bool:
-        """Whether the optimizer updates it, and so keeps a momentum for it."""
+        """Whether the optimizer updates it, and therefore keeps a momentum for it."""
         return self not in (Kind.MOVING_MEAN, Kind.MOVING_VARIANCE)
 
 
@@ -55,7 +55,7 @@ class Initial(Enum):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor: the layer that owns it, what it is, its shape in TensorFlow's layout (HWIO; in x out), its start."""
+    """One tensor: its layer, its kind, its shape in TensorFlow's layout (HWIO; in x out), and its initial values."""
 
     layer: str
     kind: Kind
@@ -89,7 +89,7 @@ def _block(block: Block) -> Iterator[TensorSpec]:
     yield from _conv(f"{block.name}.conv2", 3, block.width, block.width)
     yield from _bn(f"{block.name}.bn2", block.width)
     yield from _conv(f"{block.name}.conv3", 1, block.width, block.out_channels)
-    # Every block starts as its shortcut alone.
+    # At the start, every block equals its shortcut.
     yield from _bn(f"{block.name}.bn3", block.out_channels, gamma=Initial.ZEROS)
     if block.se_channels:
         yield from _conv(f"{block.name}.se_reduce", 1, block.out_channels, block.se_channels, bias=True)

@@ -1,7 +1,7 @@
-"""Which of a model's classes each of the data's is. Never by position where names say, or could say, something else.
+"""Matches the classes of the data with those of a model. Never by position if names say, or could say, something else.
 
 Folders of images have names in alphabetical order; TFRecords have numbers. ImageNet's folders are named by WordNet ids,
-whose place among the model's classes is that in `rszoo/assets/imagenet_1k_labels.txt`.
+whose order among the model's classes is that of `rszoo/assets/imagenet_1k_labels.txt`.
 """
 
 from __future__ import annotations
@@ -24,34 +24,35 @@ _SYNSETS = asset("imagenet_1k_labels.txt")
 
 @dataclass(frozen=True)
 class ClassMap:
-    """`indices`: the model's class of each of the data's classes, in the order of their labels; `how`: in words."""
+    """`indices`: the model's class for each class of the data, in label order; `how`: the way they were matched."""
 
     indices: tuple[int, ...]
     how: str
 
     def apply(self, labels: np.ndarray) -> np.ndarray:
-        """Return the model's classes of labels of the data, both int (N,).
+        """Map labels of the data to classes of the model, both int (N,).
 
         Raises:
-            ImageError: a label is none of the data's classes.
+            ImageError: a label is not one of the data's classes.
         """
         check_labels(labels, len(self.indices))
         return np.asarray(self.indices, np.int64)[labels]
 
 
 def match_classes(names: Sequence[str] | None, count: int | None, config: ModelConfig) -> ClassMap:
-    """Find the model's class of each of the data's classes.
+    """Find the model's class for each class of the data.
 
-    In this order: the names are among the model's labels; they are WordNet ids and the model is of ImageNet-1k; they
-    are the numbers of the model's classes, from 0; or the model has no labels, and as many classes: then by position.
+    These cases are tried in order: the names are among the model's labels; they are WordNet ids and the model has
+    ImageNet-1k's classes; they are the numbers of the model's classes, from 0; the model has no labels but the same
+    number of classes, which are then matched by position.
 
     Args:
-        names: of the data's classes, in the order of their labels; None if the data have numbers alone.
-        count: how many classes the data have, None if that is not known.
-        config: the model's.
+        names: names of the data's classes, in label order; None if the data have only numbers.
+        count: how many classes the data have, None if unknown.
+        config: the model's configuration.
 
     Raises:
-        UsageError: the classes are not the model's, or it cannot be told in which order.
+        UsageError: the classes are not the model's, or their order cannot be determined.
     """
     classes = config.arch.num_classes
     if names is None:
@@ -68,7 +69,7 @@ def match_classes(names: Sequence[str] | None, count: int | None, config: ModelC
 
 
 _ADVICE = (
-    "give data of the model's classes, or a model of the data's, such as `rszoo train --init MODEL --data DATA` makes"
+    "use data with the model's classes, or train a model for these data with `rszoo train --init MODEL --data DATA`"
 )
 
 
@@ -80,7 +81,7 @@ def _by_label(names: Sequence[str], config: ModelConfig) -> ClassMap | None:
 
 
 def _unique_labels(config: ModelConfig) -> dict[str, int]:
-    """Return where labels are; of ImageNet's two cranes nobody can say which one is meant."""
+    """Return the index of each unique label; a repeated one, such as ImageNet's two cranes, is ambiguous."""
     labels = config.labels or ()
     counts = Counter(labels)
     return {label: index for index, label in enumerate(labels) if counts[label] == 1}
@@ -93,7 +94,7 @@ def _by_synset(names: Sequence[str], config: ModelConfig) -> ClassMap | None:
     places = {synset: index for index, synset in enumerate(synsets)}
     if not set(names) <= set(places):
         return None
-    return ClassMap(tuple(places[name] for name in names), "by WordNet id, as ImageNet-1k counts them")
+    return ClassMap(tuple(places[name] for name in names), "by WordNet id, in ImageNet-1k's order")
 
 
 def _by_number(names: Sequence[str], config: ModelConfig) -> ClassMap | None:
@@ -102,14 +103,14 @@ def _by_number(names: Sequence[str], config: ModelConfig) -> ClassMap | None:
     numbers = tuple(map(int, names))
     if sorted(numbers) != list(range(config.arch.num_classes)):
         return None
-    return ClassMap(numbers, "by number: the names are those of the model's classes, from 0")
+    return ClassMap(numbers, "by number: the names are the numbers of the model's classes, from 0")
 
 
 def _by_position(names: Sequence[str]) -> ClassMap | None:
-    # Where counting and the alphabet differ (10 before 2), nobody can say which of them the model learned.
+    # If numeric and alphabetical order differ (10 before 2), the order that the model learned is unknown.
     if _are_numbers(names) and list(map(int, names)) != sorted(map(int, names)):
         return None
-    return ClassMap(tuple(range(len(names))), "by position in the alphabet: the model has no labels")
+    return ClassMap(tuple(range(len(names))), "by alphabetical position: the model has no labels")
 
 
 def _are_numbers(names: Sequence[str]) -> bool:
@@ -120,12 +121,12 @@ def _mismatch(names: Sequence[str], config: ModelConfig) -> str:
     classes = config.arch.num_classes
     counts = f"the data have {len(names)} classes ({summarize(names)}), {config.title} has {classes}"
     if config.labels is None:
-        why = "without names; what the model's classes are cannot be told"
+        why = "without names, so the classes cannot be matched"
         return f"{counts} {why}. Save it with labels (rszoo.save(model, FOLDER, labels=[...])), or {_ADVICE}"
     known = _unique_labels(config)
     unknown = [name for name in names if name not in known]
     ids = ", or their WordNet ids" if config.labels == load_labels(_IMAGENET) else ""
     return (
-        f"{counts} ({summarize(config.labels)}); {len(unknown)} of the data's are not among the model's: "
+        f"{counts} ({summarize(config.labels)}); {len(unknown)} of the data's classes are not among the model's: "
         f"{summarize(unknown)}. Name the folders by the model's labels{ids} or their numbers from 0, or {_ADVICE}"
     )

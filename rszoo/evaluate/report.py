@@ -1,7 +1,7 @@
-"""An evaluation on paper: the text for the terminal, and a folder with all counts.
+"""Reports of an evaluation: the text for the terminal, and a folder with all counts.
 
 The folder has `result.json` (`Result.to_dict`), `classes.csv` (one row for each class of the model) and
-`confusion.json` (the worst classes, and what they were taken for). It appears whole or not at all.
+`confusion.json` (the worst classes, and what they were mistaken for). It is written completely or not at all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Confused:
-    """What images of a class were taken for: another class, and how many of them."""
+    """Another class that images of a class were mistaken for, and how many images."""
 
     index: int
     label: str
@@ -49,7 +49,7 @@ class Confused:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class: how many images it has, `right` in first place and `in_top5`, and the wrong predictions by number."""
+    """One class: number of images, of `right` and `in_top5` ones, and the wrong predictions, most frequent first."""
 
     index: int
     label: str
@@ -79,14 +79,14 @@ def class_scores(result: Result) -> list[ClassScore]:
 
 
 def worst_classes(result: Result, count: int = _WORST) -> list[ClassScore]:
-    """Return the classes with the lowest top-1, and any mistakes at all; of equals those with more mistakes first."""
+    """Return the classes with mistakes and the lowest top-1; ties are sorted by number of mistakes, highest first."""
     mistaken = [score for score in class_scores(result) if score.right < score.images]
     mistaken.sort(key=lambda score: (score.right / score.images, score.right - score.images, score.index))
     return mistaken[:count]
 
 
 def summary(result: Result) -> str:
-    """Return the result as text: figures beside the published ones, what was measured how, and the worst classes."""
+    """Return the result as text: figures next to the published ones, how they were measured, and the worst classes."""
     facts = result.to_dict()
     rows = [("", "measured, %", "95 % interval", "right")]
     for name, key in (("top-1", "top1"), ("top-5", "top5")):
@@ -99,24 +99,24 @@ def summary(result: Result) -> str:
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
-    """Check that a folder for the result can be made, before it is spent time on.
+    """Check that a folder for the result can be created, before any time is spent on the evaluation.
 
     Raises:
-        OutputError: something is in the way.
+        OutputError: a file or another folder is in the way.
     """
     if not os.path.lexists(output) or (output.is_dir() and not output.is_symlink() and not any(output.iterdir())):
         return
     if not output.is_dir() or output.is_symlink() or not _is_report(output):
-        raise OutputError(f"{output} exists and is not a former result of rszoo eval; choose another --output")
+        raise OutputError(f"{output} exists and is not an earlier result of rszoo eval; choose another --output")
     if not overwrite:
-        raise OutputError(f"{output} has a former result; add --overwrite to replace it, or choose another --output")
+        raise OutputError(f"{output} has an earlier result; add --overwrite to replace it, or choose another --output")
 
 
 def write_report(result: Result, output: Path, *, overwrite: bool = False) -> None:
-    """Write a result's files into a new folder, or in the place of a former result.
+    """Write a result's files into a new folder, or replace an earlier result.
 
     Raises:
-        OutputError: it is in the way, or cannot be written.
+        OutputError: the folder exists, or cannot be written.
     """
     check_output(output, overwrite=overwrite)
     with staged_folder(output, overwrite=overwrite, is_ours=_is_report) as folder:
@@ -138,13 +138,13 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def _wrong(row: np.ndarray, index: int) -> list[int]:
-    """Return the classes that a class was taken for, the most frequent first."""
+    """Return the classes that a class was mistaken for, most frequent first."""
     order = np.argsort(-row, kind="stable")
     return [int(other) for other in order if other != index and row[other] > 0][:_TAKEN_FOR]
 
 
 def _row(score: ClassScore) -> tuple[object, ...]:
-    # Empty cells where there is nothing to say: no image, no mistake.
+    # Cells are empty if there is no image or no mistake.
     first = score.taken_for[0] if score.taken_for else None
     taken_for = (None, None, None) if first is None else (first.index, first.label, first.images)
     figures = _percent(score.right, score.images), _percent(score.in_top5, score.images)
@@ -157,8 +157,8 @@ def _percent(right: int, images: int) -> float | None:
 
 def _references(facts: dict) -> list[str]:
     if not facts["references"]:
-        return ["No figure of these weights is registered."]
-    rows = [("others' top-1", "images went through", "%", "measured here", "")]
+        return ["No figures are registered for these weights."]
+    rows = [("reference top-1", "preprocessing", "%", "difference", "")]
     for reference in facts["references"]:
         place = "within the interval" if reference["in_interval"] else "outside the interval"
         through = reference["preprocessing"]
@@ -174,16 +174,16 @@ def _doubts(result: Result) -> list[str]:
         counted = f"{result.scores.images:,}{of} images were counted"
         doubts.append(f"BROKEN: {result.broken:,} images or files could not be read, {counted}; first:{first}")
     if broken := int(result.scores.broken.sum()):
-        doubts.append(f"NOT FINITE: the logits of {broken:,} images; they count as wrong")
+        doubts.append(f"NOT FINITE: the logits of {broken:,} images are not finite; they count as wrong")
     if result.limit is not None:
-        doubts.append(f"IN PART: at most the first {result.limit:,} images; no accuracy on the data set")
+        doubts.append(f"PARTIAL: at most the first {result.limit:,} images; this is not the accuracy on the data set")
     return doubts
 
 
 def _how(result: Result, facts: dict) -> list[tuple[str, str]]:
     runtime = result.runtime
     backend = "" if facts["backend"] == runtime.framework else f" on {facts['backend']}"
-    speed = f"{facts['images_per_s']:,.0f} images/s, reading included"
+    speed = f"{facts['images_per_s']:,.0f} images/s, including reading"
     return [
         ("model", f"{facts['model']}, weights {facts['weights']}"),
         ("data", f"{result.data}, {result.split}"),
@@ -194,7 +194,7 @@ def _how(result: Result, facts: dict) -> list[tuple[str, str]]:
 
 
 def _worst(result: Result) -> list[str]:
-    rows = [("worst classes", "images", "top-1, %", "taken for")]
+    rows = [("worst classes", "images", "top-1, %", "mistaken for")]
     for score in worst_classes(result, 10):
         taken_for = ", ".join(f"{one.label} ({one.images})" for one in score.taken_for[:3])
         rows.append((score.label, f"{score.images:,}", f"{_percent(score.right, score.images):.1f}", taken_for))

@@ -1,4 +1,4 @@
-"""What an evaluation found: counts, figures with their interval, and the published ones that they stand beside."""
+"""The result of an evaluation: counts, figures with their interval, and the published figures to compare with."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rszoo.inference.network import Runtime
 from rszoo.registry.manifest import get_entry
 from rszoo.version import __version__
 
-# Enough to tell the number of images again, up to a million of them.
+# Enough digits to recover the number of images, up to a million of them.
 _DIGITS = 4
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A top-1 of others for the same weights, in percent, and the transform that their images went through."""
+    """A top-1 that others measured with the same weights, in percent, and the transform they used."""
 
     source: str
     preprocessing: Transform
@@ -32,10 +32,10 @@ class Result:
     """One evaluation. `config` and `weights_sha256` (hex) are the model's; `data` and `split` name the images.
 
     `classes`: how the data's classes were matched with the model's. `runtime` has the device that was used, `backend`
-    Keras's. `limit`: only the first so many images were asked for, None for all. `in_data`: how many images the data
-    have, None if that is not known. `broken`: images that could not be read, or files of them, which are in no count;
-    `faults` says of the first few what is wrong. `seconds`: from the first batch to the last, with what the frameworks
-    do once (compilation).
+    the Keras backend. `limit`: the evaluation used only the first `limit` images, None for all. `in_data`: how many
+    images the data have, None if unknown. `broken`: images or files that could not be read; they are in no count.
+    `faults` describes the first few of them. `seconds`: from the first batch to the last, including one-time work of
+    the frameworks (compilation).
     """
 
     config: ModelConfig
@@ -55,7 +55,7 @@ class Result:
 
     @property
     def references(self) -> tuple[Reference, ...]:
-        """The registry's figures for these weights, that of the same preprocessing first; none for other weights."""
+        """The registry's figures for these weights, those with the same preprocessing first; empty for others."""
         config = self.config
         if config.pair is None or config.weights != "ema":
             return ()
@@ -72,7 +72,7 @@ class Result:
 
     @property
     def images_per_s(self) -> float:
-        """Images counted per second, over everything in `seconds`."""
+        """Images counted per second, over the whole of `seconds`."""
         return self.scores.images / self.seconds
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,18 +117,18 @@ class Result:
         }
 
     def to_evaluation(self, dataset: str) -> Evaluation:
-        """Return what a model folder keeps and its card shows; `dataset` is the data's id, on the Hub if it has one.
+        """Return the record for a model folder and its card; `dataset` is the id of the data, on the Hub if possible.
 
         Raises:
             VerificationError: images could not be read, so this is not the accuracy on the data set.
-            UsageError: it is that of a part of it, or not of the weights in float32.
+            UsageError: only a part of it was used, or the weights were not in float32.
             ConfigError: `dataset` is not a name.
         """
         check_recordable(self.runtime, self.limit)
         if self.broken:
             raise VerificationError(
                 f"{self.broken} images or files of {self.data} could not be read, so the accuracy is not recorded: "
-                f"{summarize(self.faults)}. Mend the data and measure again"
+                f"{summarize(self.faults)}. Fix the data and measure again"
             )
         return Evaluation(
             dataset=dataset,
@@ -146,11 +146,13 @@ class Result:
 
 
 def check_recordable(runtime: Runtime, limit: int | None) -> None:
-    """Raise UsageError if what these settings give is no accuracy that a model folder may keep."""
+    """Raise UsageError if these settings give an accuracy that must not be recorded in a model folder."""
     if limit is not None:
         raise UsageError(f"an accuracy on the first {limit} images is not recorded; leave out --limit or --record")
     if runtime.dtype != "float32":
-        raise UsageError(f"accuracies are recorded of float32, received {runtime.dtype}; leave out --dtype or --record")
+        raise UsageError(
+            f"only float32 accuracies are recorded, received {runtime.dtype}; leave out --dtype or --record"
+        )
 
 
 def _figure(right: int, images: int) -> dict[str, Any]:

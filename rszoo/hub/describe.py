@@ -1,4 +1,4 @@
-"""What is known of a model on the Hub without its weights: facts, files and tensors, by header requests alone."""
+"""A description of a model on the Hub without its weights: facts, files and tensors, from headers only."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from rszoo.net.urls import check_online
 from rszoo.version import __version__
 from rszoo.weights.mapping import Weights
 
-# rszoo's keys come first in `config.json`, and this much holds them with a thousand labels; Keras's behind them may be
-# megabytes.
+# rszoo's keys come first in `config.json`, and this size holds them with a thousand labels; the Keras keys after them
+# may be megabytes.
 _HEAD_BYTES = 128 << 10
 
 
 def describe_hub_model(address: HubAddress) -> dict[str, Any]:
-    """Return what a repository says of a model as JSON values; of the weights only the header is fetched.
+    """Return a repository's description of a model as JSON values; only the header of the weights is fetched.
 
     Raises:
-        HubError, NetworkError: there is no such model, or it cannot be had.
+        HubError, NetworkError: there is no such model, or it cannot be fetched.
         ConfigError, WeightsError: it is damaged, or not a ResNet-RS.
     """
     from huggingface_hub import HfApi
@@ -79,13 +79,13 @@ def _read_config(address: HubAddress) -> ModelConfig:
             facts, _ = json.JSONDecoder().raw_decode(rest.lstrip())
             return parse_config(json.dumps({"rszoo": facts}), label)
     except (ValueError, RecursionError):
-        # parse_config says what is wrong with it.
+        # parse_config raises the error that describes the problem.
         pass
     return parse_config(fetch_file(address, CONFIG).read_bytes(), label)
 
 
 def _read_checks(address: HubAddress, file: str, sha256: str | None) -> dict[str, str]:
-    """Return the outcome of each check that the repository tells of, if they are of the weights that it has."""
+    """Return the result of each check recorded in the repository, if the record belongs to its weights."""
     try:
         record = read_verification(fetch_file(address, file).parent, file)
     except ConfigError:

@@ -1,6 +1,6 @@
-"""Models from the Hugging Face Hub: an address in; a folder in the Hub's own cache, or ranges of a remote file, out.
+"""Models from the Hugging Face Hub: takes an address, returns a folder in the Hub's cache, or ranges of a remote file.
 
-Files go to huggingface_hub's cache, where timm and others find them too; only those that are needed are fetched, all of
+Files go to huggingface_hub's cache, where timm and others find them too. Only the needed files are fetched, all from
 one commit. A model that is named by its commit and is in the cache makes no request.
 """
 
@@ -48,7 +48,7 @@ from rszoo.version import __version__
 if TYPE_CHECKING:
     from rszoo.weights.remote_file import RemoteFile
 
-# Of a file that is needed nearly whole, all is fetched and kept: by ranges the next process would fetch it again.
+# If nearly all of a file is needed, the whole file is fetched and cached, so that the next process need not fetch it.
 _NEARLY_WHOLE = 0.9
 _NOT_FOUND = 404
 
@@ -64,20 +64,20 @@ class HubModel:
     config: ModelConfig
 
     def fetch_weights(self, sha256: str | None = None) -> ModelFolder:
-        """Return the model folder in the Hub's cache, with the weights file, fetched if need be and checked.
+        """Return the model folder in the Hub's cache, with the weights file, fetched if necessary and checked.
 
         Args:
-            sha256: what the weights file must be, in hex; else what the Hub says it is.
+            sha256: expected hash of the weights file, in hex; by default the one that the Hub gives.
 
         Raises:
-            HubError, NetworkError: it is not in the cache and cannot be had.
-            IntegrityError: the file is not the one that it should be.
+            HubError, NetworkError: it is not in the cache and cannot be fetched.
+            IntegrityError: the file does not have the expected hash.
         """
         _check_weights(fetch_file(self.address, self.address.file), self.address, sha256)
         return ModelFolder(self.folder, self.config, self.address.file)
 
     def open_weights(self, needed: Collection[str]) -> Path | RemoteFile:
-        """Return the weights file in the cache; or, if it is not there and much of it is not needed, the remote one.
+        """Return the weights file in the cache; or the remote file, if it is not cached and only a part is needed.
 
         `needed`: tensors by state dict key. Raises as `fetch_weights`.
         """
@@ -89,7 +89,7 @@ class HubModel:
 
 
 def copy_model(model: HubModel, folder: Path, sha256: str | None = None) -> None:
-    """Put a model of the Hub into an empty folder, as a model folder like a conversion makes: weights, account, checks.
+    """Copy a model of the Hub into an empty folder, in the form of a converted model: weights, account, checks.
 
     Raises as `HubModel.fetch_weights`, and OSError if the folder cannot be written.
     """
@@ -102,12 +102,12 @@ def copy_model(model: HubModel, folder: Path, sha256: str | None = None) -> None
 
 
 def fetch_records(model: HubModel) -> dict[str, Path]:
-    """Return what belongs to weights besides them, by its name in a model folder: account, checks, measured accuracies.
+    """Return the records of the weights by their name in a model folder: account, checks, measured accuracies.
 
     timm's own repositories have none, and one that was pushed with --force may lack the checks.
 
     Raises:
-        HubError: one is there but cannot be had.
+        HubError: a record exists but cannot be fetched.
     """
     names = {CONVERSION: RAW_CONVERSION, VERIFICATION: RAW_VERIFICATION}
     if model.address.file != RAW_WEIGHTS:
@@ -117,7 +117,7 @@ def fetch_records(model: HubModel) -> dict[str, Path]:
         try:
             found[name] = fetch_file(model.address, stored)
         except NetworkError as error:
-            # It is not there; or, offline, it may not be there.
+            # It does not exist; or, offline, it may not exist.
             if status_of(error) != _NOT_FOUND and (offline_variable() is None or isinstance(error, HubError)):
                 raise
     return found
@@ -127,7 +127,7 @@ def find_model(address: HubAddress) -> HubModel:
     """Read the `config.json` of a model on the Hub.
 
     Raises:
-        HubError, NetworkError: there is no such repository, revision or file, or it cannot be had.
+        HubError, NetworkError: there is no such repository, revision or file, or it cannot be fetched.
         ConfigError: its `config.json` is not that of a ResNet-RS.
     """
     path = fetch_file(address, CONFIG)
@@ -138,7 +138,7 @@ def find_model(address: HubAddress) -> HubModel:
 
 
 def as_loaded(config: ModelConfig, address: HubAddress) -> ModelConfig:
-    """Return what a repository's config says of the file that is meant; timm's own are marked as what they are."""
+    """Return a repository's config for the addressed file; timm's own repositories are labeled as such."""
     if lineage := timm_lineage(address.repo):
         weights: WeightKind = "ema" if lineage.startswith("Google's") else "trained"
         config = replace(config, title=f"{address.repo} ({lineage})", weights=weights)
@@ -146,9 +146,9 @@ def as_loaded(config: ModelConfig, address: HubAddress) -> ModelConfig:
 
 
 def find_pinned(entry: PretrainedEntry) -> HubModel | None:
-    """Return a registered model of the repository and commit that the manifest names, its weights fetched and checked.
+    """Return a registered model from the repository and commit pinned in the manifest; its weights are checked.
 
-    None if it names none, or they cannot be had: then there is the published archive.
+    None if there is no pin, or the weights cannot be fetched: then use the published archive.
     """
     pin = entry.converted.hub
     if pin is None:
@@ -161,12 +161,12 @@ def find_pinned(entry: PretrainedEntry) -> HubModel | None:
         return model
     except RszooError as error:
         if not offline_variable():
-            log.warning("%s: not from hf-hub:%s (%s); taking the published archive", entry.name, pin.repo, error)
+            log.warning("%s: cannot use hf-hub:%s (%s); using the published archive", entry.name, pin.repo, error)
         return None
 
 
 def open_hub_file(address: HubAddress) -> Path | RemoteFile:
-    """Return the weights file of a repository: the one in the Hub's cache, or a remote one that is read by ranges.
+    """Return the weights file of a repository: from the Hub's cache, or a remote file that is read by ranges.
 
     Raises as `find_model`.
     """
@@ -181,26 +181,27 @@ def open_hub_file(address: HubAddress) -> Path | RemoteFile:
 
 
 def fetch_file(address: HubAddress, file: str) -> Path:
-    """Return a file of a repository in the Hub's cache, fetched if need be.
+    """Return a file of a repository in the Hub's cache, fetched if necessary.
 
     Raises:
-        HubError, NetworkError: it is not there, or cannot be had.
+        HubError, NetworkError: it does not exist, or cannot be fetched.
     """
     variable, cached = offline_variable(), _cached(address, file)
     if cached is not None and variable:
         return cached
     if variable:
         raise NetworkError(
-            f"{file} of {address} is not in the Hub's cache, and {variable} forbids the network; on a machine that has "
-            f"one, run `rszoo pull {address} --output FOLDER`, copy FOLDER here, and give it in the place of the name"
+            f"{file} of {address} is not in the Hub's cache, and {variable} forbids the network; on a machine with "
+            f"network access, run `rszoo pull {address} --output FOLDER`, copy FOLDER here, and use it instead of the "
+            "name"
         )
     try:
         return _download(address, file)
     except HubError as error:
-        # No answer, or one that says nothing of the repository.
+        # Continue with the cache only if the Hub did not answer or had a server error.
         if cached is None or (status_of(error) or 500) < 500:
             raise
-        log.warning("%s; taking what is in the Hub's cache", error)
+        log.warning("%s; using the files in the Hub's cache", error)
         return cached
 
 
@@ -215,7 +216,7 @@ def _download(address: HubAddress, file: str) -> Path:
 
 
 def _cached(address: HubAddress, file: str) -> Path | None:
-    """Return a file in the Hub's cache, of the commit or of what was last known of the branch."""
+    """Return a file in the Hub's cache, for the commit or the last known commit of the branch; None if it is absent."""
     from huggingface_hub import try_to_load_from_cache
 
     with explained(f"find {address}"):
@@ -224,7 +225,7 @@ def _cached(address: HubAddress, file: str) -> Path | None:
 
 
 def _at_commit(address: HubAddress) -> HubAddress:
-    """Ask the Hub which commit a revision is. Nothing is asked of a commit; what is cached does without an answer."""
+    """Ask the Hub for the commit of a revision, unless it is one. If the Hub does not answer, a cached file is used."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     if address.is_pinned:
@@ -235,13 +236,13 @@ def _at_commit(address: HubAddress) -> HubAddress:
     except HubError as error:
         if _cached(address, address.file) is None or (status_of(error) or 500) < 500:
             raise
-        log.warning("%s; taking what is in the Hub's cache", error)
+        log.warning("%s; using the files in the Hub's cache", error)
         return address
     return replace(address, revision=found.commit_hash or address.revision)
 
 
 def open_remote(address: HubAddress) -> RemoteFile:
-    """Open the weights file of a repository to be read by ranges. Raises as `RemoteFile`."""
+    """Open the weights file of a repository for reading by ranges. Raises as `RemoteFile`."""
     from huggingface_hub import hf_hub_url
 
     from rszoo.weights.remote_file import RemoteFile
@@ -250,7 +251,7 @@ def open_remote(address: HubAddress) -> RemoteFile:
 
 
 def hub_headers() -> dict[str, str]:
-    """Return the headers of requests to the Hub, with the login if there is one."""
+    """Return the headers of requests to the Hub, with the access token if there is a login."""
     from huggingface_hub.utils import build_hf_headers
 
     headers: dict[str, str] = build_hf_headers(library_name="rszoo", library_version=__version__)
@@ -258,15 +259,15 @@ def hub_headers() -> dict[str, str]:
 
 
 def _check_weights(path: Path, address: HubAddress, expected: str | None) -> None:
-    """Hold a file of the Hub's cache against its SHA-256, once: what was found right is remembered until it changes.
+    """Compare a file of the Hub's cache with its SHA-256, once: a correct file is not checked again until it changes.
 
-    The cache names files by what the Hub says their SHA-256 is, except where the file system has no symbolic links.
+    The cache names files by the SHA-256 that the Hub gives, except where the file system has no symbolic links.
     """
     real = path.resolve()
     named = real.name if re.fullmatch("[0-9a-f]{64}", real.name) else None
     expected = expected or named
     if expected is None:
-        log.warning("%s: its SHA-256 is not known here, so %s was not checked", address, path)
+        log.warning("%s: its SHA-256 is not known, so %s was not checked", address, path)
         return
     facts = real.stat()
     stamp = f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
@@ -276,8 +277,8 @@ def _check_weights(path: Path, address: HubAddress, expected: str | None) -> Non
             return
     if (found := sha256_of(real)) != expected:
         raise IntegrityError(
-            f"{path} is not {address.file} of {address}: its SHA-256 is {found}, and should be {expected}; delete "
-            f"{real} and run it again"
+            f"{path} is not {address.file} of {address}: its SHA-256 is {found}, expected {expected}; delete "
+            f"{real} and run the command again"
         )
     with suppress(OSError):
         mark.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """The published evaluation preprocessing, in numpy and Pillow: from an image to the network's input.
 
-Centre crop (offsets rounded up), TensorFlow 1's legacy bicubic resize, normalization. Facts:
+Center crop (offsets rounded up), TensorFlow 1's legacy bicubic resize, normalization. Facts:
 tensorflow/tpu `models/official/resnet/resnet_preprocessing.py` for the crop, and the kernel of
 `tf.compat.v1.image.resize_bicubic` (align_corners and half_pixel_centers both off) for the resize.
 """
@@ -21,7 +21,7 @@ from rszoo.registry.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# TensorFlow looks bicubic weights up in a table of this many steps per pixel, with Keys's a = -0.75.
+# TensorFlow takes bicubic weights from a table with this many steps per pixel, with Keys's a = -0.75.
 _TABLE_STEPS = 1024
 _KEYS_A = -0.75
 
@@ -32,13 +32,13 @@ def preprocess(image: str | os.PathLike[str] | Image | np.ndarray, spec: Any) ->
     `image`: a path, a Pillow image, or uint8 (H, W, 3). `spec`: a `Preprocessing`, anything that has one as
     `.preprocessing` (a registry entry, a model that `rszoo.create` made), a registered name, or a model folder's path.
 
-    EXIF orientation is ignored, as TensorFlow's decoder ignores it.
+    EXIF orientation is ignored, as in TensorFlow's decoder.
 
     Raises:
         SourceNotFoundError: there is no such file.
         ImageError: it is not an image, or too small to crop.
         UnknownModelError: `spec` is a name that the registry does not have.
-        ConfigError: the preprocessing cannot be told from `spec`.
+        ConfigError: `spec` does not determine the preprocessing.
     """
     settings = _resolve(spec)
     pixels = load_rgb(image)
@@ -51,9 +51,9 @@ def preprocess(image: str | os.PathLike[str] | Image | np.ndarray, spec: Any) ->
 
 
 def crop_box(settings: Preprocessing, height: int, width: int) -> tuple[int, int, int]:
-    """Return top, left and side in pixels of the square that is cut from an image of this size."""
+    """Return top, left and side, in pixels, of the square that is cropped from an image of this size."""
     padding = round(settings.image_size * (1 / settings.crop - 1))
-    # float32 and truncated, as the graph computes it: another rounding moves the crop by a pixel for some sizes.
+    # float32 and truncated, as in the graph: another rounding moves the crop by a pixel for some sizes.
     ratio = np.float32(settings.image_size / (settings.image_size + padding))
     side = int(ratio * np.float32(min(height, width)))
     return (height - side + 1) // 2, (width - side + 1) // 2, side
@@ -71,27 +71,27 @@ def load_rgb(image: str | os.PathLike[str] | Image | np.ndarray) -> np.ndarray:
         return _to_rgb(image)
     path = Path(image)
     if not path.is_file():
-        raise SourceNotFoundError(f"no image at {path}: give the path of a JPEG or PNG file")
+        raise SourceNotFoundError(f"no image at {path}; give the path of a JPEG or PNG file")
     try:
         with PillowImage.open(path) as opened:
             return _to_rgb(opened)
     except ImageError:
         raise
     except (OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError) as error:
-        raise ImageError(f"cannot read {path} as an image ({error}); give a JPEG, PNG or the like") from error
+        raise ImageError(f"cannot read {path} as an image ({error}); give a JPEG or PNG file, for example") from error
 
 
 def _to_rgb(image: Image) -> np.ndarray:
     if image.mode.startswith(("I", "F")):
-        # Pillow would cut what exceeds 255 without a word.
-        raise ImageError(f"an image of mode {image.mode} has more than 8 bits a channel; convert it to 8 bits first")
+        # Pillow would silently clip values above 255.
+        raise ImageError(f"an image of mode {image.mode} has more than 8 bits per channel; convert it to 8 bits first")
     return np.asarray(image.convert("RGB"))
 
 
 def resize_legacy_bicubic(pixels: np.ndarray, size: int) -> np.ndarray:
     """Resize (H, W, C) to float32 (size, size, C) as `tf.compat.v1.image.resize_bicubic` does by default.
 
-    No half-pixel shift, no antialiasing, edges clamped; values may leave the input's range.
+    No half-pixel shift, no antialiasing, edges clamped; values may exceed the input's range.
     """
     rows, row_weights = _taps(pixels.shape[0], size)
     columns, column_weights = _taps(pixels.shape[1], size)
@@ -131,7 +131,7 @@ def _resolve(spec: Any) -> Preprocessing:
     settings = getattr(spec, "preprocessing", spec)
     if not isinstance(settings, Preprocessing):
         raise ConfigError(
-            f"cannot tell the preprocessing from {type(spec).__name__}; pass a model's name, rszoo.get_entry(...), "
-            "or rszoo.Preprocessing(image_size=...)"
+            f"cannot determine the preprocessing from {type(spec).__name__}; pass a model's name, "
+            "rszoo.get_entry(...), or rszoo.Preprocessing(image_size=...)"
         )
     return settings

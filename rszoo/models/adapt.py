@@ -1,4 +1,4 @@
-"""Weights for another number of classes or channels: a mapping in, a mapping out, still read when asked for."""
+"""Adapts weights to another number of classes or channels: takes a mapping, returns one that still reads lazily."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("rszoo")
 
 
 def adapt_weights(tensors: Mapping[str, Any], stored: ArchConfig, wanted: ArchConfig) -> Mapping[str, Any]:
-    """Return the tensors without the head if the classes differ, and with another first kernel if the channels do.
+    """Return the tensors, without the head if the number of classes differs, with an adapted stem if channels differ.
 
     `tensors`: numpy or PyTorch, by state dict key. A warning says what was changed.
     """
@@ -35,14 +35,14 @@ def adapt_weights(tensors: Mapping[str, Any], stored: ArchConfig, wanted: ArchCo
 
 
 def needed_tensors(stored: ArchConfig, wanted: ArchConfig, features: FeatureInfo | None) -> list[str]:
-    """Return the state dict keys of stored tensors that the wanted network takes over; `features`: its maps."""
+    """Return the state dict keys of stored tensors that the wanted network uses; `features`: the maps it returns."""
     specs = iter_tensors(wanted) if features is None else features.iter_tensors()
     names = [torch_name(spec) for spec in specs]
     return names if wanted.num_classes == stored.num_classes else [name for name in names if name not in _HEAD]
 
 
 class _Changed(Mapping[str, Any]):
-    """A mapping with some values replaced and some keys gone, the rest still read when asked for."""
+    """A mapping with some values replaced and some keys removed; all other values are still read lazily."""
 
     def __init__(self, base: Mapping[str, Any], changed: Mapping[str, Any], dropped: tuple[str, ...]) -> None:
         self._base, self._changed, self._dropped = base, changed, dropped
@@ -60,7 +60,7 @@ class _Changed(Mapping[str, Any]):
 
 
 def _adapt_stem(kernel_oihw: Any, in_chans: int) -> Any:
-    """Adapt a first kernel, numpy or torch, to another number of channels; timm's rule for RGB weights."""
+    """Adapt a first kernel, numpy or torch, to another number of channels, by timm's rule for RGB weights."""
     stored = kernel_oihw.shape[1]
     if in_chans == 1:
         return kernel_oihw.sum(1)[:, None]

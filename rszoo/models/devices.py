@@ -1,4 +1,4 @@
-"""Where a model goes and in which dtype: devices checked by name, and Keras's scope for both."""
+"""Devices and dtypes of models: checks devices by name, and sets both for Keras models."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rszoo.errors import UsageError
 
 
 def check_device(framework: str, name: str, dtype: str | None) -> None:
-    """Check that a framework, "torch" or "keras", can put a model on a device, with values of this dtype.
+    """Check that a framework, "torch" or "keras", can place a model with this dtype on a device.
 
     Raises:
-        UsageError: it cannot; the devices that are there are named.
+        UsageError: it cannot; the text lists the available devices.
     """
     if framework == "torch":
         _check_torch(name, dtype)
@@ -22,10 +22,10 @@ def check_device(framework: str, name: str, dtype: str | None) -> None:
 
 @contextmanager
 def keras_scope(dtype: str | None, device: str | None) -> Iterator[None]:
-    """Build Keras models under a dtype policy and on a device; both are as before afterwards, whatever happens.
+    """Build Keras models with a dtype policy and on a device; both are restored at the end, also after an error.
 
     Raises:
-        UsageError: the backend would quietly use another dtype.
+        UsageError: the backend would silently use another dtype.
     """
     import keras
 
@@ -49,7 +49,7 @@ def _check_torch(name: str, dtype: str | None) -> None:
             torch.empty(1, device=device, dtype=getattr(torch, dtype or "float32"))
             return
         cause = "it holds no values"
-    # Builds without a device's support raise any of these.
+    # PyTorch builds without support for a device raise any of these.
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         cause = str(error).splitlines()[0]
     raise UsageError(f"device {name!r} cannot be used ({cause}); this machine has {', '.join(_torch_devices())}")
@@ -58,7 +58,7 @@ def _check_torch(name: str, dtype: str | None) -> None:
 def _check_keras(name: str) -> None:
     import keras
 
-    # By name: TensorFlow would take any and use the CPU.
+    # Checked by name: TensorFlow would accept any name and use the CPU.
     if keras.backend.backend() == "torch":
         there = [device.replace("cuda", "gpu") for device in _torch_devices()]
     elif keras.backend.backend() in ("tensorflow", "jax"):
@@ -77,7 +77,7 @@ def _check_keras_dtype(dtype: str) -> None:
     if made != dtype:
         backend = keras.backend.backend()
         hint = "set JAX_ENABLE_X64=1, or " if backend == "jax" else ""
-        raise UsageError(f"{backend} makes {made} of {dtype}, received dtype={dtype!r}; {hint}choose {made}")
+        raise UsageError(f"{backend} converts {dtype} to {made}, received dtype={dtype!r}; {hint}choose {made}")
 
 
 def _torch_devices() -> list[str]:

@@ -1,7 +1,7 @@
-"""Published initial values of convolution kernels, drawn by numpy on a thread of its own while a model is built.
+"""Published initial values of convolution kernels, drawn by numpy in a separate thread while a model is built.
 
-For Keras: its own truncated normal is slow on every backend (on PyTorch it draws four times the values, on JAX it
-compiles for each shape), and stands in the way of the build.
+For Keras: its own truncated normal is slow on every backend (on PyTorch it draws four times as many values, on JAX it
+compiles for each shape) and would block the build.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from rszoo.arch.walk import Initial, TensorSpec
 
 #: A normal distribution cut at two standard deviations has this standard deviation (TensorFlow's VarianceScaling).
 TRUNCATED_STD = 0.87962566103423978
-# Kernels drawn and not yet taken; the largest has 9.4 MB.
+# Number of kernels that are drawn ahead; the largest has 9.4 MB.
 _WINDOW = 16
 
 
 class KernelDraws:
-    """Draws for the convolution kernels of a walk, ahead of their use. A context manager.
+    """Draws the convolution kernels of a walk ahead of their use. A context manager.
 
-    `seed` decides all values.
+    All values follow from `seed`.
     """
 
     def __init__(self, specs: Iterable[TensorSpec], seed: int) -> None:
@@ -39,7 +39,7 @@ class KernelDraws:
     def take(self, spec: TensorSpec) -> np.ndarray | None:
         """Return a kernel's initial values, HWIO float32, or None for another tensor.
 
-        Each kernel once, and in the walk's order: what is asked for too early or twice is not there.
+        Take each kernel once and in the walk's order; a kernel requested too early or twice gives None.
         """
         future = self._drawn.pop(spec, None)
         if future is None:

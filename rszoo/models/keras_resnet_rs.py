@@ -1,7 +1,7 @@
 """ResNet-RS in Keras 3, built from an `ArchConfig`: a functional model of stock layers, on any backend.
 
-Input: float32 (N, H, W, C), normalized RGB, any size. Every block is a functional model of its own: as one flat graph,
-the 270 and deeper exceed Python's recursion limit. Stock layers only, so that a saved model loads without rszoo.
+Input: float32 (N, H, W, C), normalized RGB, any size. Every block is a separate functional model: as one flat graph,
+depths of 270 and more exceed Python's recursion limit. Only stock layers are used: a saved model loads without rszoo.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from rszoo.arch.names import keras_name
 from rszoo.arch.walk import Initial, Kind, TensorSpec, iter_tensors
 from rszoo.models.initial import KernelDraws
 
-# Keras's momentum is one minus PyTorch's: this is PyTorch's default of 0.1, not the published 0, with which one batch
-# of fine-tuning would replace all statistics.
+# Keras's momentum is one minus PyTorch's: this is PyTorch's default of 0.1. With the published 0, one batch of
+# fine-tuning would replace all statistics.
 _BN_MOMENTUM = 0.9
 _STAGES = ("stem", "stage1", "stage2", "stage3", "stage4", "pooled", "logits")
 _STAGE_ENDS = {"stem_act4": "stem", "stem_pool": "stem", "head_pool": "pooled", "head_dense": "logits"}
@@ -47,18 +47,17 @@ def build_model(
 ) -> keras.Model:
     """Build the classifier, which returns logits (N, num_classes), or a model that returns a list of feature maps.
 
-    `weights`: Keras names (`rszoo.arch.names.keras_name`) to values in Keras's layout (HWIO; in x out). They go
-    straight into the variables, with no random draw before. Where there are none, the published initial values are
-    drawn.
-    `features`: which maps (N, H, W, C), in the list's order. Keras itself turns a list of one into the map alone.
-    `batch_norm`: makes batch normalizations from the arguments of Keras's, which is the one used if it is left out.
+    `weights`: Keras names (`rszoo.arch.names.keras_name`) to values in Keras's layout (HWIO; in x out). They are
+    assigned to the variables directly, without a random draw first. Missing ones get the published initial values.
+    `features`: which maps (N, H, W, C), in the list's order. Keras itself turns a list with one map into that map.
+    `batch_norm`: creates batch normalization layers, with the arguments of Keras's own, which is the default.
     """
-    # Keras makes tens of thousands of objects, all of which live on: looking for garbage among them takes a second.
+    # Keras creates tens of thousands of objects that stay alive; garbage collection among them takes a second.
     collecting = gc.isenabled()
     gc.disable()
     try:
         specs = list(iter_tensors(config) if features is None else features.iter_tensors())
-        # Python's generator is where Keras's own initializers get their seeds from.
+        # Keras's own initializers also take their seeds from Python's generator.
         seed = random.getrandbits(64) if weights is None else 0
         with KernelDraws(specs if weights is None else (), seed) as draws:
             builder = _Builder(config, weights, draws, specs, batch_norm)
@@ -80,7 +79,7 @@ def stage_model(model: keras.Model) -> keras.Model:
 
 
 class _Builder:
-    """Makes layers whose variables start at given weights or at published initial values."""
+    """Creates layers whose variables start with given weights or with published initial values."""
 
     def __init__(
         self,
@@ -116,7 +115,7 @@ class _Builder:
         return keras.Input((None, None, self.config.in_chans), name="images")
 
     def maps(self, x: Any, last: int) -> list[Any]:
-        """Return the feature maps up to index `last`; what lies behind is not built."""
+        """Return the feature maps up to index `last`; later layers are not built."""
         convs, strided = self.config.split_stem()
         for conv in convs:
             x = self.stem(x, conv)
@@ -140,7 +139,7 @@ class _Builder:
 
     def block(self, block: Block) -> keras.Model:
         name = block.name.replace(".", "_")
-        # Without it, Input would be float32 and every block's input rounded to that.
+        # Otherwise Input would be float32, and every block's input would be rounded to it.
         dtype = keras.config.dtype_policy().compute_dtype
         inputs = shortcut = keras.Input((None, None, block.in_channels), dtype=dtype, name=f"{name}_input")
         if block.has_projection:
@@ -150,7 +149,7 @@ class _Builder:
                 )(shortcut)
             shortcut = self.conv(shortcut, f"{name}_proj_conv", block.out_channels, 1, block.projection_stride)
             shortcut = self.bn(shortcut, f"{name}_proj_bn")
-        # One layer, called three times: making layers is most of the time that a deep model takes to build.
+        # One layer, called three times: creating layers takes most of the build time of a deep model.
         act = layers.Activation(self.config.activation, name=f"{name}_act")
         x = self.conv(inputs, f"{name}_conv1", block.width)
         x = act(self.bn(x, f"{name}_bn1"))
@@ -211,9 +210,9 @@ class _Builder:
         return chosen
 
     def applied(self, layer: keras.Layer, x: Any) -> Any:
-        """Call a layer, whose variables come into being thereby, and let its config name the published initial values.
+        """Call a layer, which creates its variables, and set the published initializers in its config.
 
-        A saved model would otherwise have its weights in its config, too.
+        Otherwise a saved model would contain its weights in its config too.
         """
         x = layer(x)
         for spec in self.specs[layer.name]:

@@ -1,4 +1,4 @@
-"""Layers that PyTorch does not have, or not as the two published networks compute them. All map (N, C, H, W)."""
+"""Layers that PyTorch lacks or computes differently from the two published networks. All map (N, C, H, W)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DropConnect(nn.Module):
 
 
 class SameConv2d(nn.Conv2d):
-    """A strided convolution padded as TensorFlow's SAME: what is odd goes to the bottom and the right."""
+    """A strided convolution with TensorFlow's SAME padding: an odd cell is added at the bottom and the right."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', ceil(H / stride), ceil(W / stride))."""
@@ -42,9 +42,9 @@ class SameConv2d(nn.Conv2d):
 
 
 class SamePool2x2(nn.Module):
-    """2x2 average pool of stride 1 padded as TensorFlow's SAME: padded cells do not count.
+    """2x2 average pool of stride 1 with TensorFlow's SAME padding: padded cells do not count.
 
-    Repeating the last row and column gives the same averages as leaving the padding out of the count.
+    Repeating the last row and column gives the same averages as excluding the padding.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,11 +53,11 @@ class SamePool2x2(nn.Module):
 
 
 class SamePool3x3(nn.Module):
-    """3x3 max pool of stride 2 padded as TensorFlow's SAME: what is odd goes to the bottom and the right."""
+    """3x3 max pool of stride 2 with TensorFlow's SAME padding: an odd cell is added at the bottom and the right."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, ceil(H / 2), ceil(W / 2))."""
-        # One cell before an odd side, none before an even one; ceil_mode is what SAME pads behind.
+        # One cell before an odd side, none before an even one; ceil_mode replaces SAME's padding at the end.
         height, width = x.shape[2] % 2, x.shape[3] % 2
         padded = F.pad(x, (width, 0, height, 0), value=float("-inf"))
         return F.max_pool2d(padded, 3, 2, ceil_mode=True)
@@ -78,23 +78,23 @@ class SqueezeExcite(nn.Module):
 
 
 def checkpointed(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return `function(x)`, a part of the module, of which only `x` is kept for the backward pass.
+    """Return `function(x)`, a part of the module, keeping only `x` for the backward pass.
 
-    Moving statistics are updated once, not again when the backward pass computes the function anew.
+    Moving statistics are updated once, not again when the backward pass recomputes the function.
     """
     if torch.compiler.is_compiling():
-        # The compiler sees to that by itself, and takes no context.
+        # The compiler handles this itself, and does not support a context.
         return checkpoint(function, x, use_reentrant=False)
     return checkpoint(function, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _untracked(module)))
 
 
 @contextmanager
 def _untracked(module: nn.Module) -> Iterator[None]:
-    """Let batch normalizations in training mode leave their moving statistics as they are."""
+    """Keep batch normalizations in training mode from updating their moving statistics."""
     norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        # Not by `track_running_stats`: what autograd saves must be the same as in the first pass.
+        # `track_running_stats` does not work here: autograd must save the same tensors as in the first pass.
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield

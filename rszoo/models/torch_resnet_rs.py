@@ -1,7 +1,7 @@
-"""ResNet-RS in PyTorch, built from an `ArchConfig`; module names, and so state dict keys, are timm's.
+"""ResNet-RS in PyTorch, built from an `ArchConfig`; module names, and therefore state dict keys, are timm's.
 
 Input: float32 (N, C, H, W), normalized RGB, any size. Facts about the arithmetic: tensorflow/tpu
-`models/official/resnet/resnet_model.py`; what the Model Garden does otherwise is said by the config.
+`models/official/resnet/resnet_model.py`; the config describes the differences of the Model Garden.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Bottleneck(nn.Module):
 class Backbone(nn.Module):
     """Stem and stages of a ResNet-RS; attribute names follow timm. `config` is its `ArchConfig`.
 
-    `last`: the deepest feature map that is wanted (0 to 4); what lies behind it is not built.
+    `last`: the deepest wanted feature map (0 to 4); later layers are not built.
     """
 
     layer1: nn.Sequential
@@ -78,7 +78,7 @@ class Backbone(nn.Module):
         self.bn1 = _bn(conv.out_channels, config)
         self.act1 = _activation(config.activation)
         if last > 0:
-            # timm's name: in ResNet-RS a strided convolution stands where other ResNets have their max pool.
+            # timm's name: ResNet-RS has a strided convolution in the position of other ResNets' max pool.
             self.maxpool = nn.Sequential(*_conv_bn_act(strided, config)) if strided else SamePool3x3()
         blocks = list(config.iter_blocks())
         for stage in range(1, last + 1):
@@ -90,20 +90,20 @@ class Backbone(nn.Module):
         return FeatureInfo(self.config, (self._last,)).iter_tensors()
 
     def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode; what is frozen stays in evaluation mode."""
+        """Set training or evaluation mode; frozen modules stay in evaluation mode."""
         super().train(mode)
         for name in self.frozen:
             self.get_submodule(name).eval()
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """In training, keep only each block's input for the backward pass, and compute the rest of it again there."""
+        """In training, keep only each block's input for the backward pass and recompute the rest there."""
         for module in self.modules():
             if isinstance(module, Bottleneck):
                 module.checkpointed = enable
 
     def init_weights(self) -> None:
-        """Set every tensor to its published initial values; the last normalization of each block starts at 0."""
+        """Set every tensor to its published initial values; the last gamma of each block starts at 0."""
         state = self.state_dict()
         for spec in self.iter_tensors():
             _init(state[torch_name(spec)], spec)
@@ -134,7 +134,7 @@ class ResNetRSFeatures(Backbone):
 class ResNetRS(Backbone):
     """A ResNet-RS classifier. `config` is its `ArchConfig`; attribute names follow timm.
 
-    Freshly built, it has PyTorch's default values; `init_weights` sets the published initial ones.
+    A new instance has PyTorch's default values; `init_weights` sets the published initial values.
     """
 
     def __init__(self, config: ArchConfig) -> None:
@@ -179,7 +179,7 @@ class ResNetRS(Backbone):
         return self.fc
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a new classifier with published initial values in the place of the old one.
+        """Replace the classifier with a new one that has the published initial values.
 
         Raises:
             ConfigError: `num_classes` is below 1.
@@ -214,7 +214,7 @@ def _conv_bn_act(conv: StemConv, config: ArchConfig) -> list[nn.Module]:
 def _projection(block: Block, config: ArchConfig) -> nn.Sequential:
     pool: nn.Module = nn.Identity()
     if block.pools_shortcut:
-        # ceil_mode and the count make odd sizes pool as TensorFlow's SAME does.
+        # With ceil_mode and without padding in the count, odd sizes are pooled as with TensorFlow's SAME.
         pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if block.stride == 2 else SamePool2x2()
     conv = _conv(block.in_channels, block.out_channels, 1, block.projection_stride, config)
     return nn.Sequential(pool, conv, _bn(block.out_channels, config))
@@ -236,7 +236,7 @@ def _activation(name: Activation) -> nn.Module:
 
 
 def empty_model(config: ArchConfig, features: FeatureInfo | None = None) -> ResNetRS | ResNetRSFeatures:
-    """Build the classifier, or what yields `features`, on the meta device: no memory is taken, nothing drawn."""
+    """Build the classifier, or the model that returns `features`, on the meta device: no memory, no random draws."""
     with torch.device("meta"):
         return ResNetRS(config) if features is None else ResNetRSFeatures(features)
 
@@ -247,23 +247,23 @@ def assign_weights(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> None:
-    """Make `tensors` the model's parameters and buffers. A missing one gets its initial values.
+    """Make `tensors` the model's parameters and buffers. A missing tensor gets its initial values.
 
-    `tensors`: by state dict key, in PyTorch's layout. Only those that the model has are asked for, each once, and none
-    is copied but for another dtype or device, one after the other.
+    `tensors`: by state dict key, in PyTorch's layout. Only those that the model has are read, each once. A tensor is
+    copied only to change its dtype or device, one at a time.
 
     Raises:
-        RuntimeError: a tensor is misshapen.
+        RuntimeError: a tensor has the wrong shape.
     """
     state = {}
     for spec in model.iter_tensors():
         tensor = tensors.get(torch_name(spec))
         if tensor is None:
-            # Drawn in float32 whatever the dtype, so that a seed means the same values.
+            # Always drawn in float32, so that a seed gives the same values for every dtype.
             tensor = torch.empty(torch_shape(spec), dtype=torch.float32)
             _init(tensor, spec)
         state[torch_name(spec)] = tensor.to(device=device, dtype=dtype)
-    # Not a weight: PyTorch counts batches here, and no checkpoint has it.
+    # Not weights: PyTorch counts batches here, and checkpoints do not contain them.
     counters = (name for name, _ in model.named_buffers() if name.endswith("num_batches_tracked"))
     state.update((name, torch.zeros((), dtype=torch.long, device=device)) for name in counters)
     model.load_state_dict(state, strict=True, assign=True)

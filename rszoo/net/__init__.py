@@ -1,1 +1,1 @@
-"""One URL: what is known of it, one request to it, and a download that resumes."""
+"""Everything about a single URL: its properties, requests to it, and downloads that can be resumed."""

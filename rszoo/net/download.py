@@ -1,8 +1,8 @@
-"""An object of a URL as a checked stream: fetched over several connections, resumed where it stopped, read in order.
+"""An object at a URL as a checked stream: fetched over several connections, resumed where it stopped, read in order.
 
-A `Fetcher` collects the object, while `readinto` hands on what is there: whoever reads the stream need not wait for its
-end. Length and CRC32C (`x-goog-hash`) are checked before the end is reported; MD5 would halve the rate, and is left to
-whoever reads. A server without ranges is read over one connection.
+A `Fetcher` collects the object while `readinto` returns the bytes that have arrived, so the reader need not wait for
+the whole object. Length and CRC32C (`x-goog-hash`) are checked before the end is reported; MD5 would halve the rate and
+is left to the reader. A server without ranges is read over one connection.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _MAX_REREADS = 3
 
 
 class DamagedError(NetworkError):
-    """What arrived is not what the server says it holds."""
+    """The received bytes do not match the hash that the server sent."""
 
 
 class Download:
-    """A download under way, to be read in order. A context manager that stops it; what has arrived is kept.
+    """A running download, to be read in order. A context manager that stops it; the bytes received so far are kept.
 
-    `parent` is the folder for what has arrived. `accept` is told the object's version before anything else is fetched;
-    what it raises ends the download.
+    `parent` is the folder for received data. `accept` is called with the object's version before anything else is
+    fetched; an exception from it ends the download.
 
     Raises:
-        NetworkError: offline mode is on, or the object cannot be had.
+        NetworkError: offline mode is on, or the object cannot be fetched.
         OutputError: `parent` cannot be written.
     """
 
@@ -54,20 +54,20 @@ class Download:
 
     @property
     def size(self) -> int | None:
-        """Length in bytes, None as long as the server does not say."""
+        """Length in bytes, None until the server sends it."""
         return self._fetcher.size
 
     @property
     def path(self) -> Path:
-        """The file that the object is collected in; whole once `readinto` has returned 0."""
+        """The file that collects the object; complete once `readinto` has returned 0."""
         return self._fetcher.partial.path
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill up to all of `buffer`, and return how many bytes; 0 only at the end, once length and hash are right.
+        """Fill up to all of `buffer` and return the number of bytes; 0 only at the end, after length and hash checks.
 
         Raises:
-            NetworkError: it cannot be had in full. DamagedError: it is not what the server says it holds.
-            RemoteChangedError: it was replaced meanwhile; `discard`, and begin anew.
+            NetworkError: the object cannot be fetched completely. DamagedError: its hash is not the server's.
+            RemoteChangedError: the object was replaced during the download; call `discard` and restart.
             OutputError: it cannot be stored.
         """
         if not self._rest:
@@ -78,11 +78,11 @@ class Download:
         return used
 
     def close(self) -> None:
-        """Stop."""
+        """Stop the download."""
         self._fetcher.close()
 
     def discard(self) -> None:
-        """Forget what has arrived."""
+        """Delete the received data."""
         self._fetcher.partial.discard()
 
     def __enter__(self) -> Download:
@@ -92,7 +92,7 @@ class Download:
         self.close()
 
     def _next_block(self) -> bytes:
-        """Wait for the next block and return it; empty at the end, once hash and length are right."""
+        """Wait for the next block and return it; empty at the end, after hash and length were checked."""
         partial = self._fetcher.partial
         for _ in range(_MAX_REREADS):
             if not self._fetcher.wait_for(self._position):
@@ -105,11 +105,11 @@ class Download:
                 self._crc.update(content)
                 return content
             self._fetcher.look_again()
-        raise OutputError(f"{partial.path} does not read back what was written to it; is the disk failing?")
+        raise OutputError(f"{partial.path} does not contain what was written to it; check the disk for errors")
 
 
 def check_hash(url: str, name: str, expected: str | None, digest: bytes | None) -> None:
-    """Compare a hash of what arrived with the server's, which is in base64; None where either is not known.
+    """Compare a hash of the received bytes with the server's, which is in base64; None if either is unknown.
 
     Raises:
         DamagedError: they differ.
@@ -117,12 +117,13 @@ def check_hash(url: str, name: str, expected: str | None, digest: bytes | None) 
     actual = base64.b64encode(digest).decode() if digest else None
     if None not in (expected, actual) and expected != actual:
         raise DamagedError(
-            f"{public_url(url)} arrived damaged: its {name} is {actual}, the server's {expected}; run the command again"
+            f"{public_url(url)} arrived damaged: its {name} is {actual}, the server sent {expected}; run the command "
+            "again"
         )
 
 
 def _probe(url: str) -> Opened:
-    """Ask for the first byte: the answer tells size, version and whether there are ranges; if not, it is the object."""
+    """Request the first byte; the answer gives size, version and range support, or without ranges the whole object."""
     patience = Patience()
     while True:
         try:

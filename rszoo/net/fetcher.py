@@ -1,6 +1,6 @@
 """The workers of a download: several connections that fill one partial file, the lowest missing ranges first.
 
-In: an object's URL, its first answer, and a folder. Out: blocks that are on disk, for a reader to wait for.
+Takes an object's URL, the first response and a folder; produces blocks on disk that a reader can wait for.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from rszoo.net.urls import Version, public_url
 from rszoo.terminal import progress_bar
 
 _CONNECTIONS = 4
-# From one connection to the next: what a fast server sends in this time needs no second one, which would cost more.
+# Delay between opening connections: an object that arrives within this time does not need a second connection.
 _STAGGER_S = 0.3
 _BLOCK = 1 << 20
-# One request: long enough to hide the time between two, short enough that the reader seldom waits for the first.
+# Size of one request: long enough to hide the latency between requests, short enough that the reader rarely waits.
 _RUN_BLOCKS = 32
-# What is read at once grows up to a block, so that a connection that breaks soon does not cost much.
+# The read size grows up to a block, so that a connection that breaks early costs little.
 _FIRST_PIECE = 64 << 10
-# After this much has arrived, failures are counted anew.
+# After this many bytes, the failure count restarts.
 _PROGRESS = 256 << 10
 _MAX_OPENINGS = 10
 _JOIN_S = 0.5
@@ -39,7 +39,7 @@ _JOIN_S = 0.5
 
 @dataclass
 class _Run:
-    """Bytes that one worker fetches: what is left of it lies in [position, stop); to the end where `stop` is None."""
+    """Bytes that one worker fetches: the remaining ones are [position, stop); `stop` None means up to the end."""
 
     position: int
     stop: int | None
@@ -47,10 +47,10 @@ class _Run:
 
 
 class Fetcher:
-    """Fetches an object into a `PartialFile` of the folder `parent`, from the moment it is made until it is closed.
+    """Fetches an object into a `PartialFile` in the folder `parent`, from construction until `close`.
 
-    `first` is the answer to a request for the object's first byte; of a server without ranges, it is the object.
-    `size` in bytes, None as long as the server does not say.
+    `first` is the response to a request for the object's first byte; from a server without ranges, the whole object.
+    `size` is in bytes, None until the server sends it.
 
     Raises:
         OutputError: `parent` cannot be written.
@@ -71,10 +71,10 @@ class Fetcher:
         self._threads = self._start(first, files)
 
     def wait_for(self, position: int) -> bool:
-        """Wait until the block that begins at `position` is on disk; return False if the object ends there.
+        """Wait until the block that starts at `position` is on disk; return False if the object ends there.
 
         Raises:
-            NetworkError: it cannot be had. RemoteChangedError: the object was replaced meanwhile.
+            NetworkError: it cannot be fetched. RemoteChangedError: the object was replaced during the download.
             OutputError: it cannot be stored.
         """
         with self._changed:
@@ -88,12 +88,12 @@ class Fetcher:
                 self._changed.wait()
 
     def look_again(self) -> None:
-        """Have the workers look for what is missing, since a block that was there is no longer `done`."""
+        """Wake the workers to look for missing blocks, because a block is no longer `done`."""
         with self._changed:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop. A worker that waits for the network ends when that answers."""
+        """Stop. A worker that waits for the network ends when the network answers."""
         self._fail(NetworkError(f"the download of {public_url(self.url)} was stopped"))
         deadline = time.monotonic() + _JOIN_S
         for thread in self._threads:
@@ -108,7 +108,7 @@ class Fetcher:
             first.close()
         opened = None if self._ranged else first
         self._working = max(count, 1)
-        # Daemons: an interrupted program must not wait for a server that is silent.
+        # Daemon threads: an interrupted program must not wait for a silent server.
         used, surplus = files[: self._working], files[self._working :]
         for file in surplus:
             file.close()
@@ -143,13 +143,13 @@ class Fetcher:
             self._fail(error)
 
     def _claim(self) -> _Run | None:
-        """Return the lowest run that is missing and that no other worker fetches; None when the download is stopped."""
+        """Return the lowest missing run that no other worker fetches; None when the download is stopped."""
         with self._changed:
             while not self._stopped:
                 run = self._next_run()
                 if run is not None:
                     return run
-                # A block that does not read back may become missing again.
+                # A block whose checksum is wrong may become missing again.
                 self._changed.wait()
             return None
 
@@ -169,9 +169,9 @@ class Fetcher:
         return _Run(start * _BLOCK, min(stop * _BLOCK, self.size or 0))
 
     def _fetch(self, session: requests.Session, data: FileIO, run: _Run, opened: Opened | None) -> None:
-        """Fetch a run, going on where the connection broke, until it is complete or patience is at its end."""
+        """Fetch a run, resuming where the connection broke, until it is complete or there were too many failures."""
         patience = Patience()
-        # The host has answered before.
+        # The host has already answered once.
         patience.renew()
         blocks = set(range(run.position // _BLOCK, -(-(run.stop or run.position + 1) // _BLOCK)))
         try:
@@ -213,17 +213,17 @@ class Fetcher:
                 renewed_at = run.position
 
     def _skip(self, answer: Opened, count: int) -> None:
-        """Read past what is there already, where the server sends all from the start."""
+        """Skip the bytes that are already on disk if the server sends everything from the start."""
         if count and self._ranged:
-            raise TransientError(f"{public_url(self.url)} answered with the whole file, asked for a range")
+            raise TransientError(f"{public_url(self.url)} answered with the whole file instead of the requested range")
         while count and not self._stopped:
             piece = answer.read(min(_BLOCK, count))
             if not piece:
-                raise TransientError(f"{public_url(self.url)} ended before what was received already")
+                raise TransientError(f"{public_url(self.url)} ended before the position that was already received")
             count -= len(piece)
 
     def _end(self, run: _Run, data: FileIO) -> None:
-        """The answer is at its end: that of an object of untold length, or too early."""
+        """Handle the end of a response: the end of an object of unknown length, or a truncated response."""
         if run.stop is not None:
             raise TransientError(f"{public_url(self.url)} ended after {run.position} of {self.size} bytes")
         self._learn_size(run.position, run, data)
@@ -231,8 +231,8 @@ class Fetcher:
             self._commit(run)
 
     def _learn_size(self, size: int, run: _Run, data: FileIO) -> None:
-        """Take note of a size that the first answer did not tell."""
-        # A former attempt may have been at a longer object.
+        """Store a size that the first response did not contain."""
+        # An earlier attempt may have stored a longer object.
         data.truncate(size)
         with self._changed:
             self.size = run.stop = size
@@ -259,20 +259,20 @@ class Fetcher:
 def _open_partial(
     parent: Path, url: str, version: Version, attempts: int = _MAX_OPENINGS
 ) -> tuple[PartialFile, list[FileIO]]:
-    """Return what has arrived, and its data opened for each worker.
+    """Return the partial file, and its data opened once for each worker.
 
-    Opened here, since another process may finish the same download and clear it away before a worker starts.
+    Opened here because another process may finish the same download and delete the files before a worker starts.
     """
     try:
         partial = PartialFile(parent, url, version, _BLOCK)
         files = [partial.open() for _ in range(_CONNECTIONS)]
     except OSError as error:
-        # Cleared away by another process just now.
+        # Just deleted by another process.
         if isinstance(error, FileNotFoundError) and attempts > 1:
             return _open_partial(parent, url, version, attempts - 1)
         raise _explain_disk(error, parent) from error
     if version.size is None:
-        # Nothing tells a short last block from a whole one.
+        # Without the size, a short last block cannot be distinguished from a complete one.
         partial.done.clear()
     return partial, files
 
@@ -281,8 +281,8 @@ def _explain_disk(error: OSError, folder: Path) -> Exception:
     if error.errno not in (*FILE_SYSTEM_ERRORS, errno.ENOENT):
         return error
     return OutputError(
-        f"cannot store the download in {folder}: {error.strerror}; free some space or set RSZOO_CACHE to a folder that "
-        "can be written. What has arrived is kept, and the next run goes on from there"
+        f"cannot store the download in {folder}: {error.strerror}; free some space or set RSZOO_CACHE to a "
+        "writable folder. The bytes received so far are kept, and the next run resumes from them"
     )
 
 

@@ -1,7 +1,7 @@
-"""HTTP as this package speaks it: a URL and a byte range in, a checked answer out, and one policy for what fails.
+"""HTTP requests: takes a URL and a byte range, returns a checked response; one policy for all failures.
 
-Every request goes through here: offline mode, timeouts, redirects, proxies (`HTTPS_PROXY`, by requests), which failures
-are worth another attempt and how long to wait for it.
+Every request goes through this module: offline mode, timeouts, redirects, proxies (`HTTPS_PROXY`, by requests), which
+failures are retried and how long to wait.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_REDIRECTS = 5
 
 
 class Opened:
-    """An answered request: the body begins at byte `start` of the object. A context manager that hangs up."""
+    """A response whose body starts at byte `start` of the object. A context manager that closes the connection."""
 
     def __init__(self, response: requests.Response, url: str, start: int, version: Version) -> None:
         self.ranged = response.status_code == requests.codes.partial_content
@@ -49,7 +49,7 @@ class Opened:
             ) from error
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._response.close()
 
     def __enter__(self) -> Opened:
@@ -71,22 +71,22 @@ class _Session(requests.Session):
 
 
 def new_session() -> requests.Session:
-    """Return a session with rszoo's headers and redirect rules; one for each thread."""
+    """Return a session with rszoo's headers and redirect rules; use one per thread."""
     session = _Session()
     session.max_redirects = _MAX_REDIRECTS
-    # Identity: a server that compressed the bytes once more would change their length and hash.
+    # Identity: compression by the server would change the length and hash of the bytes.
     session.headers.update({"Accept-Encoding": "identity", "User-Agent": f"rszoo/{__version__}"})
     return session
 
 
 def open_range(session: requests.Session, url: str, start: int, stop: int | None) -> Opened:
-    """Ask once for bytes [start, stop) of an object, or from `start` to its end.
+    """Request bytes [start, stop) of an object once, or from `start` to its end.
 
     A server without ranges answers with the whole object: then the result is not `ranged` and its `start` is 0.
 
     Raises:
-        NetworkError: offline mode is on, or the answer is an error that another attempt would not change.
-        TransientError: it is one that another attempt may change.
+        NetworkError: offline mode is on, or the response is an error that a retry would not fix.
+        TransientError: the request failed in a way that a retry may fix.
     """
     check_online(url)
     last = "" if stop is None else stop - 1
@@ -94,7 +94,7 @@ def open_range(session: requests.Session, url: str, start: int, stop: int | None
     try:
         response = session.get(url, headers={"Range": f"bytes={start}-{last}"}, stream=True, timeout=timeouts)
     except (requests.RequestException, ValueError) as error:
-        # ValueError: a redirect to what is no URL.
+        # ValueError: a redirect to an invalid URL.
         raise _explain(url, error) from error
     try:
         _check_status(response, url)
@@ -111,11 +111,11 @@ def open_range(session: requests.Session, url: str, start: int, stop: int | None
 def fetch_range(
     session: requests.Session, url: str, start: int, stop: int, version: Version | None
 ) -> tuple[bytes, Version]:
-    """Return bytes [start, stop) of an object, fewer only at its end, and what version of it they are from.
+    """Return bytes [start, stop) of an object, fewer only at its end, and the version they belong to.
 
     Raises:
-        NetworkError: it cannot be had, or the server has no ranges.
-        RemoteChangedError: it is of another version than the one given.
+        NetworkError: it cannot be fetched, or the server does not support ranges.
+        RemoteChangedError: its version differs from the given one.
     """
     patience = Patience()
     while True:
@@ -161,7 +161,7 @@ def _timeouts() -> tuple[float, float]:
     except ValueError:
         seconds = -1
     if not 0 < seconds < float("inf"):
-        raise ConfigError(f"RSZOO_TIMEOUT is {chosen!r}; allowed: seconds of silence to bear, such as 30")
+        raise ConfigError(f"RSZOO_TIMEOUT is {chosen!r}; allowed: seconds without data before a timeout, such as 30")
     return min(seconds, _CONNECT_TIMEOUT_S), seconds
 
 
@@ -173,8 +173,8 @@ def _check_status(response: requests.Response, url: str) -> None:
     if status in (requests.codes.request_timeout, requests.codes.too_many_requests) or status >= 500:
         raise TransientError(answer, retry_after_s=_retry_after(response))
     if status == requests.codes.requested_range_not_satisfiable:
-        raise RemoteChangedError(f"{answer}: it is empty, or shorter than it was")
-    raise NetworkError(f"{answer}; check the URL, or get the file by other means and give its path")
+        raise RemoteChangedError(f"{answer}: the file is empty, or shorter than before")
+    raise NetworkError(f"{answer}; check the URL, or download the file in another way and give its path")
 
 
 def _retry_after(response: requests.Response) -> float | None:
@@ -185,7 +185,7 @@ def _retry_after(response: requests.Response) -> float | None:
 
 
 def _check_range(response: requests.Response, url: str, start: int, stop: int | None) -> None:
-    """Raise TransientError unless the range begins where it was asked to and lies in what was asked for."""
+    """Raise TransientError unless the range starts at the requested byte and lies within the requested range."""
     received = response.headers.get("Content-Range", "")
     match = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", received.strip())
     if match:
@@ -193,12 +193,12 @@ def _check_range(response: requests.Response, url: str, start: int, stop: int | 
         in_object = match[3] == "*" or last < int(match[3])
         if in_object and first == start <= last and (stop is None or last < stop):
             return
-    raise TransientError(f"{public_url(url)} answered with the range {received!r}, asked for bytes {start}-{stop}")
+    raise TransientError(f"{public_url(url)} answered with the range {received!r}, requested were bytes {start}-{stop}")
 
 
 def _read_version(response: requests.Response) -> Version:
     headers = response.headers
-    # Two headers of this name arrive as one, joined by a comma.
+    # requests joins two headers of this name with a comma.
     hashes = dict(part.strip().split("=", 1) for part in headers.get("x-goog-hash", "").split(",") if "=" in part)
     ranged = response.status_code == requests.codes.partial_content
     length = headers.get("Content-Range", "").rpartition("/")[2] if ranged else headers.get("Content-Length", "")
@@ -214,7 +214,7 @@ def _read_version(response: requests.Response) -> Version:
 def _explain(url: str, error: Exception) -> NetworkError:
     cause = _cause(error)
     message = f"cannot download {public_url(url)} ({type(cause).__name__})"
-    # A wrong certificate stays wrong; a server that hangs up amid the handshake may only be busy.
+    # A wrong certificate stays wrong; a server that closes the connection during the handshake may only be busy.
     hung_up = any(isinstance(arg, ssl.SSLEOFError) for arg in cause.args)
     if isinstance(error, (requests.TooManyRedirects, requests.exceptions.SSLError, ValueError)) and not hung_up:
         return NetworkError(f"{message}; check the URL, the network and the proxy (HTTPS_PROXY)")

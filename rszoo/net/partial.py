@@ -1,8 +1,8 @@
-"""What has arrived of a download, on disk: one file filled block by block, and a journal of the blocks that are whole.
+"""The received part of a download, on disk: one file filled block by block, and a journal of the complete blocks.
 
-Each line of the journal has the CRC32C of its block, so nothing that is on disk needs to be believed: a block that a
-power cut lost reads back with another CRC32C and counts as missing. Several processes may fill the same folder at once
-(as they do where file locks are absent or lie): it belongs to one version of the object, so they write the same bytes.
+Each line of the journal has the CRC32C of its block, so data on disk is never trusted blindly: a block that a power cut
+damaged has another CRC32C and counts as missing. Several processes may fill the same folder at once (if file locks are
+missing or unreliable): the folder belongs to one version of the object, so they write the same bytes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _HASH_DIGITS = 16
 
 
 class PartialFile:
-    """The blocks of one version of an object that have arrived, `block_bytes` each but the last.
+    """The received blocks of one version of an object, `block_bytes` each except the last.
 
-    `done` maps the blocks that are whole to their CRC32C.
+    `done` maps the complete blocks to their CRC32C.
 
     Raises:
-        OSError: the folder cannot be made or written.
+        OSError: the folder cannot be created or written.
     """
 
     def __init__(self, parent: Path, url: str, version: Version, block_bytes: int) -> None:
@@ -38,7 +38,7 @@ class PartialFile:
         identity = json.dumps([public_url(url), *vars(version).values(), block_bytes])
         self.folder = parent / f"{label}-{_digest(identity)}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        # What is left of other versions can never be completed.
+        # Leftovers of other versions can never be completed.
         for other in parent.iterdir():
             if re.fullmatch(rf"{re.escape(label)}-[0-9a-f]{{{_HASH_DIGITS}}}", other.name) and other != self.folder:
                 shutil.rmtree(other, ignore_errors=True)
@@ -49,18 +49,18 @@ class PartialFile:
         self.done = self._read_journal()
 
     def open(self) -> FileIO:
-        """Open the data for reading and writing, once more for each thread, since a file has one position."""
+        """Open the data for reading and writing; each thread needs its own file object, which has its own position."""
         return self.path.open("r+b", buffering=0)
 
     def commit(self, block: int, crc: int) -> None:
-        """Note that a block has been written in full."""
+        """Record that a block has been written completely."""
         self.done[block] = crc
         facts = f"{block} {crc:08x}"
-        # It begins with the line's end: what an interrupted process may have left there must not spoil this one.
+        # Starts with a newline, so that a partial line of an interrupted process does not damage this one.
         self._journal.write(f"\n{facts} {google_crc32c.value(facts.encode()):08x}\n".encode())
 
     def read(self, block: int, size: int) -> bytes | None:
-        """Return a block of `size` bytes, or None if it is not what was committed; then it is no longer `done`."""
+        """Return a block of `size` bytes, or None if its checksum is wrong; then it is no longer `done`."""
         self._data.seek(block * self.block_bytes)
         content = b""
         while len(content) < size and (piece := self._data.read(size - len(content))):
@@ -71,7 +71,7 @@ class PartialFile:
         return None
 
     def discard(self) -> None:
-        """Remove the folder."""
+        """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class PartialFile:
 
 
 def _label(url: str) -> str:
-    """Return the part of the folder's name that tells objects apart, whichever mirror they come from."""
+    """Return the part of the folder's name that identifies the object, independent of the mirror."""
     path = urlsplit(url).path
     name = re.sub(r"[^\w.-]", "_", PurePosixPath(path).name, flags=re.ASCII)[:80]
     return f"{name}-{_digest(path)}"

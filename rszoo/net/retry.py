@@ -1,4 +1,4 @@
-"""How long a download puts up with failures: a transient one in, a wait or the final error out."""
+"""Retry policy of downloads: takes a transient failure, then waits or raises the final error."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from urllib3.util.retry import Retry
 
 from rszoo.errors import NetworkError
 
-# Waits of 0, 2, 4, 8, 16, 32 seconds, and up to one more each: a minute in all.
+# Waits of 0, 2, 4, 8, 16, 32 seconds plus up to 1 s of jitter each: about a minute in total.
 _RETRIES = 6
 _BACKOFF_S = 1.0
 _BACKOFF_MAX_S = 60.0
 _JITTER_S = 1.0
-# A host that never answered is more likely misspelt or out of reach than busy.
+# A host that never answered is more likely misspelled or unreachable than busy.
 _RETRIES_UNREACHABLE = 2
 _LONGEST_RETRY_AFTER_S = 300
 
@@ -23,9 +23,9 @@ log = logging.getLogger("rszoo")
 
 
 class TransientError(NetworkError):
-    """A failure that may not happen again. `retry_after_s` is what the server asks for, None if it does not say.
+    """A failure that a retry may fix. `retry_after_s` is the wait that the server requests, None if it sends none.
 
-    `unreachable`: not even a connection came about.
+    `unreachable`: no connection could be established.
     """
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, unreachable: bool = False) -> None:
@@ -35,11 +35,11 @@ class TransientError(NetworkError):
 
 
 class OutOfPatienceError(NetworkError):
-    """A failure that was transient by its nature, but happened too often."""
+    """A transient failure that happened too often."""
 
 
 class Patience:
-    """How often to try again and how long to wait: exponential back-off with jitter, or what the server asks for."""
+    """How often to retry and how long to wait: exponential backoff with jitter, or the wait the server requests."""
 
     def __init__(self) -> None:
         self._contacted = False
@@ -48,16 +48,16 @@ class Patience:
         self._left = self._retry
 
     def renew(self) -> None:
-        """Start counting anew, since something came through."""
+        """Restart the failure count, because data arrived."""
         self._contacted = True
         self._failures = 0
         self._left = self._retry
 
     def endure(self, error: TransientError) -> None:
-        """Wait as long as the failure asks for.
+        """Wait before the next attempt, as long as the failure requires.
 
         Raises:
-            OutOfPatienceError: it happened too often, or the server asks for too long a wait.
+            OutOfPatienceError: it happened too often, or the server requests too long a wait.
         """
         self._contacted = self._contacted or not error.unreachable
         self._failures += 1
@@ -69,13 +69,12 @@ class Patience:
             raise self._give_up(error) from error
         wait = self._left.get_backoff_time() if error.retry_after_s is None else error.retry_after_s
         if wait > _LONGEST_RETRY_AFTER_S:
-            raise OutOfPatienceError(
-                f"{error} and asks for {wait:.0f} s of patience; run the command again later"
-            ) from error
+            raise OutOfPatienceError(f"{error} and asks to wait {wait:.0f} s; run the command again later") from error
         if wait:
-            log.warning("%s; trying again in %.0f s", error, wait)
+            log.warning("%s; retrying in %.0f s", error, wait)
             time.sleep(wait)
 
     def _give_up(self, error: TransientError) -> OutOfPatienceError:
-        hint = "check the URL, the network and the proxy (HTTPS_PROXY)" if error.unreachable else "run it again later"
+        check = "check the URL, the network and the proxy (HTTPS_PROXY)"
+        hint = check if error.unreachable else "run the command again later"
         return OutOfPatienceError(f"{error}, {self._failures} times in a row; {hint}")

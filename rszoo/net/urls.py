@@ -1,4 +1,4 @@
-"""What is known of URLs without a request: is the network allowed, mirrors, what may be shown, what to compare."""
+"""Facts about URLs that need no request: offline mode, mirrors, how to print a URL, how to compare versions."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from urllib.parse import urlsplit, urlunsplit
 
 from rszoo.errors import ConfigError, NetworkError
 
-#: Where the published archives are; `RSZOO_GCS_ENDPOINT` names others that have them under the same path.
+#: Where the published archives are; `RSZOO_GCS_ENDPOINT` lists mirrors that have them under the same path.
 ORIGIN = "https://storage.googleapis.com"
 
-#: How names of models on the Hugging Face Hub begin: timm's ways to write it, and Keras's.
+#: Prefixes of model names on the Hugging Face Hub: timm's forms, then Keras's.
 HUB_PREFIXES = ("hf-hub:", "hf_hub:", "hf://")
 
 
 class RemoteChangedError(NetworkError):
-    """The object behind a URL is no longer the one that was begun."""
+    """The object at a URL changed during the download."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """What tells one content of a URL from another. `size` in bytes, hashes in base64; None where the server is silent.
+    """What identifies the content of a URL. `size` in bytes, hashes in base64; None if the server does not send it.
 
     Google's storage sends `x-goog-hash` and `x-goog-generation` of the whole object with every range of it.
     """
@@ -34,9 +34,9 @@ class Version:
     md5: str | None = None
 
     def check_same(self, other: Version, url: str) -> None:
-        """Raise RemoteChangedError if `other`, of a later answer, is of another content.
+        """Raise RemoteChangedError if `other`, from a later response, is another content.
 
-        A fact that one of the answers leaves out is not held against it.
+        A field that is missing in one of the two is not compared.
         """
         for name, before in vars(self).items():
             now = getattr(other, name)
@@ -47,11 +47,11 @@ class Version:
 def offline_variable() -> str | None:
     """Return the environment variable that forbids the network, or None if it is allowed.
 
-    Of rszoo's own, whatever does not say no means yes: a slip of the pen should not open a socket.
+    For RSZOO_OFFLINE, every value that does not mean "no" forbids it: a typo should not open a socket.
     """
     if os.environ.get("RSZOO_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off"):
         return "RSZOO_OFFLINE"
-    # As huggingface_hub reads it.
+    # The values that huggingface_hub accepts.
     return "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON") else None
 
 
@@ -59,16 +59,16 @@ def check_online(url: str) -> None:
     """Raise NetworkError if an environment variable forbids the network."""
     if variable := offline_variable():
         raise NetworkError(
-            f"{public_url(url)} is needed, and {variable} forbids the network; get it elsewhere and give the file, or "
-            f"unset {variable}"
+            f"{public_url(url)} is needed, and {variable} forbids the network; download it elsewhere and give the "
+            f"file, or unset {variable}"
         )
 
 
 def mirrors_of(url: str) -> list[str]:
-    """Return where to look for an object, in order: its URL, or the endpoints of `RSZOO_GCS_ENDPOINT` in its place.
+    """Return the URLs to try for an object, in order: its own, or those of the mirrors in `RSZOO_GCS_ENDPOINT`.
 
     Raises:
-        ConfigError: the variable names something that is no URL.
+        ConfigError: the variable contains something that is not a URL.
     """
     endpoints = os.environ.get("RSZOO_GCS_ENDPOINT", "").replace(",", " ").split()
     if not endpoints or not url.startswith(f"{ORIGIN}/"):
@@ -76,13 +76,14 @@ def mirrors_of(url: str) -> list[str]:
     for endpoint in endpoints:
         if not re.match("https?://[^/]", public_url(endpoint)):
             raise ConfigError(
-                f"RSZOO_GCS_ENDPOINT has {public_url(endpoint)!r}; allowed: http:// and https:// URLs, by commas"
+                f"RSZOO_GCS_ENDPOINT has {public_url(endpoint)!r}; allowed: http:// and https:// URLs, separated by "
+                "commas"
             )
     return [endpoint.rstrip("/") + url.removeprefix(ORIGIN) for endpoint in endpoints]
 
 
 def public_url(url: str) -> str:
-    """Return a URL without user, password, query and fragment, which are secrets or change from day to day."""
+    """Return a URL without user, password, query and fragment, which may be secret or temporary."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -91,10 +92,10 @@ def public_url(url: str) -> str:
 
 
 def is_hub_name(text: object) -> bool:
-    """Whether what a user gave names a model on the Hugging Face Hub."""
+    """Whether the user's text names a model on the Hugging Face Hub."""
     return isinstance(text, str) and text.lower().startswith(HUB_PREFIXES)
 
 
 def is_url(text: object) -> bool:
-    """Whether what a user gave is an http(s) URL."""
+    """Whether the user's text is an http(s) URL."""
     return isinstance(text, str) and text.lower().startswith(("http://", "https://"))

@@ -1,7 +1,7 @@
-"""In the graph: where an image is cut, the legacy bicubic resize, and normalization.
+"""TensorFlow graph functions: crop boxes, the legacy bicubic resize, and normalization.
 
 Boxes are int32 (4,): top, left, height, width in pixels. Facts: tensorflow/tpu
-`models/official/resnet/resnet_preprocessing.py`; the same in numpy is `rszoo.inference.images`.
+`models/official/resnet/resnet_preprocessing.py`; `rszoo.inference.images` has the same in numpy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ATTEMPTS = 10
 def center_box(shape: tf.Tensor, settings: Preprocessing, *, at_least: int = 0) -> tf.Tensor:
     """Return the evaluation's box in an image of this shape, int32 (2,).
 
-    Its sides are `at_least` so long: by the formula they are 0 in an image of one pixel.
+    `at_least` is the smallest side: the formula gives 0 for an image of one pixel.
     """
     padding = round(settings.image_size * (1 / settings.crop - 1))
     # float32 and truncated: another rounding moves the crop by a pixel for some sizes.
@@ -30,9 +30,9 @@ def center_box(shape: tf.Tensor, settings: Preprocessing, *, at_least: int = 0) 
 
 
 def random_box(shape: tf.Tensor, seed: tf.Tensor, augment: AugmentSettings, settings: Preprocessing) -> tf.Tensor:
-    """Return a box of random area and aspect ratio; the evaluation's if none of ten attempts fits.
+    """Return a box of random area and aspect ratio; the evaluation's box if none of ten attempts fits.
 
-    `seed`, int64 (2,), decides.
+    The box follows from `seed`, int64 (2,).
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.concat([shape, [3]], 0),
@@ -43,7 +43,7 @@ def random_box(shape: tf.Tensor, seed: tf.Tensor, augment: AugmentSettings, sett
         area_range=augment.crop_area,
         max_attempts=_ATTEMPTS,
     )
-    # The op returns the whole image when it gives up.
+    # The op returns the whole image if all attempts fail.
     gave_up = tf.reduce_all(size[:2] == shape)
     return tf.where(gave_up, center_box(shape, settings, at_least=1), tf.concat([begin[:2], size[:2]], 0))
 
@@ -56,11 +56,11 @@ def shifted_box(shape: tf.Tensor, seed: tf.Tensor, augment: AugmentSettings, set
 
 
 def resize(pixels: tf.Tensor, size: int) -> tf.Tensor:
-    """Return uint8 (H, W, 3) resized to float32 (size, size, 3), whose values may leave 0 to 255."""
+    """Return uint8 (H, W, 3) resized to float32 (size, size, 3); values may exceed 0 to 255."""
     return tf.raw_ops.ResizeBicubic(images=pixels[None], size=[size, size])[0]
 
 
 def normalize(image: tf.Tensor, settings: Preprocessing) -> tf.Tensor:
-    """Return an image of 0 to 255 as the network takes it, float32."""
+    """Return an image with values from 0 to 255 as the network's input, float32."""
     mean, std = (np.asarray(values, np.float32) * np.float32(255) for values in (settings.mean, settings.std))
     return (image - mean) / std

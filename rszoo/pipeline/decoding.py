@@ -1,7 +1,7 @@
-"""From what a source holds to cut pixels: in the graph where TensorFlow can, else through Pillow, else a named fault.
+"""From elements of a source to cropped pixels: decoded by TensorFlow if possible, else by Pillow, else a named fault.
 
-TensorFlow decodes JPEG (CMYK, too), PNG, GIF and BMP, by their first bytes and whatever they are called; of a JPEG only
-the box is decoded. Its errors cannot be caught in a graph, but a dataset of one element that ignores them is empty.
+TensorFlow detects JPEG (also CMYK), PNG, GIF and BMP by their first bytes, not by file name; in a JPEG it decodes only
+the box. Its errors cannot be caught in a graph, but a dataset of one element that ignores errors is then empty.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rszoo.inference.images import load_rgb
 from rszoo.pipeline.faults import Faults
 from rszoo.pipeline.sources import Source
 
-#: From an image's shape, int32 (2,), to the box that is wanted of it, int32 (4,).
+#: Maps an image's shape, int32 (2,), to the wanted box, int32 (4,).
 Box = Callable[[tf.Tensor], tf.Tensor]
 
 #: The published layout counts classes from 1.
@@ -30,7 +30,7 @@ _FEATURES = {
     "image/class/label": tf.io.FixedLenFeature([], tf.int64, FIRST_LABEL - 1),
 }
 _JPEG = b"\xff\xd8\xff"
-# Python's words for an object in memory: no two runs have the same.
+# Python's description of an object in memory, which differs between runs.
 _ADDRESS = re.compile(r" *<[^<>]* at 0x[0-9a-f]+>")
 
 
@@ -45,7 +45,7 @@ class Decoder:
     def crop(self, element: dict[str, tf.Tensor], box: Box) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the box's pixels, uint8 (H, W, 3), and the label, int32 from 0.
 
-        What cannot be used has no pixels (H is 0); it is noted among the faults. That labels count from 0 ends the
+        An unusable element has no pixels (H is 0) and is noted as a fault. A label of 0 in a TFRecord ends the
         reading.
         """
 
@@ -61,7 +61,7 @@ class Decoder:
             return self._cut_or_note(pixels, box, element), own_label
 
         if self.source.content == "image":
-            # Our own, and whole: an attempt would cost more than the decoding.
+            # Created by rszoo and never broken: catching errors would cost more than the decoding.
             pixels, label = fast(element["content"], element["label"])
             return pixels, tf.cast(label, tf.int32)
         failed = (tf.zeros([0, 0, 3], tf.uint8), tf.constant(-1, tf.int64))
@@ -77,8 +77,8 @@ class Decoder:
         """Return an element's encoded image and its label, in Python.
 
         Raises:
-            ImageError: it cannot be read, or its label is none of the classes.
-            ConfigError: labels count from 0, so that all others are another class's.
+            ImageError: it cannot be read, or its label is not one of the classes.
+            ConfigError: labels count from 0, so every other label is wrong too.
         """
         if self.source.content == "example":
             content, label = _parse_example(content)
@@ -90,7 +90,7 @@ class Decoder:
         if label < 0 or (allowed is not None and label >= allowed):
             first = FIRST_LABEL if self.source.content == "example" else 0
             last = "" if allowed is None else f" to {allowed - 1 + first}"
-            raise ImageError(f"its label is {label + first}, allowed are {first}{last}")
+            raise ImageError(f"its label is {label + first}, allowed: {first}{last}")
         return content, label
 
     def note(self, file: int, record: int, error: Exception) -> None:
@@ -99,7 +99,7 @@ class Decoder:
 
     def _cut_or_note(self, pixels: tf.Tensor, box: Box, element: dict[str, tf.Tensor]) -> tf.Tensor:
         def note(file: np.int64, record: np.int64) -> np.ndarray:
-            self.note(int(file), int(record), ImageError("too small to be cropped"))
+            self.note(int(file), int(record), ImageError("too small to crop"))
             return np.zeros((0, 0, 3), np.uint8)
 
         def cut() -> tf.Tensor:
@@ -130,7 +130,7 @@ def open_rgb(encoded: bytes) -> np.ndarray:
     """Return an image as uint8 (H, W, 3), decoded by Pillow.
 
     Raises:
-        ImageError: it is not one.
+        ImageError: it is not a readable image.
     """
     from PIL import Image
 
@@ -148,7 +148,7 @@ def open_rgb(encoded: bytes) -> np.ndarray:
 def _attempt(
     function: Callable[..., tuple[tf.Tensor, ...]], inputs: tuple[tf.Tensor, ...], otherwise: tuple[tf.Tensor, ...]
 ) -> tuple[tf.Tensor, ...]:
-    """Return what a function returns, or `otherwise` if an op of it fails."""
+    """Return the function's result, or `otherwise` if one of its ops fails."""
     tried = tf.data.Dataset.from_tensors(inputs).map(function).ignore_errors()
     return tried.concatenate(tf.data.Dataset.from_tensors(otherwise)).take(1).get_single_element()
 

@@ -1,4 +1,4 @@
-"""TensorFlow as a reader of images only: there or not, and off the accelerators that another framework computes on."""
+"""TensorFlow as an image reader: checks that it is installed, and hides accelerators that another framework uses."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def require_tensorflow() -> None:
 
 
 def keep_off_accelerators() -> None:
-    """Have TensorFlow see no GPU and no TPU, so that it takes none of their memory. To be called before it is used.
+    """Hide all GPUs and TPUs from TensorFlow, so that it takes none of their memory. Call this before using it.
 
     Raises:
         MissingPackageError: TensorFlow is not installed.
-        UsageError: it has begun to use a GPU already.
+        UsageError: it already uses a GPU or TPU.
     """
     require_tensorflow()
     import tensorflow as tf
@@ -34,6 +34,6 @@ def keep_off_accelerators() -> None:
             if not tf.config.get_visible_devices(kind):
                 continue
             raise UsageError(
-                f"TensorFlow uses a {kind} of this process already, which another framework is to compute on; "
+                f"TensorFlow already uses a {kind} in this process, which another framework needs; "
                 "call rszoo before anything else runs in TensorFlow"
             ) from error

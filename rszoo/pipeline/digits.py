@@ -1,4 +1,4 @@
-"""scikit-learn's hand-written digits (UCI, 8x8 grey) as images, and their split into training and held-out ones."""
+"""scikit-learn's hand-written digits (UCI, 8x8 gray) as images, and their split into training and held-out images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HELD_OUT, _SEED = 360, 0
 def digit_images() -> tuple[np.ndarray, np.ndarray]:
     """Return all digits as uint8 (1797, 10, 10, 3) and their labels (1797,).
 
-    A border of one black pixel surrounds each, so that the published centre crop of 10x10 is exactly the 8x8 digit.
+    Each has a border of one black pixel, so that the published center crop of 10x10 is exactly the 8x8 digit.
 
     Raises:
         MissingPackageError: scikit-learn is not installed.

@@ -1,4 +1,4 @@
-"""Evaluation images: from a source to a finite dataset in which each image is once, whatever the shares and batches."""
+"""Evaluation images: from a source to a finite dataset with each image exactly once, for any share and batch size."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ def evaluation_dataset(
     """Return the batches of this reader's share of all images, in the order of their files.
 
     Elements: "image" float32 (B, S, S, 3), normalized RGB; "label" int32 (B,), from 0; "weight" float32 (B,), 0 for a
-    broken image and for what fills the last batch; "index" int64 (B,), the image's number in the split, -1 if it is
-    none. All shares have the same number of batches. `transform` "timm" is timm's for the same input size, by Pillow.
+    broken image and for the padding of the last batch; "index" int64 (B,), the image's number in the split, -1 for
+    padding. All shares have the same number of batches. `transform` "timm" is timm's, for the same input size, by
+    Pillow.
 
     Raises:
-        SourceNotFoundError: TFRecords cannot be counted, since a file cannot be read.
+        SourceNotFoundError: TFRecords cannot be counted because a file cannot be read.
         OutputError: the cache cannot be written.
     """
     total = sum(source.record_counts) if isinstance(source, ShardSource) else source.num_images or 0
@@ -111,11 +112,12 @@ def _prepare_timm(
 
 
 def timm_transform(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Return uint8 (H, W, 3) as timm's evaluation transform makes it, float32 (size, size, 3), normalized.
+    """Apply timm's evaluation transform to uint8 (H, W, 3); return float32 (size, size, 3), normalized.
 
     The shorter side is resized to floor(size / crop) with Pillow's antialiased bicubic, the longer one in proportion,
-    truncated; then the centre is cut, offsets rounded to the nearest. Facts: timm 1.0.31 `data/transforms_factory.py`
-    (`transforms_imagenet_eval`, crop mode "center") and torchvision's `Resize` and `CenterCrop` of Pillow images.
+    truncated; then the center is cropped, with offsets rounded to nearest. Facts: timm 1.0.31
+    `data/transforms_factory.py` (`transforms_imagenet_eval`, crop mode "center") and torchvision's `Resize` and
+    `CenterCrop` for Pillow images.
     """
     from PIL import Image
 

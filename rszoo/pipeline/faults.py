@@ -1,6 +1,6 @@
-"""What is broken in the data: counted and named while reading goes on, and an error when it is too much.
+"""Broken images and files: counted and named while reading continues, and an error if there are too many.
 
-The pipeline's Python functions note faults; whoever iterates does so within `reading` (or with `iterate`), which turns
+The pipeline's Python functions note faults. Iterate over datasets within `reading` (or with `iterate`), which turns
 TensorFlow's errors into rszoo's.
 """
 
@@ -22,26 +22,26 @@ _LISTED = 20
 
 
 class Faults:
-    """Broken images and files by name, each counted once however often it is met; safe to use from several threads.
+    """Broken images and files by name, each counted once even if it is read several times; thread-safe.
 
-    `limit` is how many are put up with.
+    `limit` is how many are allowed.
     """
 
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
         self._limit = limit
         self._reasons: dict[str, str] = {}
         self._lock = threading.Lock()
-        #: What ended the reading, if a function of the pipeline did.
+        #: The error that ended the reading, if a function of the pipeline raised it.
         self.error: RszooError | None = None
 
     @property
     def count(self) -> int:
-        """How many broken things there are so far."""
+        """The number of faults so far."""
         return len(self._reasons)
 
     @property
     def texts(self) -> list[str]:
-        """Each broken thing with what is wrong with it, in the order of their names."""
+        """Each fault as name and reason, sorted by name."""
         with self._lock:
             return [f"{name}: {reason}" for name, reason in sorted(self._reasons.items())]
 
@@ -52,21 +52,21 @@ class Faults:
 
     @property
     def longest_row(self) -> int:
-        """So many broken images in a row an endless stream has only if all of its images are broken.
+        """The length of a row of broken images which an endless stream has only if all of its images are broken.
 
-        A good image comes once an epoch, so that between two of them are all broken ones twice at most.
+        A good image comes once per epoch, so between two good ones each broken image comes at most twice.
         """
         return max(_LEAST_ROW, 2 * self._limit + 1)
 
     def lower_limit(self, limit: int) -> None:
-        """Put up with no more than this, such as one less than there are images at all."""
+        """Allow no more faults than this, for example one less than the number of images."""
         self._limit = min(self._limit, limit)
 
     def note(self, name: str, reason: str) -> None:
-        """Count a broken thing.
+        """Count a fault.
 
         Raises:
-            ImageError: there are more of them than the limit; it names the first few.
+            ImageError: there are more faults than the limit; the text names the first few.
         """
         with self._lock:
             self._reasons.setdefault(name, reason)
@@ -75,25 +75,25 @@ class Faults:
             raise self.stop(
                 ImageError(
                     f"{len(listed)} broken images or files in the data, {self._limit} are allowed: "
-                    f"{summarize(listed)}. Mend or delete them, or allow more"
+                    f"{summarize(listed)}. Fix or delete them, or allow more"
                 )
             )
 
     def end_row(self) -> NoReturn:
-        """End a stream that has given `longest_row` broken images and nothing else.
+        """End a stream that has had only broken images for `longest_row` images.
 
         Raises:
-            ImageError: always; it names the first few.
+            ImageError: always; the text names the first few.
         """
         raise self.stop(
             ImageError(
                 f"{self.longest_row:,} images in a row are broken, so all are: {summarize(self.texts)}. Check "
-                "that the data are what they should be; `rszoo tfrecords` writes TFRecords that can be read"
+                "the data; `rszoo tfrecords` writes readable TFRecords"
             )
         )
 
     def stop(self, error: RszooError) -> RszooError:
-        """Keep the error that ends the reading, which TensorFlow passes on as a text only; return it to be raised."""
+        """Keep the error that ends the reading and return it to raise; TensorFlow itself passes on only its text."""
         self.error = self.error or error
         return error
 
@@ -103,10 +103,10 @@ def reading(faults: Faults) -> Iterator[None]:
     """Turn the errors of a dataset that is iterated in the block into rszoo's.
 
     Raises:
-        ImageError: more is broken than `faults` allows, or the data cannot be read.
+        ImageError: there are more faults than `faults` allows, or the data cannot be read.
         ConfigError: labels count from 0.
-        SourceNotFoundError: a file is gone, or may not be read.
-        RszooError: whatever else ended the reading, such as a full disk under the cache.
+        SourceNotFoundError: a file was deleted, or its permissions forbid reading.
+        RszooError: another error that ended the reading, such as a full disk of the cache.
     """
     import tensorflow as tf
 
@@ -117,7 +117,7 @@ def reading(faults: Faults) -> Iterator[None]:
             raise faults.error from error
         text = error.message.splitlines()[0]
         if isinstance(error, (tf.errors.NotFoundError, tf.errors.PermissionDeniedError)):
-            raise SourceNotFoundError(f"cannot read the data: {text}; check that it is there and yours") from error
+            raise SourceNotFoundError(f"cannot read the data: {text}; check that it exists and is readable") from error
         if isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.DataLossError)):
             raise ImageError(f"cannot read the data: {text}") from error
         raise

@@ -1,4 +1,4 @@
-"""Files and folders here or wherever TensorFlow can read, with rszoo's errors."""
+"""Local files and folders and others that TensorFlow can read (`gs://`), with rszoo's errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rszoo.errors import SourceNotFoundError
 
 
 def list_folder(folder: str) -> list[str]:
-    """Return the sorted names in a folder, without those that begin with a dot.
+    """Return the sorted names in a folder, except those that start with a dot.
 
     Raises:
         SourceNotFoundError: there is no such folder, or it cannot be read.
@@ -17,8 +17,8 @@ def list_folder(folder: str) -> list[str]:
 
     try:
         if not tf.io.gfile.isdir(folder):
-            raise SourceNotFoundError(f"no folder at {folder}; give the folder that the data are in, or `digits`")
-        # Object stores give folders with a slash at the end, and may list a folder in itself.
+            raise SourceNotFoundError(f"no folder at {folder}; give the folder of the data, or `digits`")
+        # Object stores list folders with a trailing slash, and may list a folder in itself.
         names = {name.rstrip("/") for name in tf.io.gfile.listdir(folder)}
     except tf.errors.OpError as error:
         raise SourceNotFoundError(f"cannot read {folder}: {error.message}") from error
@@ -26,7 +26,7 @@ def list_folder(folder: str) -> list[str]:
 
 
 def is_folder(path: str) -> bool:
-    """Whether there is such a folder."""
+    """Whether the folder exists."""
     import tensorflow as tf
 
     return tf.io.gfile.isdir(path)
@@ -36,7 +36,7 @@ def read_text(path: str) -> str | None:
     """Return a small file's text; None if there is no such file.
 
     Raises:
-        SourceNotFoundError: it is there and cannot be read.
+        SourceNotFoundError: it exists but cannot be read.
     """
     import tensorflow as tf
 

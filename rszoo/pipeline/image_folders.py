@@ -1,7 +1,7 @@
 """Folders of images: one folder for each class, in `train` and `validation` (or `val`), or without splits.
 
 Classes are the sorted names of the folders. Without splits a tenth of each class is held out: the images whose names
-have the least SHA-256, so the same ones on every machine, wherever the folder lies.
+have the smallest SHA-256, so they are the same on every machine and for every location of the folder.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import NamedTuple
 from rszoo.errors import SplitNotFoundError, UsageError, summarize
 from rszoo.pipeline.files import is_folder, list_folder
 
-#: What the folder of a split may be called.
+#: Allowed folder names for each split.
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val")}
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 LAYOUTS = (
-    "expected are TFRecords named train-00000-of-01024 and validation-00000-of-00128, or images as "
+    "expected: TFRecords named train-00000-of-01024 and validation-00000-of-00128, or images as "
     "DATA/train/CLASS/x.jpg and DATA/validation/CLASS/x.jpg, or DATA/CLASS/x.jpg"
 )
 _HELD_OUT = 10
@@ -29,7 +29,7 @@ _THREADS = 16
 class Listing(NamedTuple):
     """Images by class: names relative to `root`, labels from 0, and the classes' names.
 
-    `folder` is the split's in the data, "" if they have no splits.
+    `folder` is the split's folder in the data, "" if they have no splits.
     """
 
     root: str
@@ -40,28 +40,28 @@ class Listing(NamedTuple):
 
 
 def list_images(root: str, names: Sequence[str], split: str) -> Listing:
-    """Return the images of a split of a folder in which these names are.
+    """Return the images of a split of the folder `root`, which contains `names`.
 
     Raises:
         SplitNotFoundError: it has no such split.
         SourceNotFoundError: it cannot be read.
-        UsageError: it is not laid out as described, or a class has no images.
+        UsageError: its layout is not supported, or a class has no images.
     """
     of_splits = {name for folders in SPLIT_FOLDERS.values() for name in folders} & set(names)
     if not of_splits:
         return _list_split(root, _list_classes(root), split)
     if split == "all":
-        raise UsageError(f"{root} has splits of its own ({', '.join(sorted(of_splits))}); ask for one of them")
+        raise UsageError(f"{root} already has splits ({', '.join(sorted(of_splits))}); choose one of them")
     folder = next((name for name in SPLIT_FOLDERS[split] if name in of_splits), None)
     if folder is None:
         raise SplitNotFoundError(
-            f"no {split} split in {root}, only {', '.join(sorted(of_splits))}; make {root}/{split}/CLASS/x.jpg"
+            f"no {split} split in {root}, only {', '.join(sorted(of_splits))}; create {root}/{split}/CLASS/x.jpg"
         )
     found = _list_classes(posixpath.join(root, folder))
-    # A class without validation images must not move the labels of those behind it.
+    # A class without validation images must not shift the labels of the classes after it.
     classes = found if "train" not in of_splits or folder == "train" else _list_classes(posixpath.join(root, "train"))
     if unknown := sorted(set(found) - set(classes)):
-        raise UsageError(f"{root}/{folder} has classes that train has not: {summarize(unknown)}")
+        raise UsageError(f"{root}/{folder} has classes that train does not have: {summarize(unknown)}")
     listing = _list_split(posixpath.join(root, folder), found, "all")
     labels = tuple(classes.index(listing.classes[label]) for label in listing.labels)
     return listing._replace(labels=labels, classes=classes, folder=folder)
@@ -70,7 +70,7 @@ def list_images(root: str, names: Sequence[str], split: str) -> Listing:
 def _list_classes(root: str) -> tuple[str, ...]:
     classes = tuple(name for name in list_folder(root) if is_folder(posixpath.join(root, name)))
     if not classes:
-        raise UsageError(f"no folders of classes in {root}; {LAYOUTS}")
+        raise UsageError(f"no class folders in {root}; {LAYOUTS}")
     return classes
 
 
@@ -86,7 +86,7 @@ def _list_split(root: str, classes: tuple[str, ...], split: str) -> Listing:
             f"no images in {len(empty)} of {len(classes)} classes of {root}: {summarize(empty)}; {LAYOUTS}"
         )
     if not any(images):
-        raise UsageError(f"no class of {root} has an image to spare for validation; make {root}/validation/CLASS/x.jpg")
+        raise UsageError(f"no class of {root} has more than one image to split; create {root}/validation/CLASS/x.jpg")
     labels = tuple(label for label, found in enumerate(images) for _ in found)
     return Listing(root, tuple(name for found in images for name in found), labels, classes)
 
@@ -98,7 +98,7 @@ def _is_image(name: str) -> bool:
 def _part(names: list[str], split: str) -> list[str]:
     """Return a split's part of one class's images."""
     by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-    # One at least, but never the only one.
+    # At least one image, but never the only one.
     count = min(max(1, len(names) // _HELD_OUT), len(names) - 1)
     held_out = set(by_hash[:count]) if count > 0 else set()
     return [name for name in names if (name in held_out) == (split == "validation")]

@@ -1,4 +1,4 @@
-"""RandAugment as the published TF1 code does it, on one uint8 image, in-graph and decided by a seed alone.
+"""RandAugment as the published TF1 code does it, on one uint8 image, in the graph and determined by a seed.
 
 Facts: tensorflow/tpu `models/official/efficientnet/autoaugment.py`, `distort_image_with_randaugment`; for the 17th
 outcome tensorflow/models `official/vision/ops/augment.py`. The operations are in `rszoo.pipeline.image_ops`.
@@ -17,7 +17,7 @@ from rszoo.errors import ConfigError
 from rszoo.pipeline import image_ops
 from rszoo.recipes.recipe import Operations
 
-#: The operations in their published order, which is that of the draws.
+#: The operations in their published order, which is the order of the draws.
 NAMES = (
     "AutoContrast",
     "Equalize",
@@ -39,7 +39,7 @@ NAMES = (
 
 
 class Chance(NamedTuple):
-    """What a draw decides for an operation: the sign (+1 or -1, float32), and Cutout's centre (int32 pixels)."""
+    """The random values of an operation: the sign (+1 or -1, float32), and Cutout's center (int32 pixels)."""
 
     sign: Any
     row: Any
@@ -50,10 +50,10 @@ def randaugment(image: Any, seed: Any, *, layers: int, magnitude: float, operati
     """Return the image after `layers` operations, each drawn uniformly and always applied.
 
     Args:
-        image: uint8 (H, W, 3), of 3x3 pixels or more.
+        image: uint8 (H, W, 3), at least 3x3 pixels.
         seed: int32 or int64 (2,); the same seed gives the same operations, signs and places, on every machine.
-        layers: operations one after another; 0 returns the image.
-        magnitude: from 0; 10 is an operation's usual full strength, and more is more of it.
+        layers: number of operations in sequence; 0 returns the image.
+        magnitude: 0 or more; 10 is an operation's usual full strength, and larger values are stronger.
         operations: `tf1` draws among the 16; `model-garden` adds a 17th outcome, which does nothing.
 
     Returns:
@@ -79,7 +79,7 @@ def randaugment(image: Any, seed: Any, *, layers: int, magnitude: float, operati
 
 
 def apply(name: str, image: Any, magnitude: float, chance: Chance) -> Any:
-    """Return the image after one named operation; `chance` says what a draw would. Shapes as in `randaugment`.
+    """Return the image after one named operation; `chance` has its random values. Shapes as in `randaugment`.
 
     Raises:
         ConfigError: there is no such operation.

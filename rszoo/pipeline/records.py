@@ -1,8 +1,8 @@
-"""Undecoded elements of a source, in the order that training and evaluation want them.
+"""Undecoded elements of a source, in the order for training and evaluation.
 
 An element: "content" (string), "label" (int64, -1 if the content has it), "file" and "record" (int64: the number of the
-file in its split, and of the record in it), and for training "position" (int64 (3,)). All that is random follows
-from a seed and from numbers, nothing from state: so a stream can begin anywhere.
+file in its split, and of the record in the file), and for training "position" (int64 (3,)). All random values follow
+from a seed and these numbers, not from state, so a stream can start anywhere.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from rszoo.pipeline.shard_records import ShardReader
 from rszoo.pipeline.share import Position, Share
 from rszoo.pipeline.sources import ImageSource, ShardSource, Source
 
-#: Files that are read alternately, and undecoded images that are mixed; a group's files are read once an epoch.
+#: Files that are read in turns, and undecoded images that are mixed; a group's files are read once per epoch.
 FILES_IN_GROUP = 16
 SHUFFLED_RECORDS = 4096
-# With at least so many files for each reader, these are divided, and shares may differ by one file.
+# With at least this many files for each reader, files are divided among readers; shares may differ by one file.
 _FILES_EACH = 16
 _EPOCHS = 2**28
-# Any but 0, which `shuffle` cannot tell from a tensor.
+# Not 0, which `shuffle` cannot distinguish from an unset seed in a tensor.
 _SHUFFLE_SEED = 1
-# What a number is drawn for; see `seed_of`.
+# The purposes of random numbers, see `seed_of`.
 _ORDER_OF_FILES, _ORDER_OF_RECORDS, _IMAGE = range(3)
 
 
@@ -37,15 +37,15 @@ def seed_of(purpose: int, seed: int, epoch: tf.Tensor, number: tf.Tensor) -> tf.
 
 
 def image_seed(seed: int, element: dict[str, tf.Tensor]) -> tf.Tensor:
-    """Return the seed of an image in an epoch, int64 (2,), whichever reader has it."""
+    """Return the seed of an image in an epoch, int64 (2,), the same for every reader."""
     number = tf.bitwise.left_shift(element["file"], 32) + element["record"]
     return seed_of(_IMAGE, seed, element["position"][0], number)
 
 
 def training_stream(source: Source, seed: int, share: Share, position: Position, faults: Faults) -> tf.data.Dataset:
-    """Return a reader's endless stream of shuffled elements, from a position on.
+    """Return a reader's endless stream of shuffled elements, starting at a position.
 
-    Each epoch is a sequence of groups: of files, or the whole share of a source whose images are listed.
+    Each epoch is a sequence of groups: groups of files, or one group with the whole share of a listed source.
 
     Raises:
         UsageError: there are fewer images than readers.
@@ -66,7 +66,7 @@ def training_stream(source: Source, seed: int, share: Share, position: Position,
 
         return open_group(epoch, group).enumerate().skip(skipped).map(place)
 
-    # One after another; that they are opened ahead of time keeps the stream from pausing while a group's buffer fills.
+    # One group at a time; opening groups ahead keeps the stream from pausing while a group's buffer fills.
     return tf.data.Dataset.range(start, _EPOCHS * groups).interleave(
         open_numbered, cycle_length=1, num_parallel_calls=1, deterministic=True
     )
@@ -78,7 +78,7 @@ OpenGroup = Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
 def _listed_groups(source: ImageSource, seed: int, share: Share) -> tuple[int, OpenGroup]:
     total = len(source.names)
     if total < share.count:
-        raise UsageError(f"{source.title} has {total} images for {share.count} processes; start at most {total}")
+        raise UsageError(f"{source.title} has {total} images for {share.count} processes; start {total} at most")
     contents, labels = _tables(source)
 
     def open_group(epoch: tf.Tensor, group: tf.Tensor) -> tf.data.Dataset:
@@ -91,7 +91,7 @@ def _listed_groups(source: ImageSource, seed: int, share: Share) -> tuple[int, O
 
 
 def _tables(source: ImageSource) -> tuple[tf.Tensor, tf.Tensor]:
-    # Not on a GPU, from which each image's label would be fetched.
+    # Not on a GPU: each image's label would have to be copied from it.
     with tf.device("CPU"):
         return tf.constant(source.contents), tf.constant(source.labels, tf.int64)
 
@@ -119,14 +119,14 @@ def _shard_groups(source: ShardSource, seed: int, share: Share, faults: Faults) 
             return records
         return records.filter(lambda element: (element["record"] + file) % share.count == share.index)
 
-    # An endless stream of nothing would be waited for for ever.
+    # An endless stream without elements would never return.
     own = tf.data.Dataset.range(share.index, total, share.count) if by_file else tf.data.Dataset.range(total)
     first = own.flat_map(open_shard).take(1)
     if not any(True for _ in iterate(first, faults)):
         raise UsageError(f"{source.title} has no image for process {share.index} of {share.count}; start fewer")
 
     def open_group(epoch: tf.Tensor, group: tf.Tensor) -> tf.data.Dataset:
-        # Of this function's graph only: shuffling must not depend on what else set TensorFlow's global seed.
+        # Sets the seed of this function's graph only: shuffling must not depend on TensorFlow's global seed.
         tf.random.set_seed(_SHUFFLE_SEED)
         order = _permutation(total, seed, epoch)
         chosen = order[share.index :: share.count] if by_file else order
@@ -148,9 +148,9 @@ def _permutation(total: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
 
 
 def evaluation_stream(source: Source, share: Share, faults: Faults) -> tf.data.Dataset:
-    """Return a reader's part of all elements, in their order, each with "index" (int64), its number in the split.
+    """Return a reader's part of all elements, in order, each with "index" (int64), its number in the split.
 
-    Part r of R is from n * r // R to n * (r + 1) // R of n elements.
+    Part r of R has the elements from n * r // R up to n * (r + 1) // R of n.
     """
     if isinstance(source, ShardSource):
         return _shard_range(source, share, faults)
@@ -164,7 +164,7 @@ def evaluation_stream(source: Source, share: Share, faults: Faults) -> tf.data.D
 
 
 def share_range(total: int, share: Share) -> tuple[int, int]:
-    """Return the first element of a share, and the one behind its last."""
+    """Return the first element of a share, and the one after its last."""
     return total * share.index // share.count, total * (share.index + 1) // share.count
 
 

@@ -1,4 +1,4 @@
-"""TFRecord files one by one: counted by their headers, copied to a cache, and opened without surprises.
+"""Single TFRecord files: counts their records by the headers, copies them to a cache, and checks that they open.
 
 A file is records of: length uint64, masked CRC-32C of it uint32, data, masked CRC-32C of the data uint32, little-endian
 (tensorflow/core/lib/io/record_writer.h).
@@ -22,7 +22,7 @@ from rszoo.disk.temporary import temporary_path
 from rszoo.errors import FILE_SYSTEM_ERRORS, OutputError, SourceNotFoundError
 from rszoo.terminal import progress_bar
 
-#: Bytes of a record beside its data.
+#: Bytes of a record in addition to its data.
 RECORD_OVERHEAD = 16
 
 _HEADER = struct.Struct("<QI")
@@ -32,7 +32,7 @@ _CHUNK = 1 << 24
 
 
 def size_of(path: str) -> int:
-    """Return a file's size after a byte of it was read, so that what cannot be read is known before.
+    """Return a file's size after reading one byte, so that an unreadable file is detected early.
 
     Raises:
         SourceNotFoundError: it cannot be read.
@@ -48,14 +48,14 @@ def size_of(path: str) -> int:
 
 
 def count_records(files: Sequence[int], local: Callable[[int], str]) -> tuple[int, ...]:
-    """Return how many records files have, as their headers say; of a damaged one those before the damage.
+    """Return the number of records in each file, by their headers; for a damaged file those before the damage.
 
     Args:
-        files: numbers of files.
-        local: from a file's number to its path.
+        files: the numbers of the files.
+        local: maps a file's number to its path.
 
     Raises:
-        SourceNotFoundError: one cannot be read.
+        SourceNotFoundError: a file cannot be read.
         OutputError: the cache cannot be written.
     """
     with ThreadPoolExecutor(_THREADS) as pool, progress_bar("counting images", len(files), "files") as bar:
@@ -89,13 +89,13 @@ def _masked_crc(data: bytes) -> int:
 
 
 def cached_copy(path: str, cache: Path) -> str:
-    """Return the path of a file's copy in a cache; it is made if it is not there in the same size.
+    """Return the path of a file's copy in a cache; copy it if there is no copy with the same size.
 
     Raises:
         SourceNotFoundError: the file cannot be read.
         OutputError: the cache cannot be written.
     """
-    # Files of different data sets have the same names.
+    # Files of different data sets may have the same names.
     folder = cache / hashlib.sha256(posixpath.dirname(path).encode()).hexdigest()[:16]
     copy, size = folder / posixpath.basename(path), size_of(path)
     if copy.is_file() and copy.stat().st_size == size:

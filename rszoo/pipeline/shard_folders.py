@@ -1,4 +1,4 @@
-"""Folders of TFRecords in the published layout: which files belong to a split, and what `dataset.json` says of them."""
+"""Folders of TFRecords in the published layout: the files of a split, and their description in `dataset.json`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rszoo.errors import ConfigError, SplitNotFoundError, UsageError, summarize
 from rszoo.pipeline.files import list_folder, read_text
 
-#: What `rszoo tfrecords` writes beside the records: classes, and how many records each file has.
+#: The file that `rszoo tfrecords` writes next to the records: classes, and the number of records in each file.
 DESCRIPTION = "dataset.json"
 FORMAT_VERSION = 1
 
@@ -20,7 +20,7 @@ _SPLITS = ("train", "validation")
 
 
 class Known(NamedTuple):
-    """What `dataset.json` says, or None each."""
+    """The contents of `dataset.json`; unknown values are None."""
 
     title: str | None = None
     class_names: tuple[str, ...] | None = None
@@ -33,17 +33,17 @@ def shard_name(split: str, index: int, count: int) -> str:
 
 
 def find_shards(root: str, names: Sequence[str], split: str) -> tuple[str, ...] | None:
-    """Return the paths of a split's files in a folder in which these names are; None if it holds no TFRecords.
+    """Return the paths of a split's files in the folder `root`, which contains `names`; None if it has no TFRecords.
 
     Raises:
         SplitNotFoundError: it has TFRecords, but none of this split.
         SourceNotFoundError: it cannot be read.
-        UsageError: files are missing, or of two sets, or there are images, too.
+        UsageError: files are missing or belong to two sets, or the folder also has folders of splits.
     """
     found = {match[1]: root for name in names if (match := _SHARD.fullmatch(name))}
     below = [name for name in _SPLITS if name in names]
     if found and below:
-        raise UsageError(f"{root} has TFRecords and folders named {' and '.join(below)}; give the one or the other")
+        raise UsageError(f"{root} has TFRecords and folders named {' and '.join(below)}; give one of them")
     listings = {root: list(names)}
     for name in below:
         folder = posixpath.join(root, name)
@@ -58,7 +58,7 @@ def find_shards(root: str, names: Sequence[str], split: str) -> tuple[str, ...] 
     matches = [match for name in listings[folder] if (match := _SHARD.fullmatch(name)) and match[1] == split]
     counts = sorted({match[3] for match in matches})
     if len(counts) != 1:
-        raise UsageError(f"{folder} mixes sets of {' and '.join(counts)} {split} files; keep one set to a folder")
+        raise UsageError(f"{folder} mixes sets of {' and '.join(counts)} {split} files; keep one set per folder")
     expected = [shard_name(split, index, int(counts[0])) for index in range(int(counts[0]))]
     if missing := sorted(set(expected) - {match[0] for match in matches}):
         raise UsageError(
@@ -68,10 +68,10 @@ def find_shards(root: str, names: Sequence[str], split: str) -> tuple[str, ...] 
 
 
 def read_description(root: str, shards: Sequence[str], split: str) -> Known:
-    """Return what `dataset.json` in the folder says of a split; nothing if there is no such file.
+    """Return the description of a split in the folder's `dataset.json`; all None if there is no such file.
 
     Raises:
-        ConfigError: it is damaged, or of other files.
+        ConfigError: it is damaged, or describes other files.
     """
     path = posixpath.join(root, DESCRIPTION)
     text = read_text(path)
@@ -88,7 +88,7 @@ def _parse(values: Any, num_shards: int, split: str) -> Known:
         raise ConfigError(f"format_version {values['format_version']!r}, this rszoo reads {FORMAT_VERSION}")
     names, counts = values["class_names"], values["splits"][split]["records"]
     if not names or not all(isinstance(name, str) for name in names):
-        raise ConfigError("class_names must be texts")
+        raise ConfigError("class_names must be strings")
     if len(counts) != num_shards or not all(isinstance(count, int) and count >= 0 for count in counts):
         raise ConfigError(f"records of {split} must be {num_shards} whole numbers, one for each file")
     return Known(str(values["title"]), tuple(names), tuple(counts))

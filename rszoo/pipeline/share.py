@@ -1,4 +1,4 @@
-"""Which part of the data a process reads, and where in its stream it stands. No TensorFlow here."""
+"""Which part of the data a process reads, and its position in the stream. Does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Share:
-    """The `index`-th of `count` readers, counted from 0; together they read everything once an epoch."""
+    """Reader `index` of `count`, counted from 0; together they read everything once per epoch."""
 
     index: int = 0
     count: int = 1
 
 
 class Position(NamedTuple):
-    """A place in a reader's stream of training images: the epoch, the group of files in it, the image in the group.
+    """A position in a reader's stream of training images: epoch, group of files in the epoch, image in the group.
 
-    All count from 0. A stream that starts at a position gives what the uninterrupted one would give from there on.
+    All count from 0. A stream that starts at a position equals the uninterrupted stream from there.
     """
 
     epoch: int = 0

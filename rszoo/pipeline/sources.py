@@ -1,8 +1,8 @@
-"""What there is to read: a folder of TFRecords or images, or the built-in digits, as a `Source` that the datasets take.
+"""Data sources: a folder of TFRecords or images, or the built-in digits, as a `Source` for the datasets.
 
-Opening lists names and checks that they make sense; no image is read. TFRecords are those of the published layout
-(`train-00000-of-01024`, `validation-00000-of-00128`, in the folder or in its subfolders `train` and `validation`), here
-or wherever TensorFlow can read (`gs://`); images are in one folder for each class.
+Opening lists and checks names; no image is read. TFRecords have the published layout (`train-00000-of-01024`,
+`validation-00000-of-00128`, in the folder or in its subfolders `train` and `validation`), on a local disk or where
+TensorFlow can read (`gs://`); images are in one folder for each class.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from rszoo.disk.paths import expand_user
 from rszoo.errors import UsageError, nearest
 from rszoo.pipeline.devices import require_tensorflow
 
-#: "all" is every image of a folder of images that has no splits of its own.
+#: "all" is every image of a folder of images without splits.
 Split = Literal["train", "validation", "all"]
-#: What an element is before it is decoded: a tf.train.Example, the path of an image, or an image's bytes.
+#: The content of an element before decoding: a tf.train.Example, the path of an image, or an image's bytes.
 Content = Literal["example", "path", "image"]
 DIGITS = "digits"
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One split of a data set. `title` is its name in results; None is what is not known without reading it all."""
+    """One split of a data set. `title` is its name in results; None: unknown without reading everything."""
 
     title: str
     split: Split
@@ -39,19 +39,19 @@ class Source:
 
     @property
     def content(self) -> Content:
-        """What an element is before it is decoded."""
+        """The content of an element before decoding."""
         raise NotImplementedError
 
     def name_of(self, file: int, record: int) -> str:
-        """Return what an image is called in error texts."""
+        """Return the name of an image for error messages."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSource(Source):
-    """Images that are listed. `names` are relative to `root`; `labels` int64, from 0.
+    """Listed images. `names` are relative to `root`; `labels` int64, from 0.
 
-    `images` are their bytes if they are in memory, None if they are files. `folder` is the split's in the data.
+    `images` are their bytes if they are in memory, None if they are files. `folder` is the split's folder in the data.
     """
 
     root: str
@@ -62,7 +62,7 @@ class ImageSource(Source):
 
     @property
     def content(self) -> Content:
-        """What an element is before it is decoded."""
+        """The content of an element before decoding."""
         return "path" if self.images is None else "image"
 
     @cached_property
@@ -73,15 +73,15 @@ class ImageSource(Source):
         return [posixpath.join(self.root, name) for name in self.names]
 
     def name_of(self, file: int, record: int) -> str:
-        """Return an image's name, which no other split has; `record` is 0."""
+        """Return an image's name, unique over all splits; `record` is 0."""
         return posixpath.join(self.folder, self.names[file])
 
 
 @dataclass(frozen=True, eq=False)
 class ShardSource(Source):
-    """TFRecords: the files' full paths in their order, and how many records each has, if that is written somewhere.
+    """TFRecords: the files' full paths in order, and the number of records in each, None if unknown.
 
-    `cache` is a folder for copies of them, None if they are read where they are.
+    `cache` is a folder for copies of them, None to read them in place.
     """
 
     shards: tuple[str, ...]
@@ -90,7 +90,7 @@ class ShardSource(Source):
 
     @property
     def content(self) -> Content:
-        """What an element is before it is decoded."""
+        """The content of an element before decoding."""
         return "example"
 
     def local(self, file: int) -> str:
@@ -106,7 +106,7 @@ class ShardSource(Source):
 
     @cached_property
     def record_counts(self) -> tuple[int, ...]:
-        """How many records each file has; counted by their headers, with a progress bar, if nothing says it."""
+        """The number of records in each file; if unknown, they are counted by their headers, with a progress bar."""
         from rszoo.pipeline.shard_files import count_records
 
         return self.counts or count_records(range(len(self.shards)), self.local)
@@ -117,18 +117,18 @@ class ShardSource(Source):
 
 
 def open_source(data: str, split: Split, *, cache: str | Path | None = None) -> Source:
-    """Return what there is to read of one split.
+    """Open one split of the data.
 
     Args:
-        data: "digits" (scikit-learn's, built in); a folder of TFRecords or of images, also `gs://...`.
-        split: "train" or "validation". Of a folder of images without splits (`DATA/CLASS/x.jpg`) a tenth of each
+        data: "digits" (scikit-learn's, built in), or a folder of TFRecords or of images, also `gs://...`.
+        split: "train" or "validation". In a folder of images without splits (`DATA/CLASS/x.jpg`) a tenth of each
             class is held out for validation, the same at every call; "all" is both together.
-        cache: a folder on this machine for copies of TFRecords, made as they are first read.
+        cache: a local folder for copies of TFRecords, which are made when they are first read.
 
     Raises:
         SourceNotFoundError: there is no such folder, or it cannot be read.
         SplitNotFoundError: it has data, but not this split.
-        UsageError: it is not laid out as described, or is incomplete, or has nothing that a cache is for.
+        UsageError: its layout is not supported or incomplete, or it has nothing to cache.
         ConfigError: its `dataset.json` is damaged.
         MissingPackageError: TensorFlow, or for the digits scikit-learn, is not installed.
     """

@@ -14,7 +14,7 @@ from rszoo.pipeline.share import Position, Share
 from rszoo.pipeline.sources import Source
 from rszoo.recipes.recipe import Recipe
 
-#: Whether an image is usable; and the image, its label and its position.
+#: Whether an image is usable, and a dictionary with the image, its label and its position.
 Prepared = tuple[tf.Tensor, dict[str, tf.Tensor]]
 
 _START = Position()
@@ -32,9 +32,9 @@ def training_dataset(
     """Return an endless dataset of batches of this reader's images.
 
     Elements: "image" float32 (B, S, S, 3), normalized RGB; "label" int32 (B,), from 0; "position" int64 (B, 3), each
-    image's own. They follow from `recipe.train.seed`, the share and the data alone, and from a position on they are
-    what the uninterrupted stream has from there on; positions of broken images are missing. To go on behind an image,
-    begin at its position with `image + 1`.
+    image's own. They depend only on `recipe.train.seed`, the share and the data. The stream from a position equals the
+    rest of the uninterrupted stream; positions of broken images are missing. To resume after an image, start at its
+    position with `image + 1`.
 
     Raises:
         UsageError: the data have other classes than the recipe's model, or fewer images than readers.
@@ -47,10 +47,10 @@ def training_dataset(
             f"set model.num_classes={source.num_classes}"
         )
     if source.num_images is not None:
-        # If all of them are broken, an endless stream would never give one.
+        # If all of them are broken, an endless stream would never return an image.
         faults.lower_limit(source.num_images - 1)
     decoder = Decoder(source, classes, faults)
-    # Nothing here is Python to be converted, and trying takes longer than all else at the start.
+    # There is no Python control flow to convert, and trying takes longer than the rest of the start-up.
     prepare = tf.autograph.experimental.do_not_convert(lambda element: _prepare(element, decoder, recipe))
     images = (
         training_stream(source, recipe.train.seed, share, position, faults)
@@ -65,7 +65,7 @@ def training_dataset(
 
 
 def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Return a dataset whose order never depends on timing, and which no strategy divides once more."""
+    """Return a dataset whose order does not depend on timing, and which no strategy shards again."""
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
@@ -73,7 +73,7 @@ def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def _prepare(element: dict[str, tf.Tensor], decoder: Decoder, recipe: Recipe) -> Prepared:
-    """Return whether an element is usable, and the image, label and position."""
+    """Return whether an element is usable, and its image, label and position."""
     settings, augment = recipe.data.preprocessing, recipe.augment
     seeds = tf.random.experimental.stateless_split(image_seed(recipe.train.seed, element), 3)
     make_box = crops.shifted_box if augment.shift else crops.random_box
@@ -89,7 +89,7 @@ def _prepare(element: dict[str, tf.Tensor], decoder: Decoder, recipe: Recipe) ->
 
 
 def _end_row(row: tf.Tensor, image: Prepared, faults: Faults) -> tuple[tf.Tensor, Prepared]:
-    """Count unusable images in a row; an endless stream of nothing else would be waited for for ever."""
+    """Count unusable images in a row; an endless stream of nothing else would never return."""
     row = tf.where(image[0], tf.zeros_like(row), row + 1)
     row = tf.cond(
         row < faults.longest_row, lambda: row, lambda: tf.numpy_function(lambda _: faults.end_row(), [row], tf.int64)

@@ -1,6 +1,6 @@
-"""TFRecords from a folder of images, in the published layout, so that training reads few large files one after another.
+"""TFRecords from a folder of images, in the published layout, so that training reads a few large files sequentially.
 
-JPEG and PNG are stored as they are, whatever their names say; anything else that Pillow reads as PNG, without loss.
+JPEG and PNG are stored unchanged, detected by content; other images that Pillow reads are stored as PNG, without loss.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MAGIC = {b"\xff\xd8\xff": b"JPEG", b"\x89PNG\r\n\x1a\n": b"PNG"}
 
 @dataclass(frozen=True)
 class Written:
-    """What was written. `records`: of each split, how many each file has; `broken`: images left out, with reasons."""
+    """What was written. `records`: the number in each file, by split; `broken`: images left out, with reasons."""
 
     title: str
     class_names: tuple[str, ...]
@@ -53,21 +53,21 @@ def write_tfrecords(
     overwrite: bool = False,
     limit: int = DEFAULT_LIMIT,
 ) -> Written:
-    """Write the images of a folder as TFRecords; the folder `output` appears when all is written.
+    """Write the images of a folder as TFRecords; the folder `output` appears when everything is written.
 
     Args:
-        data: a folder of images as `open_source` takes it, or "digits". Without splits a tenth becomes validation.
+        data: a folder of images as in `open_source`, or "digits". Without splits a tenth is used for validation.
         output: a new folder.
-        shards: files for training; an eighth as many for validation. By default one for each 1,000 images, at
-            most 1024.
-        seed: of the order in which the images are written; the same seed gives the same files.
-        overwrite: replace what this function wrote there before.
+        shards: number of files for training; an eighth as many for validation. By default one for each 1,000
+            images, at most 1024.
+        seed: seed of the order in which images are written; the same seed gives the same files.
+        overwrite: replace an earlier output of this function.
         limit: how many images may be broken; they are left out.
 
     Raises:
-        SourceNotFoundError, UsageError: there are no such data, or no such layout.
+        SourceNotFoundError, UsageError: the data do not exist, or their layout is not supported.
         ImageError: more images are broken than allowed.
-        OutputError: `output` is in the way or cannot be written.
+        OutputError: `output` exists or cannot be written.
     """
     if shards is not None and not 1 <= shards <= _MAX_COUNT:
         raise UsageError(f"shards must be from 1 to {_MAX_COUNT}, received {shards}")
@@ -99,7 +99,7 @@ def _open_splits(data: str) -> dict[str, ImageSource]:
             missing = error
             continue
         if not isinstance(source, ImageSource):
-            raise UsageError(f"{data} has TFRecords already; give a folder of images")
+            raise UsageError(f"{data} already has TFRecords; give a folder of images")
         sources[split] = source
     if not sources and missing is not None:
         raise missing
@@ -110,12 +110,12 @@ def _shard_counts(sizes: dict[str, int], shards: int | None) -> dict[str, int]:
     fitting = min(max(1, max(sizes.values()) // _RECORDS_PER_FILE), _MAX_SHARDS)
     wanted = {"train": shards or fitting}
     wanted["validation"] = max(1, wanted["train"] // _VALIDATION_PART)
-    # An empty file would be read every epoch for nothing.
+    # No empty files: they would be opened in every epoch for nothing.
     return {split: min(wanted[split], size) for split, size in sizes.items()}
 
 
 def _write_shard(path: Path, source: ImageSource, indices: Sequence[int], faults: Faults, bar: Any) -> int:
-    """Write one file; return how many records it got."""
+    """Write one file; return the number of records in it."""
     count = 0
     try:
         with tf.io.TFRecordWriter(str(path)) as writer:
@@ -130,7 +130,7 @@ def _write_shard(path: Path, source: ImageSource, indices: Sequence[int], faults
 
 
 def _examples(source: ImageSource, indices: Sequence[int], faults: Faults) -> Iterator[bytes | None]:
-    """Yield the records in their order, None for each broken image."""
+    """Yield the records in order, None for each broken image."""
     decoder = Decoder(source, source.num_classes, faults)
 
     def make(index: int) -> bytes | None:
@@ -148,7 +148,7 @@ def _examples(source: ImageSource, indices: Sequence[int], faults: Faults) -> It
 
 
 def _example(encoded: bytes, label: int, text: str, name: str) -> bytes:
-    # Decoded only to know that it can be.
+    # Decoded only to check that it can be.
     pixels = open_rgb(encoded)
     kind = next((kind for magic, kind in _MAGIC.items() if encoded.startswith(magic)), None)
     if kind is None:
