@@ -168,7 +168,7 @@ def test_bytes_are_the_objects_and_each_is_moved_once(server, tmp_path, kind, ha
 def test_an_empty_object(server, tmp_path, chunked):
     server.put("/empty", b"")
     server.length = not chunked
-    with pytest.raises(RemoteChangedError, match=r"416.*it is empty"):
+    with pytest.raises(RemoteChangedError, match=r"416.*the file is empty"):
         fetch(f"{server.endpoint}/empty", tmp_path)
     server.ranges = False
     assert fetch(f"{server.endpoint}/empty", tmp_path) == b""

@@ -216,8 +216,8 @@ def test_a_public_repository_gets_nothing_that_was_to_be_private(hub, folder):
     [
         ("me/demo", None, "hf auth login"),
         ("me/demo", "hf_wrong", "hf auth login"),
-        ("me/demo", READER, "token that may write"),
-        ("you/demo", ME, "token that may write"),
+        ("me/demo", READER, "token with write access"),
+        ("you/demo", ME, "token with write access"),
     ],
     ids=["no token", "wrong token", "read-only token", "other's account"],
 )
