@@ -110,7 +110,7 @@ def _by_position(names: Sequence[str]) -> ClassMap | None:
     # If numeric and alphabetical order differ (10 before 2), the order that the model learned is unknown.
     if _are_numbers(names) and list(map(int, names)) != sorted(map(int, names)):
         return None
-    return ClassMap(tuple(range(len(names))), "by alphabetical position: the model has no labels")
+    return ClassMap(tuple(range(len(names))), "by position in alphabetical order: the model has no labels")
 
 
 def _are_numbers(names: Sequence[str]) -> bool:
