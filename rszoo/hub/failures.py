@@ -85,7 +85,7 @@ def _advise(error: BaseException, write: bool) -> str:
         return "it has no such file; check on the model's page that it is a ResNet-RS made with rszoo or timm"
     # The Hub answers the same for missing and for private repositories, on purpose.
     if status == 404 or "RepositoryNotFound" in type(error).__name__:
-        return f"there is no such repository, or it is private; check the name, and if it is private, {_LOGIN}"
+        return f"there is no such repository, or it is private; check the name, or for a private one, {_LOGIN}"
     meanings = {
         400: "the Hub refused the request",
         401: f"not logged in; {_LOGIN}" + (f" ({_WRITE})" if write else ""),

@@ -127,10 +127,10 @@ def fetch_range(
 
 
 def read_start(session: requests.Session, url: str, size: int) -> bytes:
-    """Return the first `size` bytes of an object, fewer if it has no more; its server need not have ranges.
+    """Return the first `size` bytes of an object, or all if it is shorter; the server need not support ranges.
 
     Raises:
-        NetworkError: it cannot be had.
+        NetworkError: it cannot be fetched.
     """
     patience = Patience()
     while True:
