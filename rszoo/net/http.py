@@ -145,7 +145,7 @@ def _read_all(opened: Opened, url: str, start: int, stop: int, version: Version 
     if version is not None:
         version.check_same(opened.version, url)
     if not opened.ranged:
-        raise NetworkError(f"{public_url(url)} cannot be read in parts: its server has no ranges; download the file")
+        raise NetworkError(f"{public_url(url)} cannot be read in parts: its server has no byte ranges; download it")
     size = opened.version.size
     end = stop if size is None else min(stop, size)
     data = opened.read(end - start)
