@@ -129,7 +129,7 @@ def test_drop_connect_grows_per_stage():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"blocks": [1, 2, 3]}, "four whole numbers"),
+        ({"blocks": [1, 2, 3]}, "blocks must be a list of 4 whole numbers"),
         ({"blocks": [1, 2, 0, 1]}, "four whole numbers"),
         ({"depth": 51}, "depth must be one of .50, 101"),
         ({"depth": 50, "num_class": 3}, "did you mean num_classes"),
@@ -137,7 +137,7 @@ def test_drop_connect_grows_per_stage():
         ({"depth": 50, "in_chans": True}, "whole number"),
         ({"depth": 50, "dropout_rate": 1.0}, "below 1, received 1.0"),
         ({"depth": 50, "bn_epsilon": float("nan")}, "bn_epsilon"),
-        ({"depth": 50, "activation": "gelu"}, "relu, silu"),
+        ({"depth": 50, "activation": "gelu"}, "relu or silu"),
         ({}, "needs 'blocks'"),
     ],
 )

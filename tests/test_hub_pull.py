@@ -532,7 +532,7 @@ def test_timm_s_own_repositories_load_and_are_marked(hub, caplog):
         ({"model_args": {"act_layer": "gelu"}}, "act_layer"),
         ({"architecture": None}, "damaged"),
         ({"pretrained_cfg": {"input_size": "big"}}, "damaged"),
-        ({"model_args": {"layers": [1, 2]}}, "four"),
+        ({"model_args": {"layers": [1, 2]}}, "list of 4 whole numbers"),
         ({"model_args": {"global_pool": "max"}}, "global_pool"),
         ({"pretrained_cfg": {"input_size": [3, 96, 64]}}, "square"),
     ],

@@ -9,12 +9,12 @@ paper's baseline. Training settings, resolutions and URLs are not architecture.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from rszoo.errors import ConfigError, nearest
+from rszoo.errors import ConfigError
+from rszoo.fields import build, check_count, check_fields, check_range, plain
 
 Activation = Literal["relu", "silu"]
 StridedPadding = Literal["symmetric", "same"]
@@ -118,25 +118,17 @@ class ArchConfig:
     drop_connect_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in ("blocks", "stem_widths", "stage_widths"):
-            object.__setattr__(self, field, _four_counts(field, getattr(self, field)))
-        if max(self.blocks) > _MAX_BLOCKS:
-            raise ConfigError(f"blocks must be at most {_MAX_BLOCKS} per stage, received {self.blocks}")
-        for field in ("num_classes", "in_chans", "expansion"):
-            if not _is_count(getattr(self, field)):
-                raise ConfigError(f"{field} must be a whole number of at least 1, received {getattr(self, field)!r}")
-        for field in ("dropout_rate", "drop_connect_rate"):
-            _check_number(field, getattr(self, field), low=0.0, below=1.0)
-        for field, low in (("width_multiplier", 1e-12), ("se_ratio", 0.0), ("bn_epsilon", 1e-12)):
-            _check_number(field, getattr(self, field), low=low, below=_MAX_FACTOR)
-        for field, choices in (
-            ("activation", get_args(Activation)),
-            ("strided_padding", get_args(StridedPadding)),
-            ("shortcut_pool", get_args(ShortcutPool)),
-            ("stem", get_args(Stem)),
-        ):
-            if getattr(self, field) not in choices:
-                raise ConfigError(f"{field} must be one of {', '.join(choices)}, received {getattr(self, field)!r}")
+        check_fields(self)
+        # The limits prevent a walk of hours over a damaged config.json.
+        for field, most in (("blocks", _MAX_BLOCKS), ("stem_widths", _MAX_COUNT), ("stage_widths", _MAX_COUNT)):
+            if not all(1 <= count <= most for count in getattr(self, field)):
+                raise ConfigError(
+                    f"{field} must be four whole numbers from 1 to {most}, received {getattr(self, field)}"
+                )
+        check_count(self, "num_classes", "in_chans", "expansion", high=_MAX_COUNT)
+        check_range(self, "dropout_rate", "drop_connect_rate", low=0.0, below=1.0)
+        check_range(self, "width_multiplier", "bn_epsilon", low=1e-12, below=_MAX_FACTOR)
+        check_range(self, "se_ratio", low=0.0, below=_MAX_FACTOR)
 
     def scaled(self, width: int) -> int:
         """Return `width` channels times the width multiplier, truncated as the Model Garden does."""
@@ -199,10 +191,8 @@ class ArchConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values; `from_dict` is the inverse."""
-        return {
-            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
-            for field in dataclasses.fields(self)
-        }
+        values: dict[str, Any] = plain(self)
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ArchConfig:
@@ -211,33 +201,21 @@ class ArchConfig:
         Raises:
             ConfigError: a key is unknown or missing, or a value impossible.
         """
+        return build(cls, values)
+
+    @staticmethod
+    def expand_shorthand(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of a file with the `blocks` of its `depth`.
+
+        Raises:
+            ConfigError: there is neither, or both, or the depth is none of the published.
+        """
         fields = dict(values)
         if "depth" in fields:
             depth = fields.pop("depth")
             if not isinstance(depth, int) or depth not in BLOCKS_OF_DEPTH or "blocks" in fields:
                 raise ConfigError(f"depth must be one of {sorted(BLOCKS_OF_DEPTH)}, without blocks, received {depth!r}")
             fields["blocks"] = BLOCKS_OF_DEPTH[depth]
-        allowed = [field.name for field in dataclasses.fields(cls)]
-        for name in fields:
-            if name not in allowed:
-                likely = nearest(name, allowed) or allowed
-                raise ConfigError(f"unknown architecture field {name!r}; did you mean {', '.join(likely)}?")
         if "blocks" not in fields:
             raise ConfigError("an architecture needs 'blocks' (four counts) or 'depth'")
-        return cls(**fields)
-
-
-def _is_count(value: object) -> bool:
-    # The limit prevents a walk of hours over a damaged config.json.
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_COUNT
-
-
-def _four_counts(field: str, value: Any) -> tuple[int, ...]:
-    if not isinstance(value, (tuple, list)) or len(value) != 4 or not all(_is_count(item) for item in value):
-        raise ConfigError(f"{field} must be four whole numbers of at least 1, received {value!r}")
-    return tuple(value)
-
-
-def _check_number(field: str, value: Any, *, low: float, below: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < below:
-        raise ConfigError(f"{field} must be a number from {low:g} to below {below:g}, received {value!r}")
+        return fields

@@ -7,25 +7,22 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from rszoo.disk.locks import held
 from rszoo.disk.paths import busy_folder
 from rszoo.disk.temporary import write_whole
 from rszoo.errors import ConfigError, OutputError
+from rszoo.fields import build, check_count, check_format, check_pattern, check_percent, check_text, parse_json, plain
 from rszoo.folder.model_folder import EVALUATION, WEIGHTS, sha256_of
 
 #: What the images went through: rszoo's published preprocessing, or timm's transform of the same size.
 Transform = Literal["published", "timm"]
 
 _FORMAT_VERSION = 1
-_FRAMEWORKS = ("torch", "keras")
-_MAX_TEXT = 200
 # Another process holds the lock for as long as it takes to read and write a small file.
 _LOCK_S = 10
 
@@ -49,31 +46,30 @@ class Evaluation:
     top5: float
     preprocessing: Transform
     image_size: int
-    framework: str
+    framework: Literal["torch", "keras"]
     weights_sha256: str
     day: str
     rszoo_version: str
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "split", "rszoo_version"):
-            _check_text(name, getattr(self, name))
-        for name in ("images", "image_size"):
-            _check_count(name, getattr(self, name))
-        for name in ("top1", "top5"):
-            _check_percent(name, getattr(self, name))
+        check_text(self, "dataset", "split", "rszoo_version")
+        check_count(self, "images", "image_size")
+        check_percent(self, "top1", "top5")
         if self.top5 < self.top1:
             raise ConfigError(f"top5 must be at least top1, received top1 {self.top1!r} and top5 {self.top5!r}")
-        for name, allowed in (("preprocessing", get_args(Transform)), ("framework", _FRAMEWORKS)):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} must be {' or '.join(allowed)}, received {getattr(self, name)!r}")
-        if not isinstance(self.weights_sha256, str) or not re.fullmatch("[0-9a-f]{64}", self.weights_sha256):
-            raise ConfigError(f"weights_sha256 must be 64 hex digits, received {self.weights_sha256!r}")
-        _check_day(self.day)
+        check_pattern(self, "weights_sha256", "[0-9a-f]{64}", "64 hex digits")
+        if not _is_day(self.day):
+            raise ConfigError(f"day must be a date such as 2026-11-23, received {self.day!r}")
 
     @property
     def conditions(self) -> tuple[str, str, str, int, str]:
         """What a figure depends on besides the weights; two results may not have all of it in common."""
         return self.dataset, self.split, self.preprocessing, self.image_size, self.framework
+
+
+@dataclass(frozen=True)
+class _File:
+    results: tuple[Evaluation, ...]
 
 
 def read_evaluations(folder: Path) -> tuple[Evaluation, ...]:
@@ -118,7 +114,7 @@ def record_evaluation(folder: Path, result: Evaluation) -> tuple[Evaluation, ...
             kept[places.index(result.conditions)] = result
         else:
             kept.append(result)
-        record = {"format_version": _FORMAT_VERSION, "results": [asdict(one) for one in kept]}
+        record = {"format_version": _FORMAT_VERSION, **plain(_File(tuple(kept)))}
         try:
             write_whole(folder / EVALUATION, json.dumps(record, indent=1) + "\n")
         except OSError as error:
@@ -143,46 +139,18 @@ def _read(folder: Path) -> tuple[Evaluation, ...]:
     if not path.is_file():
         return ()
     try:
-        return _parse(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        results = build(_File, check_format(parse_json(path.read_bytes()), _FORMAT_VERSION)).results
+        for index, result in enumerate(results):
+            if any(result.conditions == former.conditions for former in results[:index]):
+                raise ConfigError(f"two results of {result.conditions}; keep one")
+    except ConfigError as error:
         raise ConfigError(f"{path} is damaged: {error}; delete it, then measure again") from error
+    return results
 
 
-def _parse(record: Mapping[str, Any]) -> tuple[Evaluation, ...]:
-    if record["format_version"] != _FORMAT_VERSION:
-        raise ConfigError(f"format_version {record['format_version']!r}, this rszoo reads {_FORMAT_VERSION}")
-    allowed = [field.name for field in fields(Evaluation)]
-    results: list[Evaluation] = []
-    for values in record["results"]:
-        if unknown := sorted(set(values) - set(allowed)):
-            raise ConfigError(f"unknown fields {unknown}; allowed: {allowed}")
-        result = Evaluation(**values)
-        if any(result.conditions == former.conditions for former in results):
-            raise ConfigError(f"two results of {result.conditions}; keep one")
-        results.append(result)
-    return tuple(results)
-
-
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str) or not value.strip() or len(value) > _MAX_TEXT:
-        raise ConfigError(f"{name} must be a text of at most {_MAX_TEXT} characters, received {str(value)[:50]!r}")
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} must be a whole number of at least 1, received {value!r}")
-
-
-def _check_percent(name: str, value: object) -> None:
-    # NaN is not in the range, either.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
-        raise ConfigError(f"{name} must be a percentage from 0 to 100, received {value!r}")
-
-
-def _check_day(value: object) -> None:
+def _is_day(text: str) -> bool:
     try:
-        valid = isinstance(value, str) and date.fromisoformat(value).isoformat() == value
+        # Python reads 20261123 and 2026-W48-1 as well.
+        return date.fromisoformat(text).isoformat() == text
     except ValueError:
-        valid = False
-    if not valid:
-        raise ConfigError(f"day must be a date such as 2026-11-23, received {value!r}")
+        return False

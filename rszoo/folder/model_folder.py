@@ -7,18 +7,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from rszoo.arch.config import ArchConfig
 from rszoo.disk.paths import expand_user
 from rszoo.errors import ConfigError, SourceNotFoundError, WeightsError
+from rszoo.fields import build, check_format, parse_json, plain
 from rszoo.folder.timm_config import parse_timm_config, timm_keys
 from rszoo.net.urls import is_hub_name, is_url, public_url
 from rszoo.registry.preprocessing import Preprocessing
@@ -61,20 +60,18 @@ class ModelConfig:
     labels: tuple[str, ...] | None
     weights: WeightKind
 
+    def __post_init__(self) -> None:
+        if self.labels is not None and len(self.labels) != self.arch.num_classes:
+            raise ConfigError(f"labels must be null or a list of {self.arch.num_classes}, received {len(self.labels)}")
+
     def to_json(self) -> str:
         """Return the text of `config.json`."""
-        facts = {
-            "format_version": _FORMAT_VERSION,
-            "title": self.title,
-            "pair": self.pair,
-            "weights": self.weights,
-            "arch": self.arch.to_dict(),
-            "preprocessing": dataclasses.asdict(self.preprocessing),
-            "labels": self.labels,
-        }
+        facts = plain(self)
+        # The long list last.
+        facts["labels"] = facts.pop("labels")
         keys = timm_keys(self.arch, self.preprocessing, self.labels)
         # rszoo's come first, so that the head of a long file is enough to read them.
-        return json.dumps({"rszoo": facts, **keys}, indent=1) + "\n"
+        return json.dumps({"rszoo": {"format_version": _FORMAT_VERSION, **facts}, **keys}, indent=1) + "\n"
 
 
 @dataclass(frozen=True)
@@ -141,13 +138,15 @@ def parse_config(text: str | bytes, label: str) -> ModelConfig:
         ConfigError: it is damaged, of another version, or of a network that is not a ResNet-RS.
     """
     try:
-        keys = json.loads(text)
-        if "rszoo" not in keys and "architecture" in keys:
+        keys = parse_json(text)
+        if isinstance(keys, dict) and "rszoo" not in keys and "architecture" in keys:
             arch, preprocessing, labels = parse_timm_config(keys)
             # timm's keys do not say which weights they are.
             return ModelConfig(label, None, arch, preprocessing, labels, "trained")
-        return _parse(keys["rszoo"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if not isinstance(keys, dict) or "rszoo" not in keys:
+            raise ConfigError("it has neither the key 'rszoo' nor timm's 'architecture'")
+        return build(ModelConfig, check_format(keys["rszoo"], _FORMAT_VERSION))
+    except ConfigError as error:
         raise ConfigError(f"{label} is damaged or not a ResNet-RS's: {error}") from error
 
 
@@ -184,18 +183,3 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _parse(facts: dict[str, Any]) -> ModelConfig:
-    if facts["format_version"] != _FORMAT_VERSION:
-        raise ConfigError(f"format_version {facts['format_version']!r}, this rszoo reads {_FORMAT_VERSION}")
-    labels, arch = facts["labels"], ArchConfig.from_dict(facts["arch"])
-    if facts["weights"] not in get_args(WeightKind):
-        raise ConfigError(f"weights must be {', '.join(get_args(WeightKind))}; received {facts['weights']!r}")
-    if not isinstance(facts["title"], str) or not isinstance(facts["pair"], (str, NoneType)):
-        raise ConfigError("title must be a text, and pair a registered name or null")
-    if labels is not None and (not isinstance(labels, list) or len(labels) != arch.num_classes):
-        raise ConfigError(f"labels must be null or a list of {arch.num_classes} names")
-    preprocessing = Preprocessing(**facts["preprocessing"])
-    labels = None if labels is None else tuple(map(str, labels))
-    return ModelConfig(facts["title"], facts["pair"], arch, preprocessing, labels, facts["weights"])

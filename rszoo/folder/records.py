@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rszoo.errors import ConfigError
+from rszoo.fields import build, check_format, parse_json, pick
 from rszoo.folder.model_folder import CONVERSION, VERIFICATION
 from rszoo.terminal import printable
 
@@ -18,9 +17,11 @@ PARITY_CHECKS = {"torch = keras", "torch = original graph", "keras = original gr
 #: The check that compares with the logits that were published.
 GOLDEN_CHECK = "published logits"
 
+#: One fact of where weights came from.
+Fact = str | int | float | bool | None
+
 _FORMAT_VERSION = 1
 _MAX_FACTS = 100
-_STATUSES = ("passed", "failed", "not run")
 _T = TypeVar("_T")
 
 
@@ -29,7 +30,7 @@ class CheckRecord:
     """The outcome of one check. A figure that was not finite is None."""
 
     name: str
-    status: str
+    status: Literal["passed", "failed", "not run"]
     detail: str
     figures: Mapping[str, float | None]
 
@@ -58,8 +59,24 @@ class ConversionRecord:
     converter: str
     sha256: str
     tensors: int
-    source: Mapping[str, Any]
+    source: Mapping[str, Fact | tuple[Fact, ...]]
     skipped: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Conversion:
+    """What is read of `conversion.json`, which says more."""
+
+    converter: str
+    source: Mapping[str, Fact | tuple[Fact, ...]]
+    result: Mapping[str, Any]
+    skipped: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class _Result:
+    sha256: str
+    tensors: int
 
 
 def read_conversion(folder: Path, name: str = CONVERSION) -> ConversionRecord:
@@ -98,38 +115,26 @@ def find_doubt(
     return None
 
 
-def _read(path: Path, parse: Callable[[dict[str, Any]], _T], remedy: str) -> _T | None:
+def _read(path: Path, parse: Callable[[Mapping[str, Any]], _T], remedy: str) -> _T | None:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format_version"] != _FORMAT_VERSION:
-            raise ConfigError(f"format_version {record['format_version']!r}, this rszoo reads {_FORMAT_VERSION}")
-        return parse(record)
+        return parse(check_format(parse_json(path.read_bytes()), _FORMAT_VERSION))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+    except (OSError, ConfigError) as error:
         raise ConfigError(f"{path} cannot be read or is damaged ({error}); {remedy}") from error
 
 
-def _parse_conversion(record: dict[str, Any]) -> ConversionRecord:
-    result, source = record["result"], {**record["source"]}
-    for key, value in source.items():
-        items = value if isinstance(value, list) else [value]
-        if len(source) > _MAX_FACTS or not all(isinstance(item, (str, int, float, NoneType)) for item in items):
-            raise ConfigError(f"source must be at most {_MAX_FACTS} texts, numbers and lists of them, unlike {key!r}")
-    skipped = {str(reason): len(names) for reason, names in record["skipped"].items()}
-    return ConversionRecord(str(record["converter"]), str(result["sha256"]), int(result["tensors"]), source, skipped)
+def _parse_conversion(record: Mapping[str, Any]) -> ConversionRecord:
+    account = build(_Conversion, pick(_Conversion, record))
+    result = build(_Result, pick(_Result, account.result, "result"), "result")
+    if len(account.source) > _MAX_FACTS:
+        raise ConfigError(f"source must be at most {_MAX_FACTS} facts, received {len(account.source)}")
+    skipped = {reason: len(names) for reason, names in account.skipped.items()}
+    return ConversionRecord(account.converter, result.sha256, result.tensors, account.source, skipped)
 
 
-def _parse_verification(record: dict[str, Any]) -> VerificationRecord:
-    checks = tuple(_parse_check(check) for check in record["checks"])
-    if record["passed"] is not all(check.status != "failed" for check in checks):
-        raise ConfigError(f"it says passed {record['passed']!r}, but its checks say otherwise")
-    versions = {str(package): str(version) for package, version in record["versions"].items()}
-    return VerificationRecord(str(record["weights_sha256"]), checks, versions)
-
-
-def _parse_check(check: dict[str, Any]) -> CheckRecord:
-    if check["status"] not in _STATUSES:
-        raise ConfigError(f"status must be {', '.join(_STATUSES)}; received {check['status']!r}")
-    figures = {str(name): None if value is None else float(value) for name, value in check["figures"].items()}
-    return CheckRecord(str(check["name"]), check["status"], str(check["detail"]), figures)
+def _parse_verification(record: Mapping[str, Any]) -> VerificationRecord:
+    verification = build(VerificationRecord, pick(VerificationRecord, record))
+    if record.get("passed") is not all(check.status != "failed" for check in verification.checks):
+        raise ConfigError(f"it says passed {record.get('passed')!r}, but its checks say otherwise")
+    return verification

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
 from rszoo.errors import ConfigError
-from rszoo.registry.preprocessing import Preprocessing
+from rszoo.fields import build, pick
+from rszoo.registry.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 # What timm's constructors of this family are given; `layers` may be any.
 _BASE_DEPTH = 50
@@ -32,6 +33,29 @@ _LINEAGE = {
 }
 # Arguments that act in training only: rszoo's own keys have them where they are published.
 _TRAINING_ARGS = ("drop_rate", "drop_path_rate", "drop_block_rate")
+
+
+@dataclass(frozen=True)
+class _TimmKeys:
+    """What is read of the top level of timm's `config.json`."""
+
+    architecture: str
+    num_classes: int | None = None
+    global_pool: str = "avg"
+    model_args: Mapping[str, Any] | None = None
+    pretrained_cfg: Mapping[str, Any] | None = None
+    label_names: Any = None
+
+
+@dataclass(frozen=True)
+class _TimmSettings:
+    """What is read of its `pretrained_cfg`."""
+
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    num_classes: int = 1000
+    label_names: Any = None
 
 
 def timm_keys(arch: ArchConfig, preprocessing: Preprocessing, labels: tuple[str, ...] | None) -> dict[str, Any]:
@@ -82,26 +106,28 @@ def parse_timm_config(keys: Mapping[str, Any]) -> tuple[ArchConfig, Preprocessin
     Raises:
         ConfigError: it is not a ResNet-RS, or one with arguments that rszoo does not know.
     """
-    name = keys["architecture"]
-    match = re.fullmatch(r"resnetrs(\d+)", name)
+    top = build(_TimmKeys, pick(_TimmKeys, keys))
+    match = re.fullmatch(r"resnetrs(\d+)", top.architecture)
     if match is None or int(match[1]) not in BLOCKS_OF_DEPTH:
         known = ", ".join(f"resnetrs{depth}" for depth in BLOCKS_OF_DEPTH)
-        raise ConfigError(f"architecture {name!r} is not a ResNet-RS; rszoo has {known}; load this one with timm")
-    arguments = dict(keys.get("model_args") or {})
+        raise ConfigError(
+            f"architecture {top.architecture!r} is not a ResNet-RS; rszoo has {known}; load this one with timm"
+        )
+    arguments = dict(top.model_args or {})
     blocks = arguments.pop("layers", BLOCKS_OF_DEPTH[int(match[1])])
-    if arguments.pop("global_pool", "avg") != "avg" or keys.get("global_pool", "avg") != "avg":
+    if arguments.pop("global_pool", "avg") != "avg" or top.global_pool != "avg":
         raise ConfigError("global_pool must be 'avg'; load this model with timm")
     if unknown := sorted(set(arguments) - {*_TRAINING_ARGS, "num_classes", "in_chans"}):
         raise ConfigError(f"model_args {', '.join(unknown)} are not known to rszoo; load this model with timm")
     # Older files of timm's have everything at the top level.
-    settings = keys.get("pretrained_cfg", keys)
-    channels, height, width = settings.get("input_size", (3, 224, 224))
+    cfg = keys if top.pretrained_cfg is None else top.pretrained_cfg
+    settings = build(_TimmSettings, pick(_TimmSettings, cfg), "pretrained_cfg")
+    channels, height, width = settings.input_size
     if height != width:
         raise ConfigError(f"input_size {height} x {width} is not square; load this model with timm")
-    classes = arguments.get("num_classes", keys.get("num_classes", settings.get("num_classes", 1000)))
-    arch = ArchConfig(tuple(blocks), classes, arguments.get("in_chans", channels))
-    default = Preprocessing(height)
-    preprocessing = Preprocessing(height, mean=settings.get("mean", default.mean), std=settings.get("std", default.std))
-    labels = keys.get("label_names") or settings.get("label_names")
+    classes = top.num_classes if top.num_classes is not None else settings.num_classes
+    arch = ArchConfig(blocks, arguments.get("num_classes", classes), arguments.get("in_chans", channels))
+    preprocessing = Preprocessing(height, mean=settings.mean, std=settings.std)
+    labels = top.label_names or settings.label_names
     named = isinstance(labels, list) and len(labels) == arch.num_classes
     return arch, preprocessing, tuple(map(str, labels)) if named else None

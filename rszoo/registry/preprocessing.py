@@ -6,14 +6,16 @@ Apart from the doing, so that the registry needs no numpy.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from rszoo.errors import ConfigError
+from rszoo.fields import check_count, check_fields, check_range
 
 #: Mean and standard deviation of ImageNet's RGB, for pixels in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-#: The one interpolation of the TF1 checkpoints.
-LEGACY_BICUBIC = "legacy-bicubic"
+#: How an image is resized. `legacy-bicubic`: TensorFlow 1's `resize_bicubic`, which the TF1 checkpoints were trained with.
+Interpolation = Literal["legacy-bicubic"]
 
 _MAX_SIZE = 8192
 _MAX_NUMBER = 1e6
@@ -33,21 +35,15 @@ class Preprocessing:
 
     image_size: int
     crop: float = 0.875
-    interpolation: str = LEGACY_BICUBIC
+    interpolation: Interpolation = "legacy-bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
-        size, numbers = self.image_size, (self.crop, *self.mean, *self.std)
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _MAX_SIZE:
-            raise ConfigError(f"image_size must be a whole number from 1 to {_MAX_SIZE}, received {size!r}")
-        if not all(isinstance(value, (int, float)) and abs(value) < _MAX_NUMBER for value in numbers):
-            raise ConfigError(f"crop, mean and std must be numbers below {_MAX_NUMBER:g}, received {numbers}")
-        if not _MIN_CROP <= self.crop <= 1:
-            raise ConfigError(f"crop must be {_MIN_CROP} to 1, received {self.crop!r}")
-        if self.interpolation != LEGACY_BICUBIC:
-            raise ConfigError(f"interpolation must be {LEGACY_BICUBIC!r}, received {self.interpolation!r}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ConfigError(f"mean and std must be three numbers, std above 0; received {self.mean} and {self.std}")
+        check_fields(self)
+        check_count(self, "image_size", high=_MAX_SIZE)
+        check_range(self, "crop", low=_MIN_CROP, high=1)
+        if min(self.std) <= 0 or max(map(abs, (*self.mean, *self.std))) >= _MAX_NUMBER:
+            raise ConfigError(
+                f"mean and std must be numbers below {_MAX_NUMBER:g}, std above 0; received {self.mean} and {self.std}"
+            )

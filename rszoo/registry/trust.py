@@ -13,11 +13,11 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import NoneType
 
 from rszoo.disk.paths import record_path
 from rszoo.disk.temporary import write_whole
 from rszoo.errors import ConfigError, IntegrityError
+from rszoo.fields import build, parse_json
 from rszoo.net.urls import Version, is_url, public_url
 from rszoo.registry.manifest import PretrainedEntry
 
@@ -42,15 +42,6 @@ class Record:
     crc32c: str | None
     md5: str | None
 
-    def __post_init__(self) -> None:
-        texts = {name: value for name, value in vars(self).items() if name != "size"}
-        optional = ("sha256", "crc32c", "md5")
-        for name, value in texts.items():
-            if not isinstance(value, str) and not (value is None and name in optional):
-                raise TypeError(f"{name} is {value!r}")
-        if type(self.size) not in (int, NoneType):
-            raise TypeError(f"size is {self.size!r}")
-
 
 def read_record(name: str) -> Record | None:
     """Return what the first download of an archive found, or None if there was none.
@@ -60,10 +51,10 @@ def read_record(name: str) -> Record | None:
     """
     path = record_path(name)
     try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
+        return build(Record, parse_json(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ConfigError) as error:
         raise ConfigError(f"{path} is damaged ({error}); delete it to trust the next download anew") from error
 
 

@@ -1,0 +1,288 @@
+"""Checked dataclasses from the values of a JSON or YAML file, and back.
+
+Every key must be known and every value of its field's type: bool, int, float, str, Literal, None, Any, tuple, Mapping,
+another dataclass (a section of the file), or a union of these. Lists become tuples, whole numbers do as numbers; a bool
+is no number, and neither is NaN or infinity. Errors name the key with all of its sections, what was received, and what
+was allowed. What a type cannot say, a class checks in its `__post_init__`, with the `check_...` functions.
+
+A class with shorthand in its files has `expand_shorthand(values)`, which returns the values by the fields' names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from rszoo.errors import ConfigError, nearest
+from rszoo.version import __version__
+
+_T = TypeVar("_T")
+_MAX_TEXT = 200
+_MAX_SHOWN = 100
+_ONE: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_MANY: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "texts"}
+
+
+def build(cls: type[_T], values: object, where: str = "", *, number_texts: bool = False) -> _T:
+    """Build a dataclass from the values of a file.
+
+    Args:
+        cls: the dataclass.
+        values: a mapping by the fields' names.
+        where: the key of this section in the file, for error texts; empty for the whole file.
+        number_texts: take a text such as "4e-5" for a number; YAML reads that as a text, for it has no point.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value impossible.
+    """
+    section = _as_section(values, where or "the file")
+    # mypy does not see that a class has a hash.
+    types_of, required = _fields(cls)  # type: ignore[arg-type]
+    try:
+        section = getattr(cls, "expand_shorthand", dict)(section)
+    except ConfigError as error:
+        raise ConfigError(_placed(str(error), where, types_of)) from error
+    for key in section:
+        if key not in types_of:
+            raise ConfigError(_unknown(_dotted(where, key), nearest(str(key), types_of), list(types_of)))
+    if missing := [name for name in required if name not in section]:
+        raise ConfigError(f"{_dotted(where, missing[0])} is missing")
+    built = {key: _value(types_of[key], section[key], _dotted(where, key), number_texts) for key in section}
+    try:
+        return cls(**built)
+    except ConfigError as error:
+        raise ConfigError(_placed(str(error), where, types_of)) from error
+
+
+def pick(cls: Any, values: object, where: str = "") -> dict[str, Any]:
+    """Return those of a file's values that a dataclass has, for files that hold more than the class reads.
+
+    Raises:
+        ConfigError: the values are no section.
+    """
+    section = _as_section(values, where or "the file")
+    return {name: section[name] for name in _fields(cls)[0] if name in section}
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON and YAML have it: a section for a dataclass, a list for a tuple."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the values of a JSON text.
+
+    Raises:
+        ConfigError: it is not JSON, or nested too deep.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"it is not JSON: {error}") from error
+
+
+def check_format(values: object, version: int) -> Mapping[str, Any]:
+    """Check the `format_version` of a file's values, and return the others.
+
+    Raises:
+        ConfigError: the values are no section, or of another version than `version`.
+    """
+    section = {**_as_section(values, "the file")}
+    found = section.pop("format_version", None)
+    if found != version or isinstance(found, bool):
+        newer = isinstance(found, int) and found > version
+        remedy = f" (rszoo {__version__}); `pip install --upgrade rszoo` reads newer ones" if newer else ""
+        raise ConfigError(f"format_version {_shown(found)}, this rszoo reads {version}{remedy}")
+    return section
+
+
+def check_fields(instance: Any) -> None:
+    """Check the fields of a dataclass against their types, for one that users build in Python; lists become tuples.
+
+    Raises:
+        ConfigError: a value is of another type.
+    """
+    for name, hint in _fields(type(instance))[0].items():  # type: ignore[arg-type]
+        object.__setattr__(instance, name, _value(hint, getattr(instance, name), name, False))
+
+
+def check_text(instance: object, *names: str) -> None:
+    """Check that fields are texts that say something, of at most 200 characters.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name, value in _given(instance, names):
+        _require(
+            bool(value.strip()) and len(value) <= _MAX_TEXT, name, f"a text of at most {_MAX_TEXT} characters", value
+        )
+
+
+def check_range(
+    instance: object, *names: str, low: float, high: float = math.inf, below: float = math.inf, what: str = ""
+) -> None:
+    """Check that fields are from `low` to `high`, or to below `below`; None is not looked at. `what` names the values.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    end = f" to {high:g}" if high < math.inf else f" to below {below:g}" if below < math.inf else " upwards"
+    for name, value in _given(instance, names):
+        _require(low <= value <= high and value < below, name, f"{what and what + ' '}from {low:g}{end}", value)
+
+
+def check_count(instance: object, *names: str, high: float = math.inf) -> None:
+    """Check that fields are whole numbers of at least 1, or to `high`.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name, value in _given(instance, names):
+        end = f" and at most {high:g}" if high < math.inf else ""
+        _require(_is(value, int) and 1 <= value <= high, name, f"a whole number of at least 1{end}", value)
+
+
+def check_percent(instance: object, *names: str) -> None:
+    """Check that fields are percentages, 0 to 100.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    check_range(instance, *names, low=0, high=100, what="a percentage")
+
+
+def check_pattern(instance: object, name: str, pattern: str, what: str) -> None:
+    """Check that a field is None or a text that a regular expression matches as a whole; `what` says it in words.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    for _, value in _given(instance, (name,)):
+        _require(re.fullmatch(pattern, value) is not None, name, what, value)
+
+
+def _given(instance: object, names: Iterable[str]) -> list[tuple[str, Any]]:
+    return [(name, value) for name in names if (value := getattr(instance, name)) is not None]
+
+
+def _require(condition: bool, name: str, allowed: str, received: object) -> None:
+    if not condition:
+        raise ConfigError(f"{name} must be {allowed}, received {_shown(received)}")
+
+
+@functools.cache
+def _fields(cls: Any) -> tuple[dict[str, Any], list[str]]:
+    """Return the types of a dataclass's fields by name, and the names of those without a default."""
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    hints = get_type_hints(cls)
+    required = [field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING]
+    return {field.name: hints[field.name] for field in fields}, required
+
+
+def _value(hint: Any, value: Any, where: str, number_texts: bool) -> Any:
+    """Check a value against a field's type, and return it as the field has it."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any or hint is object:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, where, number_texts=number_texts)  # type: ignore[arg-type]
+    if origin in (Union, types.UnionType):
+        return _union(args, value, where, number_texts)
+    if origin is tuple:
+        return _tuple(args, value, where, number_texts)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        section = _as_section(value, where)
+        return {key: _value(args[1], item, _dotted(where, key), number_texts) for key, item in section.items()}
+    if hint is float:
+        value = _number(value, number_texts)
+    _require(value in args if origin is Literal else _is(value, hint), where, _kind(hint), value)
+    return value
+
+
+def _is(value: Any, hint: Any) -> bool:
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _number(value: Any, number_texts: bool) -> Any:
+    """Return a value as a float if it is a number; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str) if number_texts else (int, float)):
+        return value
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return value
+
+
+def _union(args: tuple[Any, ...], value: Any, where: str, number_texts: bool) -> Any:
+    arms = [arg for arg in args if arg is not types.NoneType]
+    if value is None and len(arms) < len(args):
+        return None
+    if len(arms) == 1:
+        return _value(arms[0], value, where, number_texts)
+    for arm in arms:
+        try:
+            return _value(arm, value, where, number_texts)
+        except ConfigError:
+            continue
+    raise ConfigError(f"{where} must be {' or '.join(map(_kind, args))}, received {_shown(value)}")
+
+
+def _tuple(args: tuple[Any, ...], value: Any, where: str, number_texts: bool) -> tuple[Any, ...]:
+    items = () if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable) else tuple(value)
+    open_ended = args[-1] is Ellipsis
+    wanted = (args[0],) * len(items) if open_ended else args
+    if len(items) != len(wanted) or (not items and not isinstance(value, (list, tuple))):
+        names = _MANY.get(args[0], "values") if open_ended or len(set(args)) == 1 else "values"
+        raise ConfigError(
+            f"{where} must be a list of {'' if open_ended else f'{len(args)} '}{names}, received {_shown(value)}"
+        )
+    numbered = enumerate(zip(wanted, items, strict=True))
+    return tuple(_value(hint, item, f"{where}[{index}]", number_texts) for index, (hint, item) in numbered)
+
+
+def _kind(hint: Any) -> str:
+    """Return a field's type in words."""
+    if hint is types.NoneType:
+        return "null"
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    return _ONE.get(hint, "a list" if get_origin(hint) is tuple else "a section with keys")
+
+
+def _as_section(values: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{where} must be a section with keys, received {_shown(values)}")
+    return values
+
+
+def _unknown(key: str, likely: list[str], allowed: list[str]) -> str:
+    hint = f"did you mean {', '.join(likely)}?" if likely else f"allowed: {', '.join(allowed)}"
+    return f"unknown key {_shown(key)}; {hint}"
+
+
+def _placed(text: str, where: str, names: Iterable[str]) -> str:
+    """Return a class's own error text, which begins with the field's name, with the sections in front of it."""
+    if not where:
+        return text
+    return f"{where}.{text}" if re.split(r"[ .\[]", text, maxsplit=1)[0] in names else f"{where}: {text}"
+
+
+def _dotted(where: str, key: object) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
