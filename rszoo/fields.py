@@ -3,7 +3,8 @@
 Every key must be known and every value of its field's type: bool, int, float, str, Literal, None, Any, tuple, Mapping,
 another dataclass (a section of the file), or a union of these. Lists become tuples, whole numbers do as numbers; a bool
 is no number, and neither is NaN or infinity. Errors name the key with all of its sections, what was received, and what
-was allowed. What a type cannot say, a class checks in its `__post_init__`, with the `check_...` functions.
+was allowed. What a type cannot say, a class checks in its `__post_init__`, with the `check_...` functions,
+which look at each value of a tuple, and not at None.
 
 A class with shorthand in its files has `expand_shorthand(values)`, which returns the values by the fields' names.
 """
@@ -16,7 +17,7 @@ import json
 import math
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rszoo.errors import ConfigError, nearest
@@ -131,7 +132,7 @@ def check_text(instance: object, *names: str) -> None:
 def check_range(
     instance: object, *names: str, low: float, high: float = math.inf, below: float = math.inf, what: str = ""
 ) -> None:
-    """Check that fields are from `low` to `high`, or to below `below`; None is not looked at. `what` names the values.
+    """Check that fields are from `low` to `high`, or to below `below`; `what` names the values.
 
     Raises:
         ConfigError: one is not.
@@ -162,7 +163,7 @@ def check_percent(instance: object, *names: str) -> None:
 
 
 def check_pattern(instance: object, name: str, pattern: str, what: str) -> None:
-    """Check that a field is None or a text that a regular expression matches as a whole; `what` says it in words.
+    """Check that a field is a text that a regular expression matches as a whole; `what` says it in words.
 
     Raises:
         ConfigError: it is not.
@@ -171,8 +172,14 @@ def check_pattern(instance: object, name: str, pattern: str, what: str) -> None:
         _require(re.fullmatch(pattern, value) is not None, name, what, value)
 
 
-def _given(instance: object, names: Iterable[str]) -> list[tuple[str, Any]]:
-    return [(name, value) for name in names if (value := getattr(instance, name)) is not None]
+def _given(instance: object, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the values of fields that are not None, and each of a tuple's."""
+    for name in names:
+        value = getattr(instance, name)
+        if isinstance(value, tuple):
+            yield from ((f"{name}[{index}]", item) for index, item in enumerate(value))
+        elif value is not None:
+            yield name, value
 
 
 def _require(condition: bool, name: str, allowed: str, received: object) -> None:

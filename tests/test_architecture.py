@@ -130,7 +130,7 @@ def test_drop_connect_grows_per_stage():
     ("fields", "message"),
     [
         ({"blocks": [1, 2, 3]}, "blocks must be a list of 4 whole numbers"),
-        ({"blocks": [1, 2, 0, 1]}, "four whole numbers"),
+        ({"blocks": [1, 2, 0, 1]}, r"blocks\[2\] must be a whole number of at least 1 and at most 1000, received 0"),
         ({"depth": 51}, "depth must be one of .50, 101"),
         ({"depth": 50, "num_class": 3}, "did you mean num_classes"),
         ({"depth": 50, "num_classes": 0}, "at least 1"),

@@ -15,6 +15,8 @@ from rszoo.fields import build, check_count, check_fields, check_format, check_p
 
 @dataclass(frozen=True)
 class Inner:
+    """A section."""
+
     rate: float = 0.5
     kind: Literal["steps", "cosine"] = "steps"
     epochs: tuple[float, ...] = ()
@@ -31,6 +33,8 @@ class Inner:
 
 @dataclass(frozen=True)
 class Outer:
+    """A file."""
+
     name: str
     count: int = 1
     inner: Inner = Inner()
@@ -53,7 +57,7 @@ def test_values_become_the_fields_and_back() -> None:
     }
     built = build(Outer, values)
     assert built.inner == Inner(0.0, epochs=(1.0, 2.5), pair=(7, "b"), mixed=3, flag=True)
-    assert type(built.inner.rate) is float and type(built.inner.epochs[0]) is float
+    assert {type(built.inner.rate), type(built.inner.epochs[0])} == {float}
     assert (built.many, built.figures) == ((Inner(kind="cosine"), Inner()), {"a": 1.0, "b": None})
     assert build(Outer, plain(built)) == built
 

@@ -120,12 +120,8 @@ class ArchConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         # The limits prevent a walk of hours over a damaged config.json.
-        for field, most in (("blocks", _MAX_BLOCKS), ("stem_widths", _MAX_COUNT), ("stage_widths", _MAX_COUNT)):
-            if not all(1 <= count <= most for count in getattr(self, field)):
-                raise ConfigError(
-                    f"{field} must be four whole numbers from 1 to {most}, received {getattr(self, field)}"
-                )
-        check_count(self, "num_classes", "in_chans", "expansion", high=_MAX_COUNT)
+        check_count(self, "blocks", high=_MAX_BLOCKS)
+        check_count(self, "stem_widths", "stage_widths", "num_classes", "in_chans", "expansion", high=_MAX_COUNT)
         check_range(self, "dropout_rate", "drop_connect_rate", low=0.0, below=1.0)
         check_range(self, "width_multiplier", "bn_epsilon", low=1e-12, below=_MAX_FACTOR)
         check_range(self, "se_ratio", low=0.0, below=_MAX_FACTOR)

@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rszoo.errors import ConfigError
 from rszoo.fields import check_count, check_fields, check_range
 
 #: Mean and standard deviation of ImageNet's RGB, for pixels in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-#: How an image is resized. `legacy-bicubic`: TensorFlow 1's `resize_bicubic`, which the TF1 checkpoints were trained with.
+#: How an image is resized. `legacy-bicubic`: TensorFlow 1's `resize_bicubic`, of the TF1 checkpoints.
 Interpolation = Literal["legacy-bicubic"]
 
 _MAX_SIZE = 8192
@@ -43,7 +42,5 @@ class Preprocessing:
         check_fields(self)
         check_count(self, "image_size", high=_MAX_SIZE)
         check_range(self, "crop", low=_MIN_CROP, high=1)
-        if min(self.std) <= 0 or max(map(abs, (*self.mean, *self.std))) >= _MAX_NUMBER:
-            raise ConfigError(
-                f"mean and std must be numbers below {_MAX_NUMBER:g}, std above 0; received {self.mean} and {self.std}"
-            )
+        check_range(self, "mean", low=-_MAX_NUMBER, high=_MAX_NUMBER)
+        check_range(self, "std", low=1e-12, high=_MAX_NUMBER)
