@@ -78,7 +78,7 @@ def _summary(name: str) -> str:
     which = entry.name if name == entry.name else f"{name}, which means {entry.name}"
     return (
         f"{which}: {parameters / 1e6:.1f} M parameters, input {entry.image_size} x {entry.image_size}, published top-1 "
-        f"{entry.published.top1:.1f} % on {entry.dataset}.\n"
+        f"{entry.published.top1:.1f} % on {entry.family.dataset.name}.\n"
     )
 
 

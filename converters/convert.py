@@ -39,7 +39,8 @@ from rszoo.folder.model_folder import (
     config_sha256,
     sha256_of,
 )
-from rszoo.registry.manifest import PretrainedEntry, get_entry, list_models
+from rszoo.registry.entry import PretrainedEntry
+from rszoo.registry.manifest import get_entry, list_models
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.terminal import progress_bar
 from rszoo.version import __version__

@@ -14,7 +14,7 @@ from rszoo.version import __version__
 _MODULE_OF = {
     "ArchConfig": "rszoo.arch.config",
     "Preprocessing": "rszoo.registry.preprocessing",
-    "PretrainedEntry": "rszoo.registry.manifest",
+    "PretrainedEntry": "rszoo.registry.entry",
     "RszooError": "rszoo.errors",
     "create": "rszoo.models.factory",
     "get_entry": "rszoo.registry.manifest",
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from rszoo.models.factory import create
     from rszoo.models.saving import save
     from rszoo.publish.push import push_to_hub
-    from rszoo.registry.manifest import PretrainedEntry, get_entry, list_models
+    from rszoo.registry.entry import PretrainedEntry
+    from rszoo.registry.manifest import get_entry, list_models
     from rszoo.registry.preprocessing import Preprocessing
 
 

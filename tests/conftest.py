@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +44,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RSZOO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def use_manifest(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, Any]], Path]:
+    """Put the values of a manifest in the place of rszoo's own, and return its path."""
+
+    def use(values: dict[str, Any]) -> Path:
+        path = tmp_path_factory.mktemp("manifest") / "weights_manifest.json"
+        path.write_text(json.dumps(values), encoding="utf-8")
+        monkeypatch.setenv("RSZOO_MANIFEST", str(path))
+        return path
+
+    return use
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,7 @@ from rszoo.publish.card.card import CardFacts, make_card
 from rszoo.publish.card.family_plot import family_plot, has_family_plot
 from rszoo.publish.card.markdown import code, link_target, plain
 from rszoo.verify.checks import Check, save_verification
+from tests.manifests import own, with_family
 
 PAIR = "resnet-rs-152-i256"
 REPO = "me/some-model"
@@ -322,6 +323,28 @@ def test_a_verification_that_does_not_vouch_is_said_first(folder, checks, why):
     assert why in warning
     assert "pushed with `--force`" in warning
     assert f"**{checks[-1].status}**" in section(card, "Verification")
+
+
+def test_the_card_of_a_new_family_has_its_words(demo, tmp_path, use_manifest):
+    use_manifest(with_family(own()))
+    entry = rszoo.get_entry("acme-net-50")
+    card = card_of(verified(fake_folder(demo, tmp_path / "made", entry)))
+    assert "Converted from `acme-net-50-at-128` of Acme's checkpoints; not those of Zoom. That it" in card
+    assert (
+        "| 77.7 |  | published crop and resize | published: [Acme, its &#42;site&#42;](https://acme.example/code); "
+        "Acme's set, held-out |"
+    ) in card
+    assert "subtract the mean 0.5, 0.5, 0.5" in section(card, "Preprocessing")
+    assert "MIT, as the code" in section(card, "License")
+    data = metadata(card, tmp_path)
+    assert (data["license"], data["datasets"]) == ("mit", ["acme/set"])
+    (result,) = data["model-index"][0]["results"]
+    assert result["dataset"] == {
+        "type": "acme/set", "name": "Acme's set", "config": "small", "split": "held-out"
+    }  # fmt: skip
+    assert result["source"] == {"name": "Acme, its *site*", "url": "https://acme.example/code"}
+    for word in ("Google", "ImageNet", "Model Garden", "results-imagenet"):
+        assert word not in card
 
 
 def test_a_verification_of_other_weights_is_not_shown(folder):

@@ -1,6 +1,6 @@
 """Downloads from a real server on this machine that fails on demand: bytes, requests, resumption, errors.
 
-The other two files about the cache take `quicken`, `published_entries` and `assert_tidy` from here.
+The other two files about the cache take `quicken` and `assert_tidy` from here.
 """
 
 from __future__ import annotations
@@ -38,28 +38,16 @@ from rszoo.net import fetcher
 from rszoo.net import retry as patience
 from rszoo.net.download import DamagedError, Download
 from rszoo.net.retry import OutOfPatienceError, TransientError
-from rszoo.net.urls import ORIGIN, RemoteChangedError
-from rszoo.registry import manifest as registry
-from rszoo.registry.manifest import PretrainedEntry, get_entry
-from tests.servers import BUCKET, Fault, FaultServer, Request, fake_gcs, random_schedule
+from rszoo.net.urls import RemoteChangedError
+from rszoo.registry.manifest import get_entry
+from tests.manifests import NAME, PATH, published
+from tests.servers import Fault, FaultServer, Request, fake_gcs, random_schedule
 
-NAME = "resnet-rs-demo"
-PATH = f"/{BUCKET}/resnet-rs/{NAME}.tar.gz"
 ARCHIVE = get_entry(NAME).source.path.read_bytes()
 IDENTITY = Identity(model=NAME)
 B = 1 << 12
 RUN = 4 * B
 BIG = random.Random(0).randbytes(64 * B + 5)
-
-_genuine_entries = registry._entries
-
-
-def published_entries(**facts: object) -> dict[str, PretrainedEntry]:
-    """Return the registry with the demo as a published pair, of which only these facts are known."""
-    entries = _genuine_entries()
-    nothing = {"file": None, "size": None, "crc32c": None, "md5": None, "sha256": None}
-    source = replace(entries[NAME].source, **{**nothing, "url": ORIGIN + PATH, **facts})
-    return {**entries, NAME: replace(entries[NAME], source=source)}
 
 
 def quicken(set_value: Callable[[object, str, object], object], block: int = B) -> None:
@@ -640,8 +628,8 @@ def test_no_secret_of_a_url_is_told_or_kept(server, tmp_path, monkeypatch, caplo
         assert path.is_dir() or b"hunter2" not in path.read_bytes()
 
 
-def test_what_was_asked_to_be_kept_is_the_archive(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "_entries", published_entries)
+def test_what_was_asked_to_be_kept_is_the_archive(server, tmp_path, monkeypatch, use_manifest):
+    use_manifest(published())
     monkeypatch.setenv("RSZOO_GCS_ENDPOINT", server.endpoint)
     first = sha256(fill_cache(get_entry(NAME), keep_archive=True).weights_path)
     assert (tmp_path / "cache" / "archives" / f"{NAME}.tar.gz").read_bytes() == ARCHIVE
@@ -651,14 +639,14 @@ def test_what_was_asked_to_be_kept_is_the_archive(server, tmp_path, monkeypatch)
     assert len(server.requests) == asked
 
 
-def test_a_genuine_object_store(tmp_path, monkeypatch):
+def test_a_genuine_object_store(tmp_path, monkeypatch, use_manifest):
     """The whole way against fake-gcs-server, whose authors know nothing of this project."""
     from typer.testing import CliRunner
 
     from rszoo.cli.main import app
     from rszoo.registry.trust import read_record
 
-    monkeypatch.setattr(registry, "_entries", published_entries)
+    use_manifest(published())
     with fake_gcs(tmp_path / "gcs") as store:
         store.put(NAME, ARCHIVE)
         monkeypatch.setenv("RSZOO_GCS_ENDPOINT", store.endpoint)
@@ -696,9 +684,9 @@ def test_random_faults_end_in_the_bytes_or_an_error(server, tmp_path, lies, pyte
 
 
 @pytest.mark.parametrize("lies", [False, True], ids=["faults", "lies"])
-def test_random_faults_never_make_a_wrong_model(server, tmp_path, monkeypatch, lies, pytestconfig):
+def test_random_faults_never_make_a_wrong_model(server, tmp_path, monkeypatch, use_manifest, lies, pytestconfig):
     quicken(monkeypatch.setattr, 1 << 16)
-    monkeypatch.setattr(registry, "_entries", published_entries)
+    use_manifest(published())
     monkeypatch.setenv("RSZOO_GCS_ENDPOINT", server.endpoint)
     monkeypatch.setenv("RSZOO_CACHE", str(tmp_path / "undisturbed"))
     expected = sha256(fill_cache(get_entry(NAME)).weights_path)

@@ -482,7 +482,7 @@ def test_what_the_command_records_is_on_the_card(folder, tmp_path):
     assert done.stderr == f"recorded in {folder / EVALUATION}, which has 1 now\n"
     (result,) = read_evaluations(folder)
     assert (result.images, result.top1, result.top5, result.split) == (360, 99.7222, 100.0, "validation")
-    assert (result.dataset, result.framework) == (rszoo.get_entry("resnet-rs-demo").dataset, "keras")
+    assert (result.dataset, result.framework) == (rszoo.get_entry("resnet-rs-demo").family.dataset.name, "keras")
     with planned(read_folder(folder), Target("me/demo"), force=True) as plan:
         assert EVALUATION in plan.files
         card = plan.card

@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +29,9 @@ from rszoo.folder.model_folder import ModelConfig, find_damage, parse_config, re
 from rszoo.hub.address import HubAddress, parse_address, parse_repo
 from rszoo.hub.describe import describe_hub_model
 from rszoo.models.factory import keras_weights
-from rszoo.registry import manifest as registry
-from rszoo.registry.manifest import Converted, HubPin, get_entry
+from rszoo.registry.manifest import get_entry, parse_manifest
 from rszoo.registry.preprocessing import Preprocessing
+from tests import manifests
 from tests.conftest import ME, READER
 from tests.hub_server import HubFault, hub_environment, use_hub
 
@@ -77,10 +76,11 @@ def moved(hub, since: int = 0) -> dict[str, int]:
     return sent
 
 
-def patched(monkeypatch, **changes) -> None:
-    entry = replace(get_entry("resnet-rs-demo"), **changes)
-    entries = {**registry._entries(), entry.name: entry}
-    monkeypatch.setattr(registry, "_entries", lambda: entries)
+def pinned(sha256: str, commit: str) -> dict:
+    """Return a manifest that has the demo's converted weights on the Hub."""
+    values = manifests.own()
+    manifests.model(values)["converted"] = {"sha256": sha256, "hub": {"repo": "me/demo", "commit": commit}}
+    return values
 
 
 def block_sockets(monkeypatch) -> None:
@@ -313,11 +313,11 @@ def test_failures_say_what_to_do(hub, files, fault, said, monkeypatch):
         rszoo.create(NAME, pretrained=True)
 
 
-def test_the_pinned_repository_is_the_first_source(hub, files, logits, monkeypatch, tmp_path, caplog):
+def test_the_pinned_repository_is_the_first_source(hub, files, logits, monkeypatch, tmp_path, caplog, use_manifest):
     monkeypatch.setenv("RSZOO_CACHE", str(tmp_path / "cache"))
     commit = hub.put_repo("me/demo", files)
     sha256 = json.loads(files["conversion.json"])["result"]["sha256"]
-    patched(monkeypatch, converted=Converted(sha256, HubPin("me/demo", commit)))
+    use_manifest(pinned(sha256, commit))
     assert torch.equal(run(rszoo.create("resnet-rs-demo", pretrained=True)), logits["ema"])
     assert "model.safetensors" in moved(hub)
     since = len(hub.requests)
@@ -326,10 +326,10 @@ def test_the_pinned_repository_is_the_first_source(hub, files, logits, monkeypat
     assert (hub.requests[since:], caplog.records) == ([], [])
 
 
-def test_prefetch_takes_the_pinned_repository_for_a_cluster(hub, files, monkeypatch, tmp_path, logits):
+def test_prefetch_takes_the_pinned_repository_for_a_cluster(hub, files, monkeypatch, tmp_path, logits, use_manifest):
     commit = hub.put_repo("me/demo", files)
     sha256 = json.loads(files["conversion.json"])["result"]["sha256"]
-    patched(monkeypatch, converted=Converted(sha256, HubPin("me/demo", commit)))
+    use_manifest(pinned(sha256, commit))
     # prefetch sets it, as if the user had.
     monkeypatch.setenv("RSZOO_CACHE", str(tmp_path / "elsewhere"))
     done = CliRunner().invoke(app, ["prefetch", "resnet-rs-demo", "--output", str(tmp_path / "cache")])
@@ -360,21 +360,21 @@ def _no_answer(hub, files):
 
 
 @pytest.mark.parametrize("spoil", [_wrong_weights, _other_model, _no_answer])
-def test_behind_a_pin_that_fails_is_the_archive(hub, files, logits, monkeypatch, caplog, spoil, tmp_path):
+def test_behind_a_pin_that_fails_is_the_archive(hub, files, logits, monkeypatch, caplog, spoil, tmp_path, use_manifest):
     monkeypatch.setenv("RSZOO_CACHE", str(tmp_path / "cache"))
     sha256 = json.loads(files["conversion.json"])["result"]["sha256"]
-    patched(monkeypatch, converted=Converted(sha256, HubPin("me/demo", spoil(hub, files))))
+    use_manifest(pinned(sha256, spoil(hub, files)))
     assert torch.equal(run(rszoo.create("resnet-rs-demo", pretrained=True)), logits["ema"])
     assert "using the published archive" in caplog.text
 
 
 @pytest.mark.parametrize("pin", [{"repo": "me"}, {"commit": "main"}, {"commit": "A" * 40}, {"sha256": None}, {"x": 1}])
 def test_impossible_pins_are_refused(pin):
-    manifest = json.loads((Path(registry.__file__).parents[2] / "weights_manifest.json").read_text())
+    manifest = manifests.own()
     converted = {"sha256": pin.pop("sha256", "0" * 64), "hub": {"repo": "me/x", "commit": "0" * 40, **pin}}
     manifest["models"][0]["converted"] = converted
     with pytest.raises(ConfigError, match=manifest["models"][0]["name"]):
-        registry.parse_manifest(manifest)
+        parse_manifest(manifest)
 
 
 @pytest.mark.parametrize("framework", ["torch", "keras"])

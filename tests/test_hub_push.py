@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -23,7 +22,8 @@ from rszoo.publish.card.card import _GENERATED
 from rszoo.publish.card.family_plot import family_plot
 from rszoo.publish.plan import Target, planned
 from rszoo.publish.push import upload
-from rszoo.registry import manifest as registry
+from rszoo.registry.manifest import get_entry
+from tests import manifests
 from tests.conftest import ME, READER
 from tests.hub_server import HubFault, HubRequest, hub_environment
 
@@ -127,13 +127,14 @@ def test_dry_run_shows_files_and_card_and_asks_nobody(hub, verified, tmp_path, m
     assert changes(hub) == []
 
 
-def test_a_published_pair_is_pushed_with_its_family_s_picture(folder, monkeypatch):
+def test_a_published_pair_is_pushed_with_its_family_s_picture(folder, use_manifest):
     # The demo as one of a family of two whose latencies are known.
-    entries = registry._entries()
-    demo = entries["resnet-rs-demo"]
-    entry = replace(demo, published=replace(demo.published, v100_latency_s=0.2))
-    twin = replace(entry, name="resnet-rs-twin", published=replace(demo.published, v100_latency_s=0.4))
-    monkeypatch.setattr(registry, "_entries", lambda: {entry.name: entry, twin.name: twin})
+    values = manifests.own()
+    demo = manifests.model(values)
+    demo["published"]["v100_latency_s"] = 0.2
+    twin = {**demo, "name": "resnet-rs-twin", "published": {"top1": 99.7, "v100_latency_s": 0.4}}
+    use_manifest({**values, "models": [demo, twin]})
+    entry = get_entry("resnet-rs-demo")
     with planned(read_folder(folder), Target("me/demo")) as plan:
         assert set(plan.files) == PLAIN | {"family.png"}
         assert plan.files["family.png"].read_bytes() == family_plot(entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import multiprocessing
 import os
 import random
@@ -28,10 +29,10 @@ from converters import convert as convert_module
 from rszoo.cache import fill as cache
 from rszoo.cache.fill import fill_cache
 from rszoo.net.partial import PartialFile
-from rszoo.registry import manifest as registry
 from rszoo.registry.manifest import get_entry
+from tests.manifests import NAME, PATH, published
 from tests.servers import Fault, FaultServer
-from tests.test_download import ARCHIVE, NAME, PATH, assert_tidy, published_entries, quicken, sha256
+from tests.test_download import ARCHIVE, assert_tidy, quicken, sha256
 
 BLOCK = 1 << 17
 # Forked from a server that has imported everything: dozens of processes, each there in milliseconds.
@@ -65,7 +66,10 @@ def work(job: Job, answer: Connection | None = None, start: object = None) -> No
     for variable in ("RSZOO_OFFLINE", "HF_HUB_OFFLINE"):
         os.environ.pop(variable, None)
     quicken(setattr, BLOCK)
-    registry._entries = published_entries
+    # Each process writes one, for it comes without the fixtures of the tests.
+    manifest = job.cache.parent / f"manifest-{os.getpid()}.json"
+    manifest.write_text(json.dumps(published()))
+    os.environ["RSZOO_MANIFEST"] = str(manifest)
     LOCKS[job.locks](job)
     # Its default is a semaphore, which a killed process leaves to multiprocessing, which complains.
     tqdm.set_lock(threading.RLock())
@@ -295,10 +299,10 @@ def test_when_the_one_that_works_is_killed_another_goes_on(server, tmp_path, und
     assert server.sent_bytes - before < 1.8 * len(ARCHIVE)
 
 
-def test_a_process_that_holds_the_lock_and_does_nothing_is_not_waited_for(server, tmp_path, monkeypatch):
+def test_a_process_that_holds_the_lock_and_does_nothing_is_not_waited_for(server, tmp_path, monkeypatch, use_manifest):
     monkeypatch.setenv("RSZOO_CACHE", str(tmp_path))
     monkeypatch.setenv("RSZOO_GCS_ENDPOINT", server.endpoint)
-    monkeypatch.setattr(registry, "_entries", published_entries)
+    use_manifest(published())
     monkeypatch.setattr(cache, "_HUNG_S", 0.5)
     (tmp_path / "busy").mkdir()
     began = time.monotonic()
@@ -310,6 +314,7 @@ def test_a_process_that_holds_the_lock_and_does_nothing_is_not_waited_for(server
 
 PROGRAM = """
 import signal
+from tests.manifests import NAME, PATH, published
 from tests.test_download import quicken
 # A shell's background job would ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

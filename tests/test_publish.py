@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,28 +15,24 @@ from rszoo.cache.fill import find_folder
 from rszoo.cli.main import app
 from rszoo.errors import HubError, NetworkError, VerificationError
 from rszoo.publish.family import Extras, publish
-from rszoo.registry import manifest as registry
 from rszoo.registry.manifest import parse_manifest
 from rszoo.verify import checks as parity
 from tests.conftest import ME
 from tests.hub_server import HubFault, use_hub
+from tests.manifests import NAME, OWN, PATH, model, published
 from tests.servers import FaultServer
-from tests.test_download import ARCHIVE, NAME, PATH, published_entries, quicken
+from tests.test_download import ARCHIVE, quicken
 
 OTHER = "resnet-rs-twin"
 MISSING = "resnet-rs-lost"
 
 
 @pytest.fixture
-def bucket(monkeypatch, tmp_path):
+def bucket(monkeypatch, tmp_path, use_manifest):
     """A server with the demo's archive as that of two pairs, a third one's missing; and the checks counted."""
-    entries = published_entries()
-    entry = replace(entries[NAME], preprocessing=entries[NAME].preprocessing)
-    others = {}
-    for name in (OTHER, MISSING):
-        source = replace(entry.source, url=entry.source.url.replace(NAME, name))
-        others[name] = replace(entry, name=name, source=source)
-    monkeypatch.setattr(registry, "_entries", lambda: {NAME: entry, **others})
+    values = published()
+    text = json.dumps(model(values))
+    use_manifest({**values, "models": [json.loads(text.replace(NAME, name)) for name in (NAME, OTHER, MISSING)]})
     monkeypatch.setenv("RSZOO_CACHE", str(tmp_path / "cache"))
     quicken(monkeypatch.setattr)
     # The graph comparisons take seconds each; tests of verification have them.
@@ -129,7 +124,7 @@ def test_one_of_another_version_or_unverified_is_pushed_anew(hub, bucket):
 
 def test_the_program_ends_with_a_table_and_writes_pins(hub, bucket, tmp_path, monkeypatch):
     manifest = tmp_path / "weights_manifest.json"
-    text = (Path(registry.__file__).parents[2] / "weights_manifest.json").read_text()
+    text = OWN.read_text()
     manifest.write_text(text)
     done = CliRunner().invoke(app, ["publish", "resnet-rs-*", "--to", "acme", "--pin", str(manifest), "--private"])
     assert isinstance(done.exception, NetworkError)

@@ -8,10 +8,13 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import rszoo
-from rszoo.errors import ConfigError, UnknownModelError
+from rszoo.cli.main import app
+from rszoo.errors import ConfigError, SourceNotFoundError, UnknownModelError
 from rszoo.registry.manifest import parse_manifest
+from tests.manifests import with_family
 
 MANIFEST = json.loads((Path(__file__).parent.parent / "weights_manifest.json").read_text())
 
@@ -93,11 +96,17 @@ def test_patterns_keep_the_order_of_depth():
         (lambda record: record.update(image_size=161), "disagrees with depth 50 and image_size 161"),
         (lambda record: record["arch"].update(depth=101), "disagrees"),
         (lambda record: record["arch"].update(num_classes=999), "1000 labels for 999 classes"),
-        (lambda record: record["source"].update(sha=1), "unknown fields .'sha'. in Source"),
-        (lambda record: record["source"].update(url=None), "either a url or a file"),
-        (lambda record: record.pop("published"), "published"),
-        (lambda record: record.update(top1=3), "unknown fields"),
+        (lambda record: record["source"].update(sha=1), r"unknown key 'source\.sha'; did you mean sha256"),
+        (lambda record: record["source"].update(url=None), "source: a source has either a url or a file"),
+        (lambda record: record.pop("published"), "published is missing"),
+        (lambda record: record.update(top1=3), "unknown key 'top1'; allowed: name, family, arch"),
         (lambda record: record.update(name="resnet-rs-101-i160"), "disagrees"),
+        (lambda record: record.update(family="garden"), "family must be tf1 or demo, received 'garden'"),
+        (
+            lambda record: record["golden"].update(top5=[[388, float("nan")]]),
+            r"golden\.top5\[0\]\[1\] must be a number",
+        ),
+        (lambda record: record["published"].update(top1=788), "published.top1 must be a percentage from 0 to 100"),
     ],
 )
 def test_a_wrong_manifest_is_refused_by_model(change, message):
@@ -105,6 +114,51 @@ def test_a_wrong_manifest_is_refused_by_model(change, message):
     change(manifest["models"][0])
     with pytest.raises(ConfigError, match=f"(?s)model 'resnet-rs-(50|101)-i160'.*{message}"):
         parse_manifest(manifest)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pairs": "("}, r"families\.tf1\.pairs must be a regular expression"),
+        ({"golden": None}, r"unknown key 'families\.tf1\.golden'; did you mean golden_image"),
+        ({"preprocessing": {"interpolation": "bilinear"}}, "interpolation must be legacy-bicubic, received 'bilinear'"),
+        ({"labels": "imagenet-21k"}, "unknown label set 'imagenet-21k'"),
+        ({"labels": ["one"]}, "1 labels for 1000 classes"),
+    ],
+)
+def test_a_wrong_family_is_refused(change, message):
+    manifest = copy.deepcopy(MANIFEST)
+    manifest["families"]["tf1"].update(change)
+    with pytest.raises(ConfigError, match=message):
+        parse_manifest(manifest)
+
+
+def test_a_manifest_of_an_older_rszoo_is_refused():
+    with pytest.raises(ConfigError, match="schema_version 1, this rszoo reads 2"):
+        parse_manifest({**MANIFEST, "schema_version": 1})
+
+
+def test_a_new_family_is_data_alone(use_manifest):
+    use_manifest(with_family(copy.deepcopy(MANIFEST)))
+    assert rszoo.list_models("acme*") == ["acme-net-50-at-96", "acme-net-50-at-128"]
+    entry = rszoo.get_entry("Acme_Net50")
+    assert (entry.name, rszoo.get_entry("acme50").name) == ("acme-net-50-at-128", "acme-net-50-at-128")
+    assert (entry.family.format, entry.family.publisher.name) == ("made-up", "Acme")
+    assert (entry.arch.activation, entry.preprocessing.crop, entry.preprocessing.mean) == ("silu", 0.9, (0.5, 0.5, 0.5))
+    # With a class more than there are labels, the first is the background.
+    assert entry.labels[:2] == ("nothing", "tench, Tinca tinca")
+    assert rszoo.get_entry("acme-net-50-at-96").labels[0] == "tench, Tinca tinca"
+    with pytest.raises(UnknownModelError, match="Available for acme-net-50: acme-net-50-at-96, acme-net-50-at-128"):
+        rszoo.get_entry("acme-net-50-at-64")
+    listed = CliRunner().invoke(app, ["list", "acme*"]).stdout.splitlines()
+    assert [line.split()[0] for line in listed] == ["model", "acme-net-50-at-96", "acme-net-50-at-128"]
+    assert listed[1].endswith("Acme's set")
+
+
+def test_a_manifest_that_is_not_there_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("RSZOO_MANIFEST", str(tmp_path / "none.json"))
+    with pytest.raises(SourceNotFoundError, match=r"none\.json, which RSZOO_MANIFEST names: No such file.*unset it"):
+        rszoo.list_models()
 
 
 def test_a_pair_listed_twice_is_refused():

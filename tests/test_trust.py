@@ -23,19 +23,16 @@ from rszoo.cli.main import app
 from rszoo.disk.paths import record_path
 from rszoo.errors import ConfigError, IntegrityError, NetworkError, OutputError
 from rszoo.folder.model_folder import ModelFolder
-from rszoo.registry import manifest as registry
-from rszoo.registry.manifest import get_entry
+from rszoo.registry.manifest import get_entry, parse_manifest
 from rszoo.registry.pinning import pin_manifest
 from rszoo.registry.trust import Record, read_record, remember
+from tests.manifests import NAME, PATH, published
 from tests.servers import Fault, FaultServer
 from tests.test_download import (
     ARCHIVE,
-    NAME,
-    PATH,
     assert_tidy,
     crc,
     md5,
-    published_entries,
     quicken,
     recompressed,
     sha256,
@@ -53,7 +50,7 @@ FACTS = {
 
 
 @pytest.fixture(autouse=True)
-def _published(monkeypatch, tmp_path) -> None:
+def _published(monkeypatch, tmp_path, use_manifest) -> None:
     quicken(monkeypatch.setattr, 1 << 18)
     monkeypatch.setenv("RSZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -61,7 +58,7 @@ def _published(monkeypatch, tmp_path) -> None:
         monkeypatch.delenv(variable, raising=False)
     # Nothing listens there: no test asks the real one by mistake.
     monkeypatch.setenv("RSZOO_GCS_ENDPOINT", "http://127.0.0.1:9")
-    know(monkeypatch)
+    use_manifest(published())
 
 
 @pytest.fixture
@@ -77,12 +74,6 @@ def mirrors(monkeypatch) -> Iterator[tuple[FaultServer, FaultServer]]:
     with FaultServer(objects={PATH: ARCHIVE}) as first, FaultServer(objects={PATH: ARCHIVE}) as second:
         monkeypatch.setenv("RSZOO_GCS_ENDPOINT", f"{first.endpoint}/, {second.endpoint}")
         yield first, second
-
-
-def know(monkeypatch, **facts: object) -> None:
-    """Have the manifest know only these facts of the archive."""
-    entries = published_entries(**facts)
-    monkeypatch.setattr(registry, "_entries", lambda: entries)
 
 
 def fill() -> ModelFolder:
@@ -144,14 +135,14 @@ def test_another_archive_of_the_same_name_is_refused(server, tmp_path, content, 
 
 
 @pytest.mark.parametrize("fact", FACTS)
-def test_the_manifest_is_believed_more_than_the_server(server, tmp_path, monkeypatch, fact):
+def test_the_manifest_is_believed_more_than_the_server(server, tmp_path, monkeypatch, fact, use_manifest):
     others = {"size": 5, "crc32c": crc(STAMPED), "md5": md5(STAMPED), "sha256": hashlib.sha256(STAMPED).hexdigest()}
-    know(monkeypatch, **{fact: others[fact]})
+    use_manifest(published(**{fact: others[fact]}))
     with pytest.raises(IntegrityError, match=re.escape(f"is {FACTS[fact]}, and the manifest says {others[fact]}")):
         fill()
     assert server.sent_bytes == (len(ARCHIVE) + 1 if fact == "sha256" else 1)
     assert (models(tmp_path), record_path(NAME).exists()) == ([], False)
-    know(monkeypatch, **{fact: FACTS[fact]})
+    use_manifest(published(**{fact: FACTS[fact]}))
     fill()
 
 
@@ -184,14 +175,14 @@ FIRST_FAILS = {
 
 
 @pytest.mark.parametrize("how", FIRST_FAILS)
-def test_mirrors_are_tried_in_order(mirrors, tmp_path, monkeypatch, how):
+def test_mirrors_are_tried_in_order(mirrors, tmp_path, monkeypatch, how, use_manifest):
     first, second = mirrors
     monkeypatch.setenv("RSZOO_TIMEOUT", "0.1")
     if FIRST_FAILS[how] is None:
         monkeypatch.setenv("RSZOO_GCS_ENDPOINT", f"http://127.0.0.1:9 {second.endpoint}")
     else:
         first.always = FIRST_FAILS[how]
-    know(monkeypatch, sha256=FACTS["sha256"])
+    use_manifest(published(sha256=FACTS["sha256"]))
     folder = fill()
     assert read_record(NAME).received_from == second.endpoint + PATH
     assert bool(first.requests) == (how != "down")
@@ -216,20 +207,20 @@ def test_no_mirror_works(mirrors, tmp_path):
     assert models(tmp_path) == []
 
 
-def test_a_mirror_without_hashes_needs_a_known_one(server, tmp_path, monkeypatch, caplog):
+def test_a_mirror_without_hashes_needs_a_known_one(server, tmp_path, monkeypatch, caplog, use_manifest):
     server.hashes = False
     with pytest.raises(IntegrityError, match=r"nothing vouches for .*manifest pin"):
         fill()
     assert (server.sent_bytes, models(tmp_path)) == (1, [])
     # A length vouches for nothing.
-    know(monkeypatch, size=len(ARCHIVE))
+    use_manifest(published(size=len(ARCHIVE)))
     with pytest.raises(IntegrityError, match="nothing vouches"):
         fill()
-    know(monkeypatch, sha256=FACTS["sha256"])
+    use_manifest(published(sha256=FACTS["sha256"]))
     fill()
     assert "trusting what the mirror" not in caplog.text
     # What it was is recorded, and serves where the manifest knows nothing.
-    know(monkeypatch)
+    use_manifest(published())
     clear_cache()
     fill()
     server.put(PATH, STAMPED)
@@ -292,7 +283,7 @@ def record(name: str = "resnet-rs-50-i160", **facts: object) -> Record:
 @pytest.fixture
 def manifest(tmp_path, monkeypatch) -> Path:
     """A copy of the project's own."""
-    monkeypatch.setattr(registry, "_entries", lambda: registry.parse_manifest(json.loads(MANIFEST.read_text())))
+    monkeypatch.delenv("RSZOO_MANIFEST")
     (tmp_path / "project").mkdir()
     path = tmp_path / "project" / "weights_manifest.json"
     path.write_bytes(MANIFEST.read_bytes())
@@ -311,7 +302,7 @@ def test_pinning_changes_these_hashes_and_no_other_byte(manifest):
     pinned = ['"size": 400000000', '"crc32c": "AAAAAA=="', f'"md5": "{md5(b"")}"', f'"sha256": "{"0" * 64}"']
     assert [new.strip(" ,") for _, new in changed] == [*pinned, *(text for text in pinned if "md5" not in text)]
     assert all(old == new.replace(new.strip(" ,").partition(": ")[2], "null") for old, new in changed)
-    assert registry.parse_manifest(json.loads(manifest.read_text()))["resnet-rs-50-i160"].source.sha256 == "0" * 64
+    assert parse_manifest(json.loads(manifest.read_text()))["resnet-rs-50-i160"].source.sha256 == "0" * 64
     # Another file in its place; and again, nothing to do.
     inode = manifest.stat().st_ino
     assert inode != unpinned

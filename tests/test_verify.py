@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +12,13 @@ from safetensors.numpy import save_file
 
 import rszoo
 from converters.convert import convert
+from rszoo.fields import plain
 from rszoo.folder.model_folder import ModelFolder, read_folder, sha256_of
 from rszoo.inference.images import preprocess
-from rszoo.registry.manifest import Golden, GoldenImage
+from rszoo.registry.entry import Golden, GoldenImage
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.verify import checks as parity
+from tests import manifests
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def demo(tmp_path_factory) -> ModelFolder:
 
 
 @pytest.fixture
-def golden(demo, tmp_path, monkeypatch):
+def golden(demo, tmp_path, use_manifest):
     """A photo of noise, and a registry in which its logits by the demo model are the published ones."""
     photo = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)).save(photo)
@@ -38,24 +39,30 @@ def golden(demo, tmp_path, monkeypatch):
     logits = stages["logits"][0]
     top5 = tuple((int(index), float(logits[index])) for index in np.argsort(-logits)[:5])
     image = GoldenImage("photo.png", "https://nowhere", photo.stat().st_size, sha256_of(photo), 64)
-    values = Golden(top5, float(np.linalg.norm(logits)))
-    entry = replace(rszoo.get_entry("resnet-rs-demo"), golden=values, golden_image=image)
-    monkeypatch.setattr(parity, "get_entry", lambda _: entry)
-    return photo, entry
+    golden = Golden(top5, float(np.linalg.norm(logits)))
+    use_manifest(manifest_with(golden, image))
+    return photo, golden, image
 
 
-def test_published_logits_pass_and_are_told_apart(demo, golden, monkeypatch):
-    photo, entry = golden
+def manifest_with(golden: Golden, image: GoldenImage) -> dict:
+    """Return a manifest with golden outputs of the demo."""
+    values = manifests.own()
+    values["families"]["demo"]["golden_image"] = plain(image)
+    manifests.model(values)["golden"] = plain(golden)
+    return values
+
+
+def test_published_logits_pass_and_are_told_apart(demo, golden, use_manifest):
+    photo, known, image = golden
     assert parity.check_golden(demo, str(photo)).status == "passed"
     assert parity.check_golden(demo, None).status == "not run"
-    index, logit = entry.golden.top5[0]
+    index, logit = known.top5[0]
     for top5, norm in [
-        (((index, logit + 0.11),), entry.golden.logits_l2),
-        (entry.golden.top5, entry.golden.logits_l2 + 0.11),
-        (entry.golden.top5, math.nan),
+        (((index, logit + 0.11),), known.logits_l2),
+        (known.top5, known.logits_l2 + 0.11),
+        (known.top5, known.logits_l2 - 0.11),
     ]:
-        wrong = replace(entry, golden=Golden(top5, norm))
-        monkeypatch.setattr(parity, "get_entry", lambda _, wrong=wrong: wrong)
+        use_manifest(manifest_with(Golden(top5, norm), image))
         assert parity.check_golden(demo, str(photo)).status == "failed"
 
 
@@ -100,14 +107,14 @@ def test_judgement_names_the_first_stage_over_the_bound():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("weights", "xx", "ema, raw, trained"),
+        ("weights", "xx", "ema or raw or trained"),
         ("title", None, "title"),
         ("pair", 5, "pair"),
         ("labels", ["a"], "10 names"),
-        ("labels", "abcdefghij", "10 names"),
-        ("preprocessing", {"image_size": 64, "mean": ["a", 0, 0]}, "must be numbers below"),
-        ("preprocessing", {"image_size": 64, "mean": 0.5}, "not iterable"),
-        ("preprocessing", {"image_size": 10**7}, "from 1 to 8192"),
+        ("labels", "abcdefghij", "labels must be a list of texts"),
+        ("preprocessing", {"image_size": 64, "mean": ["a", 0, 0]}, r"mean\[0\] must be a number"),
+        ("preprocessing", {"image_size": 64, "mean": 0.5}, "mean must be a list of 3 numbers"),
+        ("preprocessing", {"image_size": 10**7}, "at least 1 and at most 8192"),
         ("arch", {"blocks": [10**9, 1, 1, 1]}, "blocks"),
         ("arch", {"depth": 50, "width_multiplier": 1e308}, "width_multiplier"),
         ("arch", {"depth": [50]}, "depth must be"),

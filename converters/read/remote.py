@@ -22,7 +22,7 @@ from rszoo.errors import ArchiveError, CheckpointError, IntegrityError, NetworkE
 from rszoo.folder.model_folder import WeightSet
 from rszoo.net.download import DamagedError, Download, check_hash
 from rszoo.net.urls import RemoteChangedError, Version, check_online, mirrors_of, public_url
-from rszoo.registry.manifest import PretrainedEntry
+from rszoo.registry.entry import PretrainedEntry
 from rszoo.registry.trust import Record, check_archive, check_version, new_record, remember
 
 log = logging.getLogger("rszoo")

@@ -15,7 +15,8 @@ from rszoo.disk.paths import expand_user, kept_archive
 from rszoo.errors import ArchiveError, CheckpointError, SourceNotFoundError, UnknownModelError, UsageError
 from rszoo.folder.model_folder import WeightSet
 from rszoo.net.urls import Version, is_url
-from rszoo.registry.manifest import PretrainedEntry, get_entry, list_models
+from rszoo.registry.entry import PretrainedEntry
+from rszoo.registry.manifest import get_entry, list_models
 from rszoo.registry.trust import check_archive, new_record
 from rszoo.terminal import progress_bar
 

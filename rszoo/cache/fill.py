@@ -33,7 +33,8 @@ from rszoo.errors import (
 from rszoo.folder.model_folder import ModelFolder, WeightSet, looks_like_folder, read_folder
 from rszoo.hub.address import parse_address
 from rszoo.net.urls import is_hub_name, offline_variable
-from rszoo.registry.manifest import PretrainedEntry, get_entry
+from rszoo.registry.entry import PretrainedEntry
+from rszoo.registry.manifest import get_entry
 
 #: How much of the weights file's SHA-256 a folder's name has.
 HASH_DIGITS = 16

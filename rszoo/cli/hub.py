@@ -84,7 +84,8 @@ def publish(
     from rszoo.hub.address import parse_repo
     from rszoo.publish.family import Extras
     from rszoo.publish.family import publish as publish_all
-    from rszoo.registry.manifest import Converted, HubPin, names_of
+    from rszoo.registry.entry import Converted, HubPin
+    from rszoo.registry.manifest import names_of
     from rszoo.registry.pinning import pin_converted, read_manifest
 
     names = list(dict.fromkeys(name for pattern in patterns for name in names_of(pattern)))

@@ -39,7 +39,7 @@ def list_command(
     for entry in entries:
         size, top1 = str(entry.image_size), f"{entry.published.top1:.1f}"
         count = f"{count_parameters(entry.arch) / 1e6:.1f} M"
-        rows.append((entry.name, count, size, top1, f"{entry.source.size_mib:g}", entry.dataset))
+        rows.append((entry.name, count, size, top1, f"{entry.source.size_mib:g}", entry.family.dataset.name))
     print(table(rows))
 
 

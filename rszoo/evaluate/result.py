@@ -63,9 +63,9 @@ class Result:
             entry = get_entry(config.pair)
         except UnknownModelError:
             return ()
-        known = [Reference(f"published, {entry.dataset}", "published", entry.published.top1)]
+        known = [Reference(f"published, {entry.family.dataset.name}", "published", entry.published.top1)]
         if entry.published.timm_top1 is not None:
-            known.append(Reference(f"timm's results, {entry.dataset}", "timm", entry.published.timm_top1))
+            known.append(Reference(f"timm's results, {entry.family.dataset.name}", "timm", entry.published.timm_top1))
         if self.preprocessing == "published":
             return tuple(known[:1])
         return tuple(sorted(known, key=lambda reference: reference.preprocessing != self.preprocessing))

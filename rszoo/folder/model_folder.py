@@ -62,7 +62,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != self.arch.num_classes:
-            raise ConfigError(f"labels must be null or a list of {self.arch.num_classes}, received {len(self.labels)}")
+            received = f"received {len(self.labels)}"
+            raise ConfigError(f"labels must be null or a list of {self.arch.num_classes} names, {received}")
 
     def to_json(self) -> str:
         """Return the text of `config.json`."""

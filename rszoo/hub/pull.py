@@ -42,7 +42,7 @@ from rszoo.folder.timm_config import timm_lineage
 from rszoo.hub.address import HubAddress
 from rszoo.hub.failures import explained, status_of
 from rszoo.net.urls import offline_variable
-from rszoo.registry.manifest import PretrainedEntry
+from rszoo.registry.entry import PretrainedEntry
 from rszoo.version import __version__
 
 if TYPE_CHECKING:

@@ -198,7 +198,7 @@ def _open_digits(split: Split) -> Source:
         Image.fromarray(image).save(buffer, "PNG")
         stored.append(buffer.getvalue())
     return ImageSource(
-        title=get_entry("resnet-rs-demo").dataset,
+        title=get_entry("resnet-rs-demo").family.dataset.name,
         split=split,
         num_classes=10,
         class_names=tuple(map(str, range(10))),

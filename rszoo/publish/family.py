@@ -34,7 +34,8 @@ from rszoo.hub.failures import explained
 from rszoo.hub.pull import fetch_file
 from rszoo.publish.plan import Target, find_doubt, planned
 from rszoo.publish.push import check_login, upload
-from rszoo.registry.manifest import PretrainedEntry, get_entry
+from rszoo.registry.entry import PretrainedEntry
+from rszoo.registry.manifest import get_entry
 from rszoo.version import __version__
 
 Status = Literal["pushed", "unchanged", "there already", "failed"]

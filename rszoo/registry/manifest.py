@@ -1,136 +1,32 @@
 """Every published model/resolution pair: `weights_manifest.json` loaded, validated, listed and looked up.
 
-The manifest is data only. In go names (patterns, aliases, timm's names), out come frozen `PretrainedEntry`s.
+The manifest is data only. In go names (patterns, aliases, timm's names), out come frozen `PretrainedEntry`s. The
+environment variable `RSZOO_MANIFEST` names another manifest, for weights of one's own.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import functools
-import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rszoo.arch.config import ArchConfig
 from rszoo.assets import asset
-from rszoo.errors import ConfigError, UnknownModelError, nearest, summarize
+from rszoo.disk.paths import expand_user
+from rszoo.errors import ConfigError, SourceNotFoundError, UnknownModelError, nearest, summarize
+from rszoo.fields import build, parse_json
+from rszoo.registry.entry import Converted, Family, Golden, PretrainedEntry, Published, Source
 from rszoo.registry.preprocessing import Preprocessing
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _PACKAGE = Path(__file__).parents[1]
 _MANIFEST_NAME = "weights_manifest.json"
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the original archive is: `url`, or `file` inside this package. Hashes are None where nobody knows them.
-
-    `size_mib` as listed by the publisher, `size` in bytes; `members` in archive order; `crc32c` and `md5` in base64, as
-    the storage server sends them; `sha256` in hex.
-    """
-
-    size_mib: float
-    members: tuple[str, ...]
-    url: str | None = None
-    file: str | None = None
-    size: int | None = None
-    crc32c: str | None = None
-    md5: str | None = None
-    sha256: str | None = None
-
-    @property
-    def path(self) -> Path | None:
-        """The embedded archive, or None where the source is a URL."""
-        return asset(self.file) if self.file else None
-
-
-@dataclass(frozen=True)
-class Published:
-    """Figures of others, not measured here: the publisher's top-1 in percent and times of one training step.
-
-    `timm_top1`: of the same weights at the same size with timm's transform, in percent, from timm's
-    results-imagenet.csv; None where timm has no such result.
-    """
-
-    top1: float
-    v100_latency_s: float | None = None
-    tpuv3_latency_ms: float | None = None
-    timm_top1: float | None = None
-
-
-@dataclass(frozen=True)
-class Golden:
-    """Logits of the original graph for the family's golden image: (class, logit) of the top 5, L2 norm of all."""
-
-    top5: tuple[tuple[int, float], ...]
-    logits_l2: float
-
-
-@dataclass(frozen=True)
-class GoldenImage:
-    """The photo that the golden outputs belong to; `image_size` is the input size they were computed at."""
-
-    name: str
-    url: str
-    size: int
-    sha256: str
-    image_size: int
-
-
-@dataclass(frozen=True)
-class HubPin:
-    """A repository on the Hugging Face Hub and the commit of it, 40 hex digits, that holds a model."""
-
-    repo: str
-    commit: str
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo) or not re.fullmatch("[0-9a-f]{40}", self.commit):
-            raise ConfigError(f"hub needs repo OWNER/NAME and a commit of 40 hex digits, received {self}")
-
-
-@dataclass(frozen=True)
-class Converted:
-    """Converted weights: SHA-256 of `model.safetensors`, and their place on the Hub; None until somebody publishes."""
-
-    sha256: str | None = None
-    hub: HubPin | None = None
-
-    def __post_init__(self) -> None:
-        if self.hub is not None and self.sha256 is None:
-            raise ConfigError("hub needs sha256 beside it: what is there could not be checked")
-
-
-@dataclass(frozen=True)
-class PretrainedEntry:
-    """One pair. `arch` holds the published drop rates too, since they belong to the pair, not to the depth."""
-
-    name: str
-    family: str
-    title: str
-    arch: ArchConfig
-    preprocessing: Preprocessing
-    labels: tuple[str, ...]
-    source: Source
-    published: Published
-    golden: Golden | None
-    golden_image: GoldenImage | None
-    converted: Converted
-    license: str
-    paper: str
-    code: str
-    dataset: str
-    config_url: str | None
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square input, in pixels."""
-        return self.preprocessing.image_size
+_VARIABLE = "RSZOO_MANIFEST"
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -161,14 +57,14 @@ def get_entry(name: str) -> PretrainedEntry:
     Raises:
         UnknownModelError: the registry has no such name.
     """
-    entries = _entries()
-    wanted = _normalize(name)
-    if wanted in entries:
-        return entries[wanted]
-    sizes = [entry for pair, entry in entries.items() if re.fullmatch(rf"{re.escape(wanted)}-i\d+", pair)]
+    entries, wanted = list(_entries().values()), _spelling(name)
+    for entry in entries:
+        if _spelling(entry.name) == wanted:
+            return entry
+    sizes = [entry for entry in entries if wanted in map(_spelling, entry.short_names)]
     if sizes:
         return max(sizes, key=lambda entry: entry.image_size)
-    raise UnknownModelError(_unknown(name, wanted, list(entries)))
+    raise UnknownModelError(_unknown(name, entries))
 
 
 @functools.cache
@@ -181,106 +77,131 @@ def load_labels(label_set: str) -> tuple[str, ...]:
     return tuple(line.split("\t", 1)[1] for line in lines)
 
 
-def parse_manifest(manifest: Mapping[str, Any]) -> dict[str, PretrainedEntry]:
-    """Validate a manifest and return its entries by name.
+def manifest_path() -> Path:
+    """Return the path of the manifest in use: what the environment variable `RSZOO_MANIFEST` names, or rszoo's own."""
+    if named := os.environ.get(_VARIABLE):
+        return expand_user(named)
+    # In the wheel the manifest lies inside the package, in a checkout beside it.
+    return next(path for path in (_PACKAGE / _MANIFEST_NAME, _PACKAGE.parent / _MANIFEST_NAME) if path.is_file())
+
+
+def parse_manifest(values: object) -> dict[str, PretrainedEntry]:
+    """Check the values of a manifest and return its entries by name.
 
     Raises:
-        ConfigError: a field is unknown, missing or impossible; the text names the model.
+        ConfigError: a field is unknown, missing or impossible; the text names the family or the model.
     """
-    if manifest.get("schema_version") != _SCHEMA_VERSION:
-        raise ConfigError(
-            f"weights manifest has schema_version {manifest.get('schema_version')!r}, not {_SCHEMA_VERSION}"
-        )
+    try:
+        manifest = build(_Manifest, values)
+        families = {
+            name: build(Family, {"name": name, **facts}, f"families.{name}")
+            for name, facts in manifest.families.items()
+        }
+    except ConfigError as error:
+        raise ConfigError(f"weights manifest: {error}") from error
     entries: dict[str, PretrainedEntry] = {}
-    for record in manifest["models"]:
-        name = record.get("name")
+    for model in manifest.models:
+        name = model.get("name")
         try:
-            entry = _parse_entry(record, manifest["families"][record["family"]])
-        except (ConfigError, TypeError, ValueError, KeyError, AttributeError) as error:
+            entry = _parse_model(build(_Model, model), families)
+        except ConfigError as error:
             raise ConfigError(f"weights manifest, model {name!r}: {error}") from error
-        if name in entries:
+        if entry.name in entries:
             raise ConfigError(f"weights manifest lists {name!r} twice")
-        entries[name] = entry
+        entries[entry.name] = entry
     return entries
 
 
-@functools.cache
+@dataclass(frozen=True)
+class _Manifest:
+    schema_version: int
+    families: Mapping[str, Mapping[str, Any]]
+    models: tuple[Mapping[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        if self.schema_version != _SCHEMA_VERSION:
+            raise ConfigError(f"schema_version {self.schema_version}, this rszoo reads {_SCHEMA_VERSION}")
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A pair as the manifest has it."""
+
+    name: str
+    family: str
+    arch: ArchConfig
+    image_size: int
+    source: Source
+    published: Published
+    converted: Converted
+    config_url: str | None
+    golden: Golden | None
+
+
 def _entries() -> dict[str, PretrainedEntry]:
-    # In the wheel the manifest lies inside the package, in a checkout beside it.
-    path = next(path for path in (_PACKAGE / _MANIFEST_NAME, _PACKAGE.parent / _MANIFEST_NAME) if path.is_file())
-    return parse_manifest(json.loads(path.read_text(encoding="utf-8")))
+    path = manifest_path()
+    try:
+        # A file that was changed or replaced is read again.
+        return _read_manifest(path, (found := path.stat()).st_mtime_ns, found.st_ino)
+    except OSError as error:
+        raise SourceNotFoundError(
+            f"cannot read {path}, which {_VARIABLE} names: {error.strerror}; unset it for rszoo's own"
+        ) from error
 
 
-def _parse_entry(record: Mapping[str, Any], family: Mapping[str, Any]) -> PretrainedEntry:
-    known = {"name", "family", "arch", "image_size", "source", "config_url", "published", "golden", "converted"}
-    if unknown := set(record) - known:
-        raise ConfigError(f"unknown fields {sorted(unknown)}; allowed: {sorted(known)}")
-    arch = ArchConfig.from_dict(record["arch"])
-    name = record["name"]
-    if not re.fullmatch(r"resnet-rs-(\d+-i\d+|[a-z]+)", name):
-        raise ConfigError("a name must look like resnet-rs-50-i160 or resnet-rs-demo")
-    if name[-1].isdigit() and name != f"resnet-rs-{arch.depth}-i{record['image_size']}":
-        raise ConfigError(f"the name disagrees with depth {arch.depth} and image_size {record['image_size']}")
-    labels = family["labels"]
-    labels = load_labels(labels) if isinstance(labels, str) else tuple(labels)
-    if len(labels) != arch.num_classes:
-        raise ConfigError(f"{len(labels)} labels for {arch.num_classes} classes")
-    source = _build(Source, record["source"])
-    if (source.url is None) == (source.file is None):
-        raise ConfigError("a source has either a url or a file")
-    golden = _build(Golden, record["golden"])
+@functools.lru_cache(maxsize=4)
+def _read_manifest(path: Path, *_: int) -> dict[str, PretrainedEntry]:
+    return parse_manifest(parse_json(path.read_bytes()))
+
+
+def _parse_model(model: _Model, families: Mapping[str, Family]) -> PretrainedEntry:
+    if model.family not in families:
+        raise ConfigError(f"family must be {' or '.join(families)}, received {model.family!r}")
+    family, depth, size = families[model.family], model.arch.depth, model.image_size
+    match = re.fullmatch(family.pairs, model.name)
+    if match is None:
+        raise ConfigError(f"a name of the family {family.name} must match {family.pairs}")
+    said, known = match.groupdict(), {"depth": str(depth), "image_size": str(size)}
+    if any(said.get(key, value) != value for key, value in known.items()):
+        raise ConfigError(f"the name disagrees with depth {depth} and image_size {size}")
     return PretrainedEntry(
-        name=name,
-        family=record["family"],
-        title=family["title"],
-        arch=arch,
-        preprocessing=_build(Preprocessing, {"image_size": record["image_size"], **family["preprocessing"]}),
-        labels=labels,
-        source=source,
-        published=_build(Published, record["published"]),
-        golden=golden,
-        golden_image=_build(GoldenImage, family["golden_image"]),
-        converted=_build_converted(record["converted"]),
-        license=family["license"],
-        paper=family["paper"],
-        code=family["code"],
-        dataset=family["dataset"],
-        config_url=record["config_url"],
+        name=model.name,
+        family=family,
+        arch=model.arch,
+        preprocessing=build(Preprocessing, {"image_size": size, **family.preprocessing}),
+        labels=_labels(family, model.arch.num_classes),
+        source=model.source,
+        published=model.published,
+        golden=model.golden,
+        converted=model.converted,
+        config_url=model.config_url,
     )
 
 
-def _build_converted(values: Mapping[str, Any]) -> Converted:
-    converted: Converted = _build(Converted, {**values, "hub": None})
-    return dataclasses.replace(converted, hub=_build(HubPin, values.get("hub")))
+def _labels(family: Family, classes: int) -> tuple[str, ...]:
+    names = load_labels(family.labels) if isinstance(family.labels, str) else family.labels
+    if family.background is not None and classes == len(names) + 1:
+        names = (family.background, *names)
+    if len(names) != classes:
+        raise ConfigError(f"{len(names)} labels for {classes} classes")
+    return names
 
 
-def _build(cls: type[_T], values: Mapping[str, Any] | None) -> Any:
-    """Build a dataclass from JSON, refusing unknown keys; lists become tuples, null stays None."""
-    # There is no type for "a dataclass" that mypy knows and `type[_T]` fits.
-    if values is None:
-        return None
-    allowed = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    if unknown := set(values) - set(allowed):
-        raise ConfigError(f"unknown fields {sorted(unknown)} in {cls.__name__}; allowed: {allowed}")
-    return cls(**{key: _freeze(value) for key, value in values.items()})
+def _spelling(name: str) -> str:
+    """Return what all spellings of a name have in common: `resnetrs152`, `resnet_rs_152` and `ResNet-RS-152`."""
+    return re.sub(r"(?<!\d)-|-(?!\d)", "", name.strip().lower().replace("_", "-"))
 
 
-def _freeze(value: Any) -> Any:
-    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
-
-
-def _normalize(name: str) -> str:
-    """`resnetrs152`, `resnetrs152.tf_in1k`, `resnet_rs_152` and `ResNet-RS-152` all mean `resnet-rs-152`."""
-    lowered = name.strip().lower().removesuffix(".tf_in1k").replace("_", "-")
-    return re.sub(r"^resnet-?rs-?(?=\w)", "resnet-rs-", lowered)
-
-
-def _unknown(name: str, wanted: str, entries: list[str]) -> str:
-    same_depth = [pair for pair in entries if pair.startswith(wanted.rpartition("-i")[0] + "-i")]
-    if same_depth:
-        hint = f"Available for {wanted.rpartition('-i')[0]}: {summarize(same_depth, 9)}."
-    else:
-        hint = f"Nearest: {', '.join(nearest(wanted, entries) or entries[:3])}."
+def _unknown(name: str, entries: list[PretrainedEntry]) -> str:
     if name.endswith((".tar.gz", ".tgz", ".tar", ".safetensors")):
         return f"{name} is a file, not a model; convert an archive with `rszoo-convert --ckpt {name}`, or give a folder"
+    wanted, names = _spelling(name), [entry.name for entry in entries]
+    shorts = {entry.short_name: _spelling(entry.short_name) for entry in entries if entry.short_name is not None}
+    # Not the 50 of 501.
+    begun = [short for short, spelled in shorts.items() if re.match(rf"{re.escape(spelled)}(?!\d)", wanted)]
+    if begun:
+        sizes = [entry.name for entry in entries if entry.short_name == begun[0]]
+        hint = f"Available for {begun[0]}: {summarize(sizes, 9)}."
+    else:
+        hint = f"Nearest: {', '.join(nearest(name.strip().lower().replace('_', '-'), names) or names[:3])}."
     return f"unknown model {name!r}. {hint} Run `rszoo list` to see all; a model folder is given by its path."

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rszoo.disk.temporary import write_whole
 from rszoo.errors import ConfigError, IntegrityError, OutputError, SourceNotFoundError
-from rszoo.registry.manifest import Converted, parse_manifest
+from rszoo.fields import parse_json
+from rszoo.registry.entry import Converted
+from rszoo.registry.manifest import parse_manifest
 from rszoo.registry.trust import Record, read_record
 
 _FACTS = ("size", "crc32c", "md5", "sha256")
-_LIST = re.compile(r"\[([^\[\]{}]*)\]")
-_LIST_OF_LISTS = re.compile(r"\[\s*((?:\[[^\n]*\],?\s*)+)\]")
 
 
 def pin_manifest(path: Path) -> dict[str, list[str]]:
@@ -59,11 +58,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
         SourceNotFoundError, ConfigError: there is none, or it is damaged.
     """
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = parse_json(path.read_bytes())
         parse_manifest(manifest)
     except FileNotFoundError as error:
         raise SourceNotFoundError(f"no manifest at {path}; give the path of a weights_manifest.json") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except ConfigError as error:
         raise ConfigError(f"{path} is not a weights manifest: {error}") from error
     return manifest
 
@@ -71,7 +70,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def _write(manifest: dict[str, Any], path: Path) -> None:
     parse_manifest(manifest)
     try:
-        write_whole(path, _to_text(manifest))
+        write_whole(path, _to_text(manifest) + "\n")
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
@@ -91,9 +90,12 @@ def _pin(model: dict[str, Any], record: Record, path: Path) -> list[str]:
     return written
 
 
-def _to_text(manifest: dict[str, Any]) -> str:
-    """Return a manifest as it is kept under version control: an indent of 1, and each list on one line."""
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    for pattern in (_LIST, _LIST_OF_LISTS):
-        text = pattern.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text)
-    return text + "\n"
+def _to_text(value: object, indent: str = "\n") -> str:
+    """Return JSON as a manifest is kept under version control: an indent of 1, and a list of values on one line."""
+    deeper = indent + " "
+    if isinstance(value, dict) and value:
+        lines = [f"{json.dumps(key, ensure_ascii=False)}: {_to_text(item, deeper)}" for key, item in value.items()]
+        return "{" + deeper + f",{deeper}".join(lines) + indent + "}"
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return "[" + deeper + f",{deeper}".join(_to_text(item, deeper) for item in value) + indent + "]"
+    return json.dumps(value, ensure_ascii=False)

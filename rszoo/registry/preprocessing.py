@@ -13,8 +13,12 @@ from rszoo.fields import check_count, check_fields, check_range
 #: Mean and standard deviation of ImageNet's RGB, for pixels in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-#: How an image is resized. `legacy-bicubic`: TensorFlow 1's `resize_bicubic`, of the TF1 checkpoints.
 Interpolation = Literal["legacy-bicubic"]
+#: How an image is resized, in words.
+INTERPOLATIONS: dict[Interpolation, str] = {
+    "legacy-bicubic": "TensorFlow 1's legacy bicubic: no half-pixel centres, no antialiasing, a = -0.75,\n"
+    "   values neither clipped nor rounded",
+}
 
 _MAX_SIZE = 8192
 _MAX_NUMBER = 1e6

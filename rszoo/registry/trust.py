@@ -19,7 +19,7 @@ from rszoo.disk.temporary import write_whole
 from rszoo.errors import ConfigError, IntegrityError
 from rszoo.fields import build, parse_json
 from rszoo.net.urls import Version, is_url, public_url
-from rszoo.registry.manifest import PretrainedEntry
+from rszoo.registry.entry import PretrainedEntry
 
 _FACTS = {"size": "length", "crc32c": "CRC32C", "md5": "MD5", "sha256": "SHA-256"}
 _MANIFEST = "the manifest"

@@ -189,9 +189,9 @@ def check_golden(folder: ModelFolder, image: str | None) -> Check:
     """Compare the logits of the published photo with those of the original graph."""
     name = "published logits"
     entry = get_entry(folder.config.pair) if folder.config.pair else None
-    if entry is None or entry.golden is None or entry.golden_image is None:
+    if entry is None or entry.golden is None or entry.family.golden_image is None:
         return Check(name, "not run", f"none are published for {folder.config.title}")
-    photo = entry.golden_image
+    photo = entry.family.golden_image
     if folder.config.weights != "ema":
         return Check(name, "not run", "the published logits are of the averaged weights")
     if image is None:

@@ -49,13 +49,14 @@ def _front_matter(findings: Findings) -> str:
     from huggingface_hub import ModelCardData
 
     config = findings.facts.folder.config
-    family, results = findings.family, card_figures.eval_results(findings)
+    results = card_figures.eval_results(findings)
+    origin = findings.entry.family if findings.entry is not None and findings.evidence else None
     frameworks = ["timm"] * findings.loads_in_timm + ["keras"] * (KERAS_WEIGHTS in findings.facts.files)
     data = ModelCardData(
         library_name="timm" if findings.loads_in_timm else "rszoo",
         pipeline_tag="image-classification",
-        license=findings.entry.license.lower() if findings.entry is not None and findings.evidence else None,
-        datasets=[family.dataset_id] if family is not None and findings.evidence else None,
+        license=one_line(origin.license).lower() if origin is not None else None,
+        datasets=[one_line(origin.dataset.hub_id)] if origin is not None and origin.dataset.hub_id else None,
         tags=["rszoo", "resnet-rs", *frameworks, "safetensors", "image-classification"],
         model_name=one_line(config.title) if results else None,
         eval_results=results or None,

@@ -18,7 +18,8 @@ from rszoo.folder.records import (
     read_verification,
 )
 from rszoo.publish.card.markdown import plain
-from rszoo.registry.manifest import PretrainedEntry, get_entry
+from rszoo.registry.entry import PretrainedEntry, Publisher
+from rszoo.registry.manifest import get_entry
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,6 @@ class CardFacts:
 
 
 @dataclass(frozen=True)
-class Family:
-    """A family of published weights: its data set on the Hub, and who published its figures."""
-
-    dataset_id: str
-    dataset_name: str
-    dataset_config: str
-    split: str
-    publisher: str
-
-
-@dataclass(frozen=True)
 class Account:
     """One weights file: where it comes from, what was checked, and, in Markdown, why it cannot be called verified."""
 
@@ -62,7 +52,7 @@ class Findings:
     """The facts of a card.
 
     `entry` is the registered pair whose published weights these are, None for trained weights and networks of the
-    user's own. `family` is None, too, for pairs without a publisher besides rszoo.
+    user's own.
     """
 
     facts: CardFacts
@@ -78,9 +68,9 @@ class Findings:
         return "architecture" in json.loads(config.read_text(encoding="utf-8"))
 
     @property
-    def family(self) -> Family | None:
-        """The family of published weights that these belong to."""
-        return None if self.entry is None else _FAMILIES.get(self.entry.family)
+    def publisher(self) -> Publisher | None:
+        """Who published the pair's figures; None for trained weights, and for pairs of rszoo's own."""
+        return None if self.entry is None else self.entry.family.publisher
 
     @cached_property
     def evidence(self) -> list[str]:
@@ -101,12 +91,6 @@ class Findings:
     def has_published_accuracy(self) -> bool:
         """Whether the published accuracy is that of these weights: of the published checkpoint's averages."""
         return bool(self.evidence) and self.facts.folder.config.weights == "ema"
-
-
-# `default` and `validation` are the names that the data set has on the Hub.
-_FAMILIES = {
-    "tf1": Family("ILSVRC/imagenet-1k", "ImageNet-1k", "default", "validation", "Google, tensorflow/tpu README"),
-}
 
 
 def gather(facts: CardFacts) -> Findings:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from rszoo.errors import MissingPackageError, UsageError
-from rszoo.registry.manifest import PretrainedEntry, get_entry, list_models
+from rszoo.registry.entry import PretrainedEntry
+from rszoo.registry.manifest import get_entry, list_models
 
 _INCHES = (6.4, 4.2)
 _DOTS_PER_INCH = 110
@@ -34,7 +35,7 @@ def family_plot(entry: PretrainedEntry) -> bytes:
 
 
 def _draw(figure: Any, entry: PretrainedEntry) -> bytes:
-    axes = figure.add_subplot()
+    axes, publisher = figure.add_subplot(), entry.family.publisher
     for position, one in enumerate(_timed(entry)):
         # The points rise to the right, so there is room below and right of them, and above and left, by turns.
         _add_point(axes, one, marked=one.name == entry.name, below=position % 2 == 0)
@@ -44,12 +45,19 @@ def _draw(figure: Any, entry: PretrainedEntry) -> bytes:
     # Room for the labels of the first and the last.
     axes.margins(x=0.11, y=0.08)
     axes.set_xlabel("latency of one training step on V100, s (log scale)")
-    axes.set_ylabel("top-1 on ImageNet-1k, %")
+    axes.set_ylabel(f"top-1 on {entry.family.dataset.name}, %")
     axes.set_title(f"{entry.name} among the ResNet-RS", loc="left", fontsize=11)
     axes.grid(color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.text(0.99, 0.012, "figures published by Google, not measured here", ha="right", fontsize=7, color=_GREY)
+    figure.text(
+        0.99,
+        0.012,
+        f"figures published by {publisher.name if publisher else 'rszoo'}, not measured here",
+        ha="right",
+        fontsize=7,
+        color=_GREY,
+    )
     return _encoded(figure)
 
 

@@ -81,15 +81,16 @@ def accuracy(findings: Findings) -> str:
 
 
 def _published_rows(findings: Findings) -> list[tuple[str, str, str, str]]:
-    entry, family = findings.entry, findings.family
+    entry, publisher = findings.entry, findings.publisher
     if entry is None or not findings.has_published_accuracy:
         return []
-    transform = _TRANSFORMS["published"]
+    transform, dataset = _TRANSFORMS["published"], entry.family.dataset
     top1 = f"{entry.published.top1:.1f}"
-    if family is None:
-        return [(top1, "", transform, f"rszoo's registry; {plain(entry.dataset)}")]
-    publisher = f"published: [{family.publisher}]({link_target(entry.code)}); {family.dataset_name}, {family.split}"
-    rows = [(top1, "", transform, publisher)]
+    if publisher is None:
+        return [(top1, "", transform, f"rszoo's registry; {plain(dataset.name)}")]
+    images = ", ".join(plain(part) for part in (dataset.name, dataset.split) if part)
+    where = f"[{plain(publisher.name)}, {plain(publisher.place)}]({link_target(entry.family.code)})"
+    rows = [(top1, "", transform, f"published: {where}; {images}")]
     if entry.published.timm_top1 is not None:
         said = "timm's `results-imagenet.csv`, for its copy of these weights"
         rows.append((f"{entry.published.timm_top1:.2f}", "", _TRANSFORMS["timm"], said))
@@ -116,22 +117,25 @@ def eval_results(findings: Findings) -> list[EvalResult]:
 def _published_results(findings: Findings) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
-    entry, family = findings.entry, findings.family
+    entry, publisher = findings.entry, findings.publisher
     # A leaderboard reads this part, but not the warning that a card begins with.
-    if entry is None or family is None or not findings.has_published_accuracy or findings.main.doubt is not None:
+    if entry is None or publisher is None or not findings.has_published_accuracy or findings.main.doubt is not None:
+        return []
+    dataset = entry.family.dataset
+    if dataset.hub_id is None:
         return []
     return [
         EvalResult(
             task_type=_TASK,
-            dataset_type=family.dataset_id,
-            dataset_name=family.dataset_name,
-            dataset_config=family.dataset_config,
-            dataset_split=family.split,
+            dataset_type=one_line(dataset.hub_id),
+            dataset_name=one_line(dataset.name),
+            dataset_config=dataset.hub_config,
+            dataset_split=dataset.split,
             metric_type="accuracy",
             metric_name="Top-1 accuracy, %",
             metric_value=entry.published.top1,
-            source_name=family.publisher,
-            source_url=entry.code,
+            source_name=one_line(f"{publisher.name}, {publisher.place}"),
+            source_url=entry.family.code,
         )
     ]
 

@@ -13,12 +13,9 @@ from rszoo.publish.card.facts import Account, Findings
 from rszoo.publish.card.markdown import code, link_target, plain, table
 from rszoo.publish.card.usage import RAW_WARNING
 from rszoo.registry.manifest import get_entry, list_models
+from rszoo.registry.preprocessing import INTERPOLATIONS
 
 _PAPER = "[Revisiting ResNets: Improved Training and Scaling Strategies](https://arxiv.org/abs/2103.07579)"
-_NOT_OTHERS = (
-    "neither from weights that timm trained itself (its ResNet-RS-200) nor from those of the TensorFlow Model Garden, "
-    "whose archives have the same names."
-)
 _KIND = {
     "ema": "These are the exponential moving averages of the training (EMA).",
     "raw": f"These are the plain weights of the training, not their averages (EMA). {RAW_WARNING}",
@@ -76,13 +73,14 @@ def _lineage(findings: Findings) -> str:
         return "It is none of the registered pairs of rszoo."
     if not findings.evidence:
         return (
-            f"By its name it is the pair `{entry.name}` of {plain(entry.title)}. Whether it is that checkpoint was not "
-            "established: nobody has published its hash, and it was not downloaded from there by rszoo."
+            f"By its name it is the pair `{entry.name}` of {plain(entry.family.title)}. Whether it is that checkpoint "
+            "was not established: nobody has published its hash, and it was not downloaded from there by rszoo."
         )
-    if findings.family is None:
-        return f"Registered in rszoo as `{entry.name}`: {plain(entry.title)}."
+    if findings.publisher is None:
+        return f"Registered in rszoo as `{entry.name}`: {plain(entry.family.title)}."
+    others = f"; {plain(entry.family.not_others)}" if entry.family.not_others else ""
     known = f"That it is the published checkpoint is known from this: {'; '.join(findings.evidence)}."
-    return f"Converted from `{entry.name}` of {plain(entry.title)}; {_NOT_OTHERS} {known}"
+    return f"Converted from `{entry.name}` of {plain(entry.family.title)}{others}. {known}"
 
 
 def architecture(findings: Findings) -> str:
@@ -151,8 +149,7 @@ def preprocessing(findings: Findings) -> str:
 
 1. Decode to RGB. Cut the centre square whose side is {size}/{size + padding} ({size / (size + padding):.4f}) of the
    image's shorter side, rounded down; its offsets are rounded up.
-2. Resize it to {size} x {size} with TensorFlow 1's legacy bicubic: no half-pixel centres, no antialiasing, a = -0.75,
-   values neither clipped nor rounded.
+2. Resize it to {size} x {size} with {INTERPOLATIONS[settings.interpolation]}.
 3. Scale to [0, 1], subtract the mean {mean}, divide by the standard deviation {std}.
 
 `rszoo.preprocess` does this. Other libraries' bicubic and crop differ."""
@@ -160,17 +157,20 @@ def preprocessing(findings: Findings) -> str:
 
 
 def _transform_cost(findings: Findings) -> str:
-    if findings.family is None:
+    if findings.entry is None or findings.publisher is None:
         return ""
-    published = {name: get_entry(name).published for name in list_models()}
+    family = findings.entry.family
     rows = [
-        (f"`{name}`", f"{figures.timm_top1:.2f}", f"{figures.top1:.1f}")
-        for name, figures in published.items()
-        if figures.timm_top1 is not None
+        (f"`{entry.name}`", f"{entry.published.timm_top1:.2f}", f"{entry.published.top1:.1f}")
+        for entry in map(get_entry, list_models())
+        if entry.family == family and entry.published.timm_top1 is not None
     ]
+    if not rows:
+        return ""
     return (
-        "What that costs: top-1 on ImageNet-1k, in percent, with the same averaged weights. The figures with timm's "
-        "transform are from timm's `results-imagenet.csv`, the published ones are Google's.\n\n"
+        f"What that costs: top-1 on {plain(family.dataset.name)}, in percent, with the same averaged weights. The "
+        "figures with timm's transform are from timm's `results-imagenet.csv`, the published ones are "
+        f"{plain(findings.publisher.name)}'s.\n\n"
     ) + table(("pair", "timm's transform", "published"), rows)
 
 
@@ -192,6 +192,6 @@ def license_and_citation(findings: Findings) -> str:
     if entry is None or not findings.evidence:
         terms = "The files do not say under which license these weights are."
     else:
-        terms = f"{plain(entry.license)}, as the code and the checkpoint that these weights come from"
-        terms += f" ([code]({link_target(entry.code)}))." if entry.code.startswith("https://") else "."
+        terms = f"{plain(entry.family.license)}, as the code and the checkpoint that these weights come from"
+        terms += f" ([code]({link_target(entry.family.code)}))." if entry.family.code.startswith("https://") else "."
     return f"## License\n\n{terms}\n\n## Citation\n\n{_CITATION}"

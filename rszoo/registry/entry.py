@@ -1,0 +1,199 @@
+"""What the registry says of a published pair, as frozen dataclasses whose fields the weights manifest has.
+
+`rszoo.registry.manifest` reads and finds them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rszoo.arch.config import ArchConfig
+from rszoo.assets import asset
+from rszoo.errors import ConfigError
+from rszoo.fields import check_pattern, check_percent, check_text
+from rszoo.registry.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the original archive is: `url`, or `file` inside this package. Hashes are None where nobody knows them.
+
+    `size_mib` as listed by the publisher, `size` in bytes; `members` in archive order; `crc32c` and `md5` in base64, as
+    the storage server sends them; `sha256` in hex.
+    """
+
+    size_mib: float
+    members: tuple[str, ...]
+    url: str | None = None
+    file: str | None = None
+    size: int | None = None
+    crc32c: str | None = None
+    md5: str | None = None
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.url is None) == (self.file is None):
+            raise ConfigError("a source has either a url or a file")
+
+    @property
+    def path(self) -> Path | None:
+        """The embedded archive, or None where the source is a URL."""
+        return asset(self.file) if self.file else None
+
+
+@dataclass(frozen=True)
+class Published:
+    """Figures of others, not measured here: the publisher's top-1 in percent and times of one training step.
+
+    `timm_top1`: of the same weights at the same size with timm's transform, in percent, from timm's
+    results-imagenet.csv; None where timm has no such result.
+    """
+
+    top1: float
+    v100_latency_s: float | None = None
+    tpuv3_latency_ms: float | None = None
+    timm_top1: float | None = None
+
+    def __post_init__(self) -> None:
+        check_percent(self, "top1", "timm_top1")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Logits of the original graph for the family's golden image: (class, logit) of the top 5, L2 norm of all."""
+
+    top5: tuple[tuple[int, float], ...]
+    logits_l2: float
+
+
+@dataclass(frozen=True)
+class GoldenImage:
+    """The photo that the golden outputs belong to; `image_size` is the input size they were computed at."""
+
+    name: str
+    url: str
+    size: int
+    sha256: str
+    image_size: int
+
+
+@dataclass(frozen=True)
+class HubPin:
+    """A repository on the Hugging Face Hub and the commit of it, 40 hex digits, that holds a model."""
+
+    repo: str
+    commit: str
+
+    def __post_init__(self) -> None:
+        check_pattern(self, "repo", r"[\w.-]+/[\w.-]+", "OWNER/NAME")
+        check_pattern(self, "commit", "[0-9a-f]{40}", "40 hex digits")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Converted weights: SHA-256 of `model.safetensors`, and their place on the Hub; None until somebody publishes."""
+
+    sha256: str | None = None
+    hub: HubPin | None = None
+
+    def __post_init__(self) -> None:
+        if self.hub is not None and self.sha256 is None:
+            raise ConfigError("hub needs sha256 beside it: what is there could not be checked")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What weights were trained on: its name, and its id, configuration and split on the Hub, or None if not there."""
+
+    name: str
+    hub_id: str | None = None
+    hub_config: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Publisher:
+    """Who published the figures of a family, and where."""
+
+    name: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """What all pairs of one origin have in common; a new one is data in the manifest, and needs no code.
+
+    Attributes:
+        name: the key in the manifest.
+        title: where the weights come from, in a few words.
+        format: the converter's name of the checkpoints' format.
+        pairs: a regular expression of the pairs' names. Its groups `depth` and `image_size` must agree with the pair's;
+            `short` is the name of an architecture, which means its largest resolution.
+        aliases: other names of an architecture, in which `{short}` stands for the group.
+        dataset: what they were trained on.
+        preprocessing: the fields of `Preprocessing` without the image size.
+        labels: a label set's name, see `load_labels`, or the class names themselves.
+        background: the name of class 0 of pairs that have one class more than there are labels.
+        publisher: who published the figures; None for rszoo's own.
+        not_others: for the model card, which other weights these are not, as the rest of a sentence.
+    """
+
+    name: str
+    title: str
+    format: str
+    pairs: str
+    license: str
+    paper: str
+    code: str
+    dataset: DataSet
+    preprocessing: Mapping[str, Any] = field(hash=False)
+    labels: str | tuple[str, ...]
+    background: str | None = None
+    aliases: tuple[str, ...] = ()
+    publisher: Publisher | None = None
+    not_others: str | None = None
+    golden_image: GoldenImage | None = None
+
+    def __post_init__(self) -> None:
+        check_text(self, "title", "format", "license")
+        try:
+            re.compile(self.pairs)
+        except re.error as error:
+            raise ConfigError(f"pairs must be a regular expression, received {self.pairs!r}: {error}") from error
+
+
+@dataclass(frozen=True)
+class PretrainedEntry:
+    """One pair. `arch` holds the published drop rates too, since they belong to the pair, not to the depth."""
+
+    name: str
+    family: Family
+    arch: ArchConfig
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    source: Source
+    published: Published
+    golden: Golden | None
+    converted: Converted
+    config_url: str | None
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input, in pixels."""
+        return self.preprocessing.image_size
+
+    @property
+    def short_name(self) -> str | None:
+        """The architecture's name, such as `resnet-rs-152`, or None where the family names none."""
+        match = re.fullmatch(self.family.pairs, self.name)
+        return match.groupdict().get("short") if match else None
+
+    @property
+    def short_names(self) -> tuple[str, ...]:
+        """The architecture's name and its aliases."""
+        short = self.short_name
+        return () if short is None else (short, *(alias.replace("{short}", short) for alias in self.family.aliases))
