@@ -17,7 +17,7 @@ from pathlib import Path
 from converters.read.archive import read_archive
 from converters.read.files import CheckpointFiles
 from rszoo.disk.paths import downloads_folder, kept_archive
-from rszoo.disk.temporary import temporary_path
+from rszoo.disk.temporary import temporary_file
 from rszoo.errors import ArchiveError, CheckpointError, IntegrityError, NetworkError, RszooError
 from rszoo.folder.model_folder import WeightSet
 from rszoo.net.download import DamagedError, Download, check_hash
@@ -146,12 +146,9 @@ class RemoteArchive:
 def _move(path: Path, target: Path) -> None:
     """Move a file, to another disk if need be; it appears whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(target)
-    try:
+    with temporary_file(target) as temporary:
         shutil.move(path, temporary)
         temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _ignore(_: int) -> None:

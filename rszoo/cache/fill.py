@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
+from rszoo.disk import temporary
 from rszoo.disk.paths import busy_folder, cache_folder, downloads_folder, kept_archive, models_folder
-from rszoo.disk.temporary import remove, temporary_path
+from rszoo.disk.temporary import temporary_folder
 from rszoo.errors import (
     FILE_SYSTEM_ERRORS,
     ConfigError,
@@ -141,20 +142,16 @@ def _convert(entry: PretrainedEntry, weights: WeightSet, keep_archive: bool) -> 
     from rszoo.disk.staging import sweep, sync_folder, write_through
 
     sweep(models_folder())
-    scratch = temporary_path(models_folder() / f"{entry.name}-{weights}")
-    try:
+    with temporary_folder(models_folder() / f"{entry.name}-{weights}") as scratch:
         # A download is kept until the result is safe on the disk, and gone when it has its name: behind a model that is
         # found, nobody would clear it away.
         with locate(entry.name, keep_archive=keep_archive) as open_files:
-            scratch.mkdir()
             report = convert_into(scratch, open_files, entry, weights)
             write_through(scratch)
         target = models_folder() / f"{entry.name}-{weights}-{report['result']['sha256'][:HASH_DIGITS]}"
         _put_in_place(scratch, target)
         sync_folder(models_folder())
         return read_folder(target)
-    finally:
-        remove(scratch)
 
 
 def _put_in_place(scratch: Path, target: Path) -> None:
@@ -198,14 +195,10 @@ def _copy(name: str, fill: Callable[[Path], object]) -> ModelFolder:
     from rszoo.disk.staging import write_through
 
     target = models_folder() / name
-    scratch = temporary_path(target)
-    scratch.mkdir(parents=True)
-    try:
+    with temporary_folder(target) as scratch:
         fill(scratch)
         write_through(scratch)
         _put_in_place(scratch, target)
-    finally:
-        remove(scratch)
     return read_folder(target)
 
 
@@ -256,11 +249,9 @@ def remove_folder(folder: Path) -> None:
     Raises:
         OutputError: it cannot be removed.
     """
-    aside = temporary_path(folder)
     try:
-        folder.rename(aside)
+        temporary.remove_folder(folder)
     except FileNotFoundError:
         return
     except OSError as error:
         raise OutputError(f"cannot remove {folder}: {error.strerror}; it may belong to another user") from error
-    remove(aside)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rszoo.disk.temporary import abandoned, intended_path, remove, temporary_path
+from rszoo.disk.temporary import abandoned, intended_path, remove, temporary_folder
 from rszoo.errors import FILE_SYSTEM_ERRORS, OutputError
 
 
@@ -25,25 +24,22 @@ def staged_folder(output: Path, *, overwrite: bool, is_ours: Callable[[Path], bo
     _check_free(output, overwrite, is_ours)
     # What a failure must take away again: folders above the output that were not there before.
     created = [folder for folder in output.absolute().parents if not folder.exists()]
-    staging: Path | None = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         sweep(output.parent)
-        staging = temporary_path(output)
-        content = staging / "new"
-        content.mkdir(parents=True)
-        yield content
-        _check_free(output, overwrite, is_ours)
-        write_through(content)
-        _put_in_place(content, output, staging / "old")
+        with temporary_folder(output) as staging:
+            content = staging / "new"
+            content.mkdir()
+            yield content
+            _check_free(output, overwrite, is_ours)
+            write_through(content)
+            _put_in_place(content, output, staging / "old")
         created = []
     except OSError as error:
         if isinstance(error, OutputError) or error.errno not in FILE_SYSTEM_ERRORS:
             raise
         raise OutputError(f"cannot write {output}: {os.strerror(error.errno)}; choose another --output") from error
     finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
         for folder in created:
             with suppress(OSError):
                 folder.rmdir()

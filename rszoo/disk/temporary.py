@@ -13,7 +13,8 @@ import secrets
 import shutil
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _NAME = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
@@ -34,8 +35,7 @@ def write_whole(path: Path, text: str, *, replace: bool = True) -> bool:
     """
     for left in abandoned(path.parent):
         remove(left)
-    temporary = temporary_path(path)
-    try:
+    with temporary_file(path) as temporary:
         with temporary.open("x", encoding="utf-8") as written:
             written.write(text)
             written.flush()
@@ -44,8 +44,38 @@ def write_whole(path: Path, text: str, *, replace: bool = True) -> bool:
             temporary.replace(path)
             return True
         return _link(temporary, path)
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` for a file that the block renames to it; what is left there afterwards is removed."""
+    temporary = temporary_path(path)
+    try:
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that the block renames to it; what is left there afterwards is removed."""
+    temporary = temporary_path(path)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+    finally:
+        remove(temporary)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder: first its name, so that nobody opens half of it, then its files as far as possible.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    aside = temporary_path(folder)
+    folder.rename(aside)
+    remove(aside)
 
 
 def intended_path(temporary: Path) -> Path:

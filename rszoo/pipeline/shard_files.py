@@ -18,7 +18,7 @@ from typing import Any
 
 import google_crc32c
 
-from rszoo.disk.temporary import temporary_path
+from rszoo.disk.temporary import temporary_file
 from rszoo.errors import FILE_SYSTEM_ERRORS, OutputError, SourceNotFoundError
 from rszoo.terminal import progress_bar
 
@@ -102,12 +102,9 @@ def cached_copy(path: str, cache: Path) -> str:
         return str(copy)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_path(copy)
-        try:
+        with temporary_file(copy) as temporary:
             _copy(path, temporary, size)
             temporary.replace(copy)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         if isinstance(error, SourceNotFoundError) or error.errno not in FILE_SYSTEM_ERRORS:
             raise

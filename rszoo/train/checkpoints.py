@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rszoo.disk.staging import staged_folder, sweep
-from rszoo.disk.temporary import remove, temporary_path, write_whole
+from rszoo.disk.temporary import remove_folder, write_whole
 from rszoo.errors import CheckpointError
 from rszoo.folder.model_folder import sha256_of
 from rszoo.pipeline.share import Position
@@ -157,11 +157,9 @@ class Checkpoints:
         best = max(rated, key=lambda path: rated[path], default=None)
         for path in paths[self._keep :]:
             if path != best:
-                # Under a name that is no checkpoint's first: what a killed process leaves half removed is none.
-                gone = temporary_path(path)
+                # What a killed process leaves half removed is no checkpoint.
                 with writing(path):
-                    path.rename(gone)
-                remove(gone)
+                    remove_folder(path)
 
     def _paths(self) -> list[Path]:
         return list(self._folder.iterdir()) if self._folder.is_dir() else []
