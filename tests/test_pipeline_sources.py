@@ -116,7 +116,7 @@ def test_a_folder_that_is_not_there(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [WithoutScikitLearn(), *sys.meta_path])
-    with pytest.raises(MissingPackageError, match=r"rszoo\[train\]"):
+    with pytest.raises(MissingPackageError, match=r"rszoo\[data\]"):
         open_source("digits", "train")
 
 

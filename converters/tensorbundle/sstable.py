@@ -10,7 +10,8 @@ import struct
 from collections.abc import Iterable, Iterator
 
 from converters.tensorbundle.wire import masked_crc32c, read_varint, varint
-from rszoo.errors import CheckpointError, MissingPackageError
+from rszoo.errors import CheckpointError
+from rszoo.extras import needs
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 _FOOTER_SIZE = 48
@@ -110,12 +111,8 @@ def _read_block(table: bytes, handle: tuple[int, int]) -> bytes:
 
 def _unsnap(block: bytes) -> bytes:
     """Decompress a raw Snappy block. TensorFlow has written none since 1.2, so the package is optional."""
-    try:
+    with needs("the checkpoint's index is Snappy-compressed; reading it", "cramjam"):
         import cramjam
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            'the checkpoint\'s index is Snappy-compressed; to read it, run: pip install "rszoo[snappy]"'
-        ) from error
     length, _ = read_varint(block, 0)
     if length > _MAX_BLOCK_BYTES:
         raise CheckpointError("the checkpoint's index is damaged or hostile: a Snappy block claims over 16 MiB")

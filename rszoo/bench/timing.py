@@ -8,7 +8,6 @@ bfloat16. Every batch size is tried in a process of its own: what does not fit m
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import multiprocessing
 import os
 import platform
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from rszoo.errors import RszooError
+from rszoo.extras import installed_versions
 from rszoo.recipes.recipe import Recipe, load_recipe
 from rszoo.train.engine import Engine, EngineName
 from rszoo.train.memory import is_out_of_memory
@@ -197,10 +197,4 @@ def _processor() -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    return {"python": platform.python_version(), **installed_versions(_PACKAGES)}

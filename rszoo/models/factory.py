@@ -21,7 +21,8 @@ from rszoo.arch.features import FeatureInfo, choose_features
 from rszoo.arch.names import keras_name, to_tf_layout, torch_name
 from rszoo.arch.walk import iter_tensors
 from rszoo.cache.fill import find_folder
-from rszoo.errors import MissingPackageError, UsageError, nearest
+from rszoo.errors import UsageError, nearest
+from rszoo.extras import needs
 from rszoo.folder.model_folder import ModelConfig, looks_like_folder
 from rszoo.hub.address import parse_address
 from rszoo.models.adapt import adapt_weights, needed_tensors
@@ -163,15 +164,12 @@ def import_model_module(framework: Framework) -> Any:
     if framework == "keras" and backend not in _KERAS_BACKENDS:
         likely = nearest(backend, _KERAS_BACKENDS) or list(_KERAS_BACKENDS)
         raise UsageError(f"KERAS_BACKEND is {backend!r}; set it to {', '.join(likely)}, or leave it out")
-    try:
-        return importlib.import_module(f"rszoo.models.{framework}_resnet_rs")
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "keras", "tensorflow", "jax"):
-            raise
-        hint = "" if error.name == framework else f" (or set KERAS_BACKEND to an installed one; {error.name} is not)"
-        raise MissingPackageError(
-            f'{framework} models need a package that is not installed; run: pip install "rszoo[{framework}]"{hint}'
-        ) from error
+    if framework == "torch":
+        with needs("a PyTorch model", framework):
+            return importlib.import_module("rszoo.models.torch_resnet_rs")
+    hint = "or set KERAS_BACKEND to an engine that is installed"
+    with needs("a Keras model", framework, *_KERAS_BACKENDS, extra=f"keras,{backend}", hint=hint):
+        return importlib.import_module("rszoo.models.keras_resnet_rs")
 
 
 def keras_weights(tensors: Mapping[str, np.ndarray], config: ArchConfig) -> Mapping[tuple[str, str], np.ndarray]:

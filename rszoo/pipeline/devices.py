@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-
-from rszoo.errors import MissingPackageError, UsageError
+from rszoo.errors import UsageError
+from rszoo.extras import check_installed
 
 
 def require_tensorflow() -> None:
@@ -13,8 +12,7 @@ def require_tensorflow() -> None:
     Raises:
         MissingPackageError: it is not.
     """
-    if importlib.util.find_spec("tensorflow") is None:
-        raise MissingPackageError('reading data needs TensorFlow; run: pip install "rszoo[train]"')
+    check_installed("reading data", "tensorflow", extra="data")
 
 
 def keep_off_accelerators() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rszoo.errors import MissingPackageError
+from rszoo.extras import needs
 
 _HELD_OUT, _SEED = 360, 0
 
@@ -17,12 +17,8 @@ def digit_images() -> tuple[np.ndarray, np.ndarray]:
     Raises:
         MissingPackageError: scikit-learn is not installed.
     """
-    try:
+    with needs("reading the digits", "sklearn"):
         from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        if error.name != "sklearn":
-            raise
-        raise MissingPackageError('the digits need scikit-learn; run: pip install "rszoo[train]"') from error
     digits = load_digits()
     gray = np.rint(digits.images * 255 / 16).astype(np.uint8)
     return np.pad(gray, ((0, 0), (1, 1), (1, 1)))[..., None].repeat(3, axis=3), digits.target

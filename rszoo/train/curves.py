@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rszoo.errors import MissingPackageError
+from rszoo.extras import needs
 from rszoo.train.metrics import Record
 from rszoo.train.output import writing
 
@@ -17,12 +17,8 @@ _GREY, _BLUE, _RED = "#888888", "#4269a5", "#c23b22"
 
 def check_plotting() -> None:
     """Raise a MissingPackageError if there is nothing to plot with: before a training, not weeks later."""
-    try:
+    with needs("training", "matplotlib", extra="train"):
         import matplotlib.figure  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise MissingPackageError('training needs matplotlib; run: pip install "rszoo[train]"') from error
 
 
 def plot_curves(records: Sequence[Record], title: str, path: Path) -> None:

@@ -6,7 +6,6 @@ another run. A run that is finished is left as it is.
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import shlex
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rszoo.errors import ConfigError, OutputError
+from rszoo.extras import installed_versions
 from rszoo.folder.evaluations import Evaluation, record_evaluation
 from rszoo.folder.model_folder import ModelFolder, sha256_of
 from rszoo.models.saving import save
@@ -214,12 +214,7 @@ def _check_data(recipe: Recipe, images: Source) -> None:
 
 def _session(recipe: Recipe, job: Job, engine: Engine) -> dict[str, Any]:
     """Return the circumstances under which training begins or goes on."""
-    versions = {"python": platform.python_version(), "rszoo": __version__}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions = {"python": platform.python_version(), "rszoo": __version__, **installed_versions(_PACKAGES)}
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(job.command),

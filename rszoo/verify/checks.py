@@ -6,7 +6,6 @@ Keras in float64, both against the original TF1 graph in float32, logits against
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import tempfile
@@ -25,6 +24,7 @@ from rszoo.arch.names import to_torch_layout, torch_name
 from rszoo.arch.walk import Kind, iter_tensors
 from rszoo.disk.temporary import write_whole
 from rszoo.errors import MissingPackageError, OutputError, RszooError
+from rszoo.extras import installed_versions
 from rszoo.folder.model_folder import VERIFICATION, ModelFolder, find_damage, sha256_of
 from rszoo.inference.images import preprocess
 from rszoo.models.factory import create, import_model_module, keras_weights
@@ -96,7 +96,7 @@ def save_verification(folder: ModelFolder, checks: list[Check]) -> None:
         "weights_sha256": sha256_of(folder.weights_path),
         "passed": all(check.status != "failed" for check in checks),
         "checks": [check.to_dict() for check in checks],
-        "versions": _versions(),
+        "versions": installed_versions(("rszoo", "numpy", "torch", "keras", "tensorflow", "jax")),
     }
     target = folder.path / VERIFICATION
     try:
@@ -276,13 +276,3 @@ def _keras_dtype(dtype: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, Any] = {}
-    for package in ("rszoo", "numpy", "torch", "keras", "tensorflow", "jax"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from rszoo.errors import MissingPackageError, WeightsError
+from rszoo.errors import WeightsError
+from rszoo.extras import needs
 
 _NUMPY_DTYPES = {
     **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "C64": "<c8", "BOOL": "?"},
@@ -60,12 +61,8 @@ def import_torch() -> Any:
     Raises:
         MissingPackageError: it is not installed. A breakage inside it is passed on.
     """
-    try:
+    with needs('a tensor with framework="torch"', "torch"):
         return importlib.import_module("torch")
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise MissingPackageError('PyTorch tensors need a package: run pip install "rszoo[torch]"') from error
 
 
 def _native(data: np.ndarray, code: str) -> np.ndarray:

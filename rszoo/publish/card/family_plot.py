@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rszoo.errors import MissingPackageError, UsageError
+from rszoo.errors import UsageError
+from rszoo.extras import needs
 from rszoo.registry.entry import PretrainedEntry
 from rszoo.registry.manifest import get_entry, list_models
 
@@ -77,14 +78,10 @@ def _timed(entry: PretrainedEntry) -> list[PretrainedEntry]:
 @contextmanager
 def _own_style() -> Iterator[Any]:
     """Yield an empty figure, unknown to pyplot, drawn by Agg in matplotlib's own style, whatever the user has set."""
-    try:
+    with needs("the plot", "matplotlib"):
         import matplotlib.style
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise MissingPackageError('the plot needs matplotlib; run: pip install "rszoo[hub]"') from error
     with matplotlib.style.context("default"):
         figure = Figure(figsize=_INCHES, dpi=_DOTS_PER_INCH, layout="tight")
         FigureCanvasAgg(figure)
