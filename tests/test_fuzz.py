@@ -32,7 +32,8 @@ from converters.read.archive import read_archive
 from converters.tensorbundle import bundle as tensorbundle
 from converters.tensorbundle.bundle import Bundle, Entry, _slice_key
 from converters.tensorbundle.sstable import read_table, write_table
-from converters.tensorbundle.wire import masked_crc32c, varint, write_field, write_fixed32
+from converters.tensorbundle.wire import varint, write_field, write_fixed32
+from rszoo.disk.crc32c import masked_crc32c
 from rszoo.errors import ArchiveError, CheckpointError, ConversionError, RszooError
 from rszoo.registry.manifest import get_entry
 from tools import fuzz

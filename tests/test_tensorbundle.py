@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from converters.tensorbundle.bundle import Bundle, write_bundle
 from converters.tensorbundle.sstable import MAGIC, read_table, write_table
-from converters.tensorbundle.wire import masked_crc32c, read_varint, varint, write_field, write_fixed32
+from converters.tensorbundle.wire import read_varint, varint, write_field, write_fixed32
+from rszoo.disk.crc32c import masked_crc32c
 from rszoo.errors import CheckpointError, MissingPackageError, RszooError
 
 HEADER = (b"", write_field(1, 1) + write_field(3, write_field(1, 1)))

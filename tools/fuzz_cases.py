@@ -19,10 +19,11 @@ import numpy as np
 from converters.account import EMA_SUFFIX
 from converters.tensorbundle.bundle import _slice_key, write_bundle
 from converters.tensorbundle.sstable import MAGIC, read_table, write_table
-from converters.tensorbundle.wire import masked_crc32c, varint, write_field
+from converters.tensorbundle.wire import varint, write_field
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.names import tf1_names
 from rszoo.arch.walk import iter_tensors
+from rszoo.disk.crc32c import masked_crc32c
 from rszoo.folder.model_folder import ModelConfig
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.registry.trust import Record

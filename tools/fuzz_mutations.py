@@ -10,7 +10,8 @@ import re
 from typing import Any
 
 from converters.tensorbundle.sstable import _read_entries
-from converters.tensorbundle.wire import masked_crc32c, read_message, varint, write_field
+from converters.tensorbundle.wire import read_message, varint, write_field
+from rszoo.disk.crc32c import masked_crc32c
 from tools.fuzz_cases import SHARD, block
 
 _NUMBERS = [*range(5), *(2**power + step for power in (5, 7, 8, 16, 31, 32, 48, 60, 62, 63) for step in (-1, 0, 1))]

@@ -16,7 +16,8 @@ from typing import BinaryIO
 import numpy as np
 
 from converters.tensorbundle.sstable import read_table, write_table
-from converters.tensorbundle.wire import masked_crc32c, read_message, signed, write_field, write_fixed32
+from converters.tensorbundle.wire import read_message, signed, write_field, write_fixed32
+from rszoo.disk.crc32c import masked_crc32c
 from rszoo.errors import CheckpointError, nearest
 
 # DataType of tensorflow/core/framework/types.proto -> name, dtype of the stored bytes.

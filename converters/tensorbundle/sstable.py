@@ -9,7 +9,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 
-from converters.tensorbundle.wire import masked_crc32c, read_varint, varint
+from converters.tensorbundle.wire import read_varint, varint
+from rszoo.disk.crc32c import masked_crc32c
 from rszoo.errors import CheckpointError
 from rszoo.extras import needs
 

@@ -1,24 +1,15 @@
-"""The few pieces of wire format that TensorFlow's checkpoints are made of: varints, protocol buffers, masked CRC32C.
+"""The few pieces of wire format that TensorFlow's checkpoints are made of: varints and protocol buffers.
 
-Sources: the protocol buffers encoding guide; tensorflow `core/lib/hash/crc32c.h` for the mask.
+Source: the protocol buffers encoding guide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import google_crc32c
-
 from rszoo.errors import CheckpointError
 
-_MASK_DELTA = 0xA282EAD8
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-
-
-def masked_crc32c(data: bytes) -> int:
-    """Return the CRC32C of `data`, rotated and offset as LevelDB and TensorFlow store it."""
-    crc = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:

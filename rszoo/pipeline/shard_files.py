@@ -16,8 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
-
+from rszoo.disk.crc32c import masked_crc32c
 from rszoo.disk.temporary import temporary_file
 from rszoo.errors import FILE_SYSTEM_ERRORS, OutputError, SourceNotFoundError
 from rszoo.terminal import progress_bar
@@ -26,7 +25,6 @@ from rszoo.terminal import progress_bar
 RECORD_OVERHEAD = 16
 
 _HEADER = struct.Struct("<QI")
-_MASK_DELTA = 0xA282EAD8
 _THREADS = 16
 _CHUNK = 1 << 24
 
@@ -77,15 +75,10 @@ def _count(path: str) -> int:
             header = opened.read(_HEADER.size)
             length, checksum = _HEADER.unpack(header)
             start += RECORD_OVERHEAD + length
-            if _masked_crc(header[:8]) != checksum or start > size:
+            if masked_crc32c(header[:8]) != checksum or start > size:
                 break
             count += 1
     return count
-
-
-def _masked_crc(data: bytes) -> int:
-    crc = google_crc32c.value(data)
-    return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 def cached_copy(path: str, cache: Path) -> str:
