@@ -20,7 +20,7 @@ from timing import Case, Target
 _TENSOR = "layer3.10.conv2.weight"
 _ONE_TENSOR = """
 import sys, time
-import numpy, rszoo.weights.mapping
+import numpy, rszoo.cache.weights
 start = time.perf_counter()
 with rszoo.load_weights(sys.argv[1]) as weights:
     total = float(weights[sys.argv[2]].sum())

@@ -99,6 +99,7 @@ class Header:
 
     def _entry(self, name: str) -> Any:
         if "_entries" not in vars(self) and _PLAIN.fullmatch(name):
+            # Parsing the 420's header takes 2 to 4 ms, of the 10 in which one of its tensors is to be there.
             # Of names that occur twice, the package and json take the last. In JSON that was found valid, only an entry
             # of the top level begins like this, unless its first quote is one inside a longer name.
             start = b'"%s":{' % name.encode()
