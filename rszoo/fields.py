@@ -3,8 +3,8 @@
 Every key must be known and every value of its field's type: bool, int, float, str, Literal, None, Any, tuple, Mapping,
 another dataclass (a section of the file), or a union of these. Lists become tuples, whole numbers do as numbers; a bool
 is no number, and neither is NaN or infinity. Errors name the key with all of its sections, what was received, and what
-was allowed. What a type cannot say, a class checks in its `__post_init__`, with the `check_...` functions,
-which look at each value of a tuple, and not at None.
+was allowed. What a type cannot say, a class checks in its `__post_init__`, with the functions of
+`rszoo.limits`.
 
 A class with shorthand in its files has `expand_shorthand(values)`, which returns the values by the fields' names.
 """
@@ -14,18 +14,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rszoo.errors import ConfigError, nearest
+from rszoo.limits import is_a, require, shown
 from rszoo.version import __version__
 
 _T = TypeVar("_T")
-_MAX_TEXT = 200
-_MAX_SHOWN = 100
 _ONE: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 _MANY: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "texts"}
 
@@ -103,7 +101,7 @@ def check_format(values: object, version: int) -> Mapping[str, Any]:
     if found != version or isinstance(found, bool):
         newer = isinstance(found, int) and found > version
         remedy = f" (rszoo {__version__}); `pip install --upgrade rszoo` reads newer ones" if newer else ""
-        raise ConfigError(f"format_version {_shown(found)}, this rszoo reads {version}{remedy}")
+        raise ConfigError(f"format_version {shown(found)}, this rszoo reads {version}{remedy}")
     return section
 
 
@@ -115,76 +113,6 @@ def check_fields(instance: Any) -> None:
     """
     for name, hint in _fields(type(instance))[0].items():  # type: ignore[arg-type]
         object.__setattr__(instance, name, _value(hint, getattr(instance, name), name, False))
-
-
-def check_text(instance: object, *names: str) -> None:
-    """Check that fields are texts that say something, of at most 200 characters.
-
-    Raises:
-        ConfigError: one is not.
-    """
-    for name, value in _given(instance, names):
-        _require(
-            bool(value.strip()) and len(value) <= _MAX_TEXT, name, f"a text of at most {_MAX_TEXT} characters", value
-        )
-
-
-def check_range(
-    instance: object, *names: str, low: float, high: float = math.inf, below: float = math.inf, what: str = ""
-) -> None:
-    """Check that fields are from `low` to `high`, or to below `below`; `what` names the values.
-
-    Raises:
-        ConfigError: one is not.
-    """
-    end = f" to {high:g}" if high < math.inf else f" to below {below:g}" if below < math.inf else " upwards"
-    for name, value in _given(instance, names):
-        _require(low <= value <= high and value < below, name, f"{what and what + ' '}from {low:g}{end}", value)
-
-
-def check_count(instance: object, *names: str, high: float = math.inf) -> None:
-    """Check that fields are whole numbers of at least 1, or to `high`.
-
-    Raises:
-        ConfigError: one is not.
-    """
-    for name, value in _given(instance, names):
-        end = f" and at most {high:g}" if high < math.inf else ""
-        _require(_is(value, int) and 1 <= value <= high, name, f"a whole number of at least 1{end}", value)
-
-
-def check_percent(instance: object, *names: str) -> None:
-    """Check that fields are percentages, 0 to 100.
-
-    Raises:
-        ConfigError: one is not.
-    """
-    check_range(instance, *names, low=0, high=100, what="a percentage")
-
-
-def check_pattern(instance: object, name: str, pattern: str, what: str) -> None:
-    """Check that a field is a text that a regular expression matches as a whole; `what` says it in words.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    for _, value in _given(instance, (name,)):
-        _require(re.fullmatch(pattern, value) is not None, name, what, value)
-
-
-def _given(instance: object, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the values of fields that are not None, and each of a tuple's."""
-    for name in names:
-        value = getattr(instance, name)
-        if isinstance(value, tuple):
-            yield from ((f"{name}[{index}]", item) for index, item in enumerate(value))
-        elif value is not None:
-            yield name, value
-
-
-def _require(condition: bool, name: str, allowed: str, received: object) -> None:
-    if not condition:
-        raise ConfigError(f"{name} must be {allowed}, received {_shown(received)}")
 
 
 @functools.cache
@@ -212,14 +140,8 @@ def _value(hint: Any, value: Any, where: str, number_texts: bool) -> Any:
         return {key: _value(args[1], item, _dotted(where, key), number_texts) for key, item in section.items()}
     if hint is float:
         value = _number(value, number_texts)
-    _require(value in args if origin is Literal else _is(value, hint), where, _kind(hint), value)
+    require(value in args if origin is Literal else is_a(value, hint), where, _kind(hint), value)
     return value
-
-
-def _is(value: Any, hint: Any) -> bool:
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
 def _number(value: Any, number_texts: bool) -> Any:
@@ -243,7 +165,7 @@ def _union(args: tuple[Any, ...], value: Any, where: str, number_texts: bool) ->
             return _value(arm, value, where, number_texts)
         except ConfigError:
             continue
-    raise ConfigError(f"{where} must be {' or '.join(map(_kind, args))}, received {_shown(value)}")
+    raise ConfigError(f"{where} must be {' or '.join(map(_kind, args))}, received {shown(value)}")
 
 
 def _tuple(args: tuple[Any, ...], value: Any, where: str, number_texts: bool) -> tuple[Any, ...]:
@@ -253,7 +175,7 @@ def _tuple(args: tuple[Any, ...], value: Any, where: str, number_texts: bool) ->
     if len(items) != len(wanted) or (not items and not isinstance(value, (list, tuple))):
         names = _MANY.get(args[0], "values") if open_ended or len(set(args)) == 1 else "values"
         raise ConfigError(
-            f"{where} must be a list of {'' if open_ended else f'{len(args)} '}{names}, received {_shown(value)}"
+            f"{where} must be a list of {'' if open_ended else f'{len(args)} '}{names}, received {shown(value)}"
         )
     numbered = enumerate(zip(wanted, items, strict=True))
     return tuple(_value(hint, item, f"{where}[{index}]", number_texts) for index, (hint, item) in numbered)
@@ -270,13 +192,13 @@ def _kind(hint: Any) -> str:
 
 def _as_section(values: object, where: str) -> Mapping[str, Any]:
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{where} must be a section with keys, received {_shown(values)}")
+        raise ConfigError(f"{where} must be a section with keys, received {shown(values)}")
     return values
 
 
 def _unknown(key: str, likely: list[str], allowed: list[str]) -> str:
     hint = f"did you mean {', '.join(likely)}?" if likely else f"allowed: {', '.join(allowed)}"
-    return f"unknown key {_shown(key)}; {hint}"
+    return f"unknown key {shown(key)}; {hint}"
 
 
 def _placed(text: str, where: str, names: Iterable[str]) -> str:
@@ -288,8 +210,3 @@ def _placed(text: str, where: str, names: Iterable[str]) -> str:
 
 def _dotted(where: str, key: object) -> str:
     return f"{where}.{key}" if where else str(key)
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import pytest
 
 from rszoo.errors import ConfigError
-from rszoo.fields import build, check_count, check_fields, check_format, check_percent, check_range, pick, plain
+from rszoo.fields import build, check_fields, check_format, pick, plain
+from rszoo.limits import check_count, check_percent, check_range
 
 
 @dataclass(frozen=True)
