@@ -63,7 +63,7 @@ def with_family(values: dict[str, Any]) -> dict[str, Any]:
             "image_size": size,
             "source": {"url": f"https://acme.example/{name}.tar.gz", "size_mib": 300, "members": ["a.index"]},
             "config_url": None,
-            "published": {"top1": 77.7},
+            "published": {"top1": 77.7, "timm_top1": 75.5},
             "golden": None,
             "converted": {},
         })  # fmt: skip

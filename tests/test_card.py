@@ -334,7 +334,12 @@ def test_the_card_of_a_new_family_has_its_words(demo, tmp_path, use_manifest):
         "| 77.7 |  | published crop and resize | published: [Acme, its &#42;site&#42;](https://acme.example/code); "
         "Acme's set, held-out |"
     ) in card
-    assert "subtract the mean 0.5, 0.5, 0.5" in section(card, "Preprocessing")
+    steps = section(card, "Preprocessing")
+    assert "subtract the mean 0.5, 0.5, 0.5" in steps
+    assert "top-1 on Acme's set, in percent" in steps
+    assert "the published ones are Acme's" in steps
+    # The family's pairs, and no others.
+    assert re.findall(r"^\| `(\S+)` \|", steps, re.M) == ["acme-net-50-at-96", "acme-net-50-at-128"]
     assert "MIT, as the code" in section(card, "License")
     data = metadata(card, tmp_path)
     assert (data["license"], data["datasets"]) == ("mit", ["acme/set"])
@@ -343,7 +348,7 @@ def test_the_card_of_a_new_family_has_its_words(demo, tmp_path, use_manifest):
         "type": "acme/set", "name": "Acme's set", "config": "small", "split": "held-out"
     }  # fmt: skip
     assert result["source"] == {"name": "Acme, its *site*", "url": "https://acme.example/code"}
-    for word in ("Google", "ImageNet", "Model Garden", "results-imagenet"):
+    for word in ("Google", "ImageNet", "Model Garden"):
         assert word not in card
 
 
