@@ -104,7 +104,7 @@ def test_any_value_can_be_overridden():
     [
         ("train.batchsize=8", "unknown key 'train.batchsize'; did you mean batch_size"),
         ("trian.batch_size=8", "unknown key 'trian'; did you mean train"),
-        ("model.se_ration=0.5", "unknown architecture field 'se_ration'; did you mean se_ratio"),
+        ("model.se_ration=0.5", "unknown key 'model.se_ration'; did you mean se_ratio"),
         ("batch_size=8", "does not say of which section; did you mean train.batch_size or evaluation.batch_size"),
         ("train.batch_size=many", "train.batch_size must be a whole number, received 'many'"),
         ("train.batch_size=0", "train.batch_size must be from 1"),

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from rszoo import fields
 from rszoo.arch.config import ArchConfig
 from rszoo.errors import ConfigError, nearest
 
@@ -75,9 +76,7 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 def _value(hint: Any, value: Any, where: str) -> Any:
     """Check a YAML value against a field's type; whole numbers do as numbers, lists become tuples."""
     if hint is ArchConfig:
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} must be a section with keys, received {value!r}")
-        return ArchConfig.from_dict(value)
+        return fields.build(ArchConfig, value, where, number_texts=True)
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where)  # type: ignore[arg-type]
     origin, args = get_origin(hint), get_args(hint)
