@@ -16,10 +16,11 @@ import torch
 
 import rszoo
 from converters.convert import Identity, convert
+from converters.formats.tf1 import tf1_names
 from converters.read.source import locate
 from converters.tensorbundle.bundle import Bundle
 from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
-from rszoo.arch.names import tf1_names, to_torch_layout, torch_name
+from rszoo.arch.names import to_torch_layout, torch_name
 from rszoo.arch.walk import Kind, TensorSpec, iter_tensors
 from rszoo.folder.model_folder import ModelFolder, read_folder
 from rszoo.models import keras_resnet_rs, torch_resnet_rs

@@ -23,7 +23,8 @@ from isal import igzip_threaded
 from isal.isal_zlib import IsalError
 
 from converters.read.files import MAX_INDEX_BYTES, CheckpointFiles, Collector, role
-from converters.shard_ranges import Ranges, expected_ranges
+from converters.shard_ranges import expected_ranges
+from converters.tensorbundle.layout import Ranges
 from rszoo.errors import FILE_SYSTEM_ERRORS, ArchiveError, OutputError
 from rszoo.folder.model_folder import WeightSet
 

@@ -19,6 +19,7 @@ PARITY_CHECKS = {"torch = keras", "torch = original graph", "keras = original gr
 GOLDEN_CHECK = "published logits"
 
 _FORMAT_VERSION = 1
+_FIRST_FORMAT = "tf1"
 _MAX_FACTS = 100
 _STATUSES = ("passed", "failed", "not run")
 _T = TypeVar("_T")
@@ -51,8 +52,8 @@ class VerificationRecord:
 class ConversionRecord:
     """The account of the weights: what wrote them, from what, and what became of every variable.
 
-    `source` is as the writer described it; its keys differ between converted and saved weights. `skipped`: reason to
-    number of variables.
+    `format` is the name of the checkpoint format, or None for weights that were saved from a model. `source` is as the
+    writer described it; its keys differ between converted and saved weights. `skipped`: reason to number of variables.
     """
 
     converter: str
@@ -60,6 +61,7 @@ class ConversionRecord:
     tensors: int
     source: Mapping[str, Any]
     skipped: Mapping[str, int]
+    format: str | None
 
 
 def read_conversion(folder: Path, name: str = CONVERSION) -> ConversionRecord:
@@ -117,7 +119,12 @@ def _parse_conversion(record: dict[str, Any]) -> ConversionRecord:
         if len(source) > _MAX_FACTS or not all(isinstance(item, (str, int, float, NoneType)) for item in items):
             raise ConfigError(f"source must be at most {_MAX_FACTS} texts, numbers and lists of them, unlike {key!r}")
     skipped = {str(reason): len(names) for reason, names in record["skipped"].items()}
-    return ConversionRecord(str(record["converter"]), str(result["sha256"]), int(result["tensors"]), source, skipped)
+    # There was no other format when the key was not written.
+    name = record.get("format", _FIRST_FORMAT)
+    name = None if name is None else str(name)
+    return ConversionRecord(
+        str(record["converter"]), str(result["sha256"]), int(result["tensors"]), source, skipped, name
+    )
 
 
 def _parse_verification(record: dict[str, Any]) -> VerificationRecord:

@@ -1,11 +1,12 @@
 """Verification of a model folder: what can be proven on this machine is, and what cannot is named.
 
 In goes a folder, out come `Check`s one by one: file against account, weights against their source, PyTorch against
-Keras in float64, both against the original TF1 graph in float32, logits against the published ones.
+Keras in float64, both against the original code in float32, logits against the published ones.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import math
@@ -19,13 +20,16 @@ from typing import Any, Literal
 import numpy as np
 
 from converters.convert import open_accounted
+from converters.formats import list_formats
+from converters.formats.format import Reference
 from converters.read.source import locate
-from converters.tf1_export import export_tf1
-from rszoo.arch.names import to_torch_layout, torch_name
+from rszoo.arch.audit import same_bits
+from rszoo.arch.names import torch_name
 from rszoo.arch.walk import Kind, iter_tensors
 from rszoo.disk.temporary import write_whole
-from rszoo.errors import MissingPackageError, OutputError, RszooError
+from rszoo.errors import ConfigError, MissingPackageError, OutputError, RszooError
 from rszoo.folder.model_folder import VERIFICATION, ModelFolder, find_damage, sha256_of
+from rszoo.folder.records import read_conversion
 from rszoo.inference.images import preprocess
 from rszoo.models.factory import create, import_model_module, keras_weights
 from rszoo.registry.manifest import get_entry
@@ -140,13 +144,12 @@ def check_source(folder: ModelFolder, source: str | None) -> Check:
     with (
         tempfile.TemporaryDirectory(prefix="rszoo-") as spool,
         locate(source) as open_files,
-        open_accounted(open_files, Path(spool), weights_kind) as (files, bundle, account),
+        open_accounted(open_files, Path(spool), weights_kind) as (files, account),
         Weights(folder.weights_path) as weights,
     ):
-        for spec, variable in account.mapped:
-            expected = to_torch_layout(spec.kind, bundle.read(variable))
+        for spec, variable in account.mapped.items():
             actual = weights.get(torch_name(spec))
-            if actual is None or not np.array_equal(expected.view(np.int32), actual.view(np.int32)):
+            if actual is None or not same_bits(account.read(files.reader, spec), actual):
                 return Check("source", "failed", f"{torch_name(spec)} differs from {variable} in {source}")
     return Check("source", "passed", f"all {len(account.mapped)} tensors equal to {files.source}, bit by bit")
 
@@ -166,23 +169,41 @@ def check_frameworks(folder: ModelFolder) -> Check:
 
 
 def check_original(folder: ModelFolder, framework: Literal["torch", "keras"]) -> Check:
-    """Restore the weights in the original TF1 graph with TensorFlow's Saver, and compare stage by stage in float32."""
+    """Give the weights to the original implementation of their format, and compare stage by stage in float32."""
     name = f"{framework} = original graph"
     run = {"torch": torch_stages, "keras": keras_stages}[framework]
     import_model_module(framework)
+    reference = _find_reference(folder)
+    if reference is None:
+        return Check(name, "not run", f"no original implementation of this {folder.config.arch.label} is known")
+    module, _, function = reference.function.partition(":")
     try:
-        from rszoo.verify.tf1_graph import build_inference
+        original = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
-        if error.name != "tensorflow":
+        if error.name != reference.package:
             raise
-        return Check(name, "not run", "the original graph needs TensorFlow; run: pip install tensorflow")
-    graph = build_inference(folder.config.arch)
+        return Check(
+            name, "not run", f"the original graph needs {error.name}, not installed; run: pip install {error.name}"
+        )
     batches = _inputs(folder)
-    with tempfile.TemporaryDirectory(prefix="rszoo-") as temporary:
-        prefix = export_tf1(folder, Path(temporary) / "tf1")
-        expected = graph.run_stages(prefix, batches, ema=folder.config.weights == "ema")
-    figures = stage_errors(run(folder, batches, "float32"), expected)
-    return _judge(name, figures, FLOAT32_BOUND, "in float32, restored by TensorFlow's Saver")
+    figures = stage_errors(run(folder, batches, "float32"), original(folder, batches))
+    return _judge(name, figures, FLOAT32_BOUND, f"in float32, {reference.how}")
+
+
+def _find_reference(folder: ModelFolder) -> Reference | None:
+    """Return the original implementation: that of the recorded format, or else of one that could hold the network."""
+    try:
+        recorded = read_conversion(folder.path).format
+    except ConfigError:
+        # `check_file` says so.
+        recorded = None
+    arch = folder.config.arch
+    fitting = (
+        known.reference
+        for known in list_formats()
+        if (known.fits(arch) if recorded is None else known.name == recorded)
+    )
+    return next(filter(None, fitting), None)
 
 
 def check_golden(folder: ModelFolder, image: str | None) -> Check:
