@@ -65,6 +65,8 @@ def take_account(checkpoint_format: Format, reader: Reader, weights: WeightSet) 
     specs = list(iter_tensors(contents.arch))
     mapped = dict(zip(specs, contents.names[weights], strict=True))
     expected = {name: checkpoint_format.shape(spec) for spec, name in mapped.items()}
+    if len(expected) < len(mapped):
+        raise ConversionError(f"the format {checkpoint_format.name} has one name for two tensors; report this as a bug")
     skippable = _skippable(contents, weights)
     excused = frozenset(chain.from_iterable(skippable.values()))
     problems = audit(entries, expected, dtypes=("float32",), excused=excused.__contains__)
@@ -72,13 +74,12 @@ def take_account(checkpoint_format: Format, reader: Reader, weights: WeightSet) 
     if problems:
         raise ConversionError(f"the checkpoint does not account for a {contents.arch.label}: {'; '.join(problems)}")
     skipped = {
-        reason: tuple(name for name in names if name in entries and name not in expected)
+        reason: there
         for reason, names in skippable.items()
+        if (there := tuple(name for name in names if name in entries and name not in expected))
     }
     step = contents.step if contents.step in entries else None
-    return Account(
-        checkpoint_format, contents.arch, weights, mapped, {why: names for why, names in skipped.items() if names}, step
-    )
+    return Account(checkpoint_format, contents.arch, weights, mapped, skipped, step)
 
 
 def _skippable(contents: Contents, weights: WeightSet) -> dict[str, list[str]]:

@@ -24,7 +24,6 @@ from rszoo.registry.manifest import PretrainedEntry, get_entry, list_models
 # What leaves no trace in a checkpoint, and a registered pair is known to have.
 _NOT_IN_CHECKPOINTS = ("dropout_rate", "drop_connect_rate", "bn_epsilon")
 _CHECKS = (
-    "CRC32C of the index and of every tensor read",
     "every variable mapped or skipped, every tensor filled once",
     "result re-read and equal to the checkpoint bit by bit",
 )
@@ -85,7 +84,8 @@ def convert_into(
         config = _describe(account, entry, identity)
         tensors = TensorSource(account.mapped, lambda spec: account.read(files.reader, spec))
         sha256 = write_weights(folder, config, tensors, {"source": files.source, **files.content_hash()})
-        provenance = Provenance(account.format.name, _source_facts(files, account), account.skipped, _CHECKS)
+        checks = [*files.integrity_checks(), *_CHECKS]
+        provenance = Provenance(account.format.name, _source_facts(files, account), account.skipped, checks)
         return write_records(folder, config, tensors.names, provenance, weights_sha256=sha256)
 
 

@@ -51,6 +51,9 @@ class Checkpoint(Protocol):
     def holds(self, name: str) -> bool:
         """Whether the bytes of a tensor are there: of an archive, only what is wanted may have been kept."""
 
+    def integrity_checks(self) -> list[str]:
+        """Return what reading it checks by itself, in words for the account."""
+
     def content_hash(self) -> dict[str, str]:
         """Return, by its name in the weights' metadata, a SHA-256 that depends on every tensor and on no path."""
 
@@ -91,6 +94,10 @@ class CheckpointFiles:
         entry = self.reader.entries[name]
         return self.kept is None or (not entry.slices and (entry.offset, entry.offset + entry.size) in self.kept)
 
+    def integrity_checks(self) -> list[str]:
+        """Return what `Bundle` checks."""
+        return ["CRC32C of the index and of every tensor read"]
+
     def content_hash(self) -> dict[str, str]:
         """Return the archive's SHA-256, or else that of the index, which has the CRC32C of every tensor."""
         if self.archive_sha256:
@@ -130,6 +137,10 @@ class SingleFile:
     def holds(self, name: str) -> bool:
         """Whether the bytes of a tensor are there, which they always are."""
         return name in self.reader.entries
+
+    def integrity_checks(self) -> list[str]:
+        """Return nothing: that depends on the kind of file."""
+        return []
 
     def content_hash(self) -> dict[str, str]:
         """Return the file's SHA-256."""

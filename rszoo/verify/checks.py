@@ -11,8 +11,7 @@ import importlib.metadata
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,15 +30,13 @@ from rszoo.errors import ConfigError, MissingPackageError, OutputError, RszooErr
 from rszoo.folder.model_folder import VERIFICATION, ModelFolder, find_damage, sha256_of
 from rszoo.folder.records import read_conversion
 from rszoo.inference.images import preprocess
-from rszoo.models.factory import create, import_model_module, keras_weights
+from rszoo.models.factory import import_model_module
 from rszoo.registry.manifest import get_entry
 from rszoo.registry.preprocessing import Preprocessing
+from rszoo.verify.stages import keras_stages, stage_errors, torch_stages
 from rszoo.weights.mapping import Weights, check_header
 
 Status = Literal["passed", "failed", "not run"]
-#: Outputs by name: stem, stage1..stage4 (N, H, W, C), pooled and logits.
-Stages = dict[str, np.ndarray]
-
 #: Largest relative L2 error of float32 stages; right ports had up to 1.2e-6, wrong ones over 100 times the bound.
 FLOAT32_BOUND = 2e-6
 #: The same in float64, where only wiring can differ.
@@ -228,48 +225,6 @@ def check_golden(folder: ModelFolder, image: str | None) -> Check:
     return Check(name, status, f"{worst} differs most, by {figures[worst]:.4f} (at most {_GOLDEN_BOUND})", figures)
 
 
-def torch_stages(folder: ModelFolder, batches: Sequence[np.ndarray], dtype: str) -> list[Stages]:
-    """Return every stage's output for each batch in PyTorch. Batches and outputs are NHWC."""
-    import torch
-
-    model = create(folder.path).to(getattr(torch, dtype))
-    results = []
-    for images in batches:
-        with torch.no_grad():
-            stages = model.forward_stages(torch.from_numpy(images.astype(dtype)).permute(0, 3, 1, 2))
-        results.append({name: (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).numpy() for name, x in stages.items()})
-    return results
-
-
-def keras_stages(folder: ModelFolder, batches: Sequence[np.ndarray], dtype: str) -> list[Stages]:
-    """Return every stage's output for each batch in Keras. Batches and outputs are NHWC."""
-    import keras
-
-    module = import_model_module("keras")
-    with _keras_dtype(dtype), Weights(folder.weights_path) as weights:
-        model = module.stage_model(module.build_model(folder.config.arch, keras_weights(weights, folder.config.arch)))
-    outputs = (model(images.astype(dtype), training=False) for images in batches)
-    return [{name: keras.ops.convert_to_numpy(x) for name, x in stages.items()} for stages in outputs]
-
-
-def stage_errors(actual: Sequence[Stages], expected: Sequence[Stages]) -> dict[str, float]:
-    """Return the relative L2 error of each stage of each batch, in forward order, as `batch 0 stage1` and so on."""
-    return {
-        f"batch {number} {name}": relative_l2(actual[number][name], values)
-        for number, stages in enumerate(expected)
-        for name, values in stages.items()
-    }
-
-
-def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Return |actual - expected| / |expected|, infinite where shapes differ or values are not finite."""
-    if actual.shape != expected.shape:
-        return math.inf
-    difference = np.linalg.norm(actual.astype(np.float64) - expected.astype(np.float64))
-    error = float(difference / max(np.linalg.norm(expected.astype(np.float64)), np.finfo(np.float64).tiny))
-    return error if math.isfinite(error) else math.inf
-
-
 def _judge(name: str, figures: dict[str, float], bound: float, how: str) -> Check:
     # In the order of the forward pass, so the first stage over the bound is where the fault is.
     over = next((stage for stage, error in figures.items() if not error <= bound), None)
@@ -285,18 +240,6 @@ def _inputs(folder: ModelFolder) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     channels = folder.config.arch.in_chans
     return [rng.standard_normal((2, size, size, channels)).astype(np.float32) for size in _INPUT_SIZES]
-
-
-@contextmanager
-def _keras_dtype(dtype: str) -> Iterator[None]:
-    import keras
-
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def _versions() -> dict[str, str]:
