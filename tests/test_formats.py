@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import rszoo
+from converters.account import take_account
 from converters.convert import Identity, convert
 from converters.formats import get_format, list_formats, list_targets, register, unregister
 from converters.formats.format import Contents, Export, Format, Reader, Reference
@@ -205,6 +206,20 @@ def test_formats_are_told_apart_and_refused_by_what_they_hold(made_up, checkpoin
         register(replace(MADE_UP, name="tf1"))
     assert not (tmp_path / "back").exists()
     assert [known.name for known in list_formats()] == ["tf1", "made-up"]
+
+
+def test_a_format_that_names_two_tensors_alike_is_refused(made_up, checkpoint):
+    def names_twice(reader: Reader) -> Contents:
+        contents = contents_of(reader)
+        names = list(contents.names["ema"])
+        # Gamma and beta of the stem's first normalization are of one shape: no comparison of values would see it.
+        names[2] = names[1]
+        return replace(contents, names={"ema": names})
+
+    with pytest.raises(ConversionError, match="made-up has one name for two tensors"):
+        take_account(replace(MADE_UP, contents=names_twice), Npz(checkpoint), "ema")
+    with pytest.raises(ConversionError, match="has no plain weights; give --weights ema"):
+        take_account(replace(MADE_UP, contents=names_twice), Npz(checkpoint), "raw")
 
 
 def test_an_account_without_a_format_is_tf1s(tiny_folder, tmp_path):
