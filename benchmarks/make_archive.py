@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 from isal import igzip
 
-from converters.account import EMA_SUFFIX, GLOBAL_STEP, MOMENTUM_SUFFIX
+from converters.formats.tf1 import EMA_SUFFIX, GLOBAL_STEP, MOMENTUM_SUFFIX, tf1_names
 from converters.tensorbundle.bundle import write_bundle
 from rszoo.arch.config import ArchConfig
-from rszoo.arch.names import tf1_names
 from rszoo.arch.walk import Kind, TensorSpec, iter_tensors
 from rszoo.registry.manifest import get_entry
 

@@ -1,145 +1,106 @@
-"""Every variable of a TF1 checkpoint accounted for: mapped to a tensor of the model, skipped for a reason, or an error.
+"""Every variable of a checkpoint accounted for: mapped to a tensor of the model, skipped for a reason, or an error.
 
-In goes the index of a checkpoint, out come the architecture (read off the shapes) and the account. The walk over the
-architecture's tensors is the judge: what it does not expect is an error, what it expects must be there exactly once.
+In go what a checkpoint holds and its format, out comes the account. The walk over the architecture's tensors is the
+judge: what it does not expect is an error, what it expects must be there exactly once.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 
-from converters.tensorbundle.bundle import Entry
+import numpy as np
+
+from converters.formats.format import Contents, Format, Reader
+from rszoo.arch.audit import Described, audit, dtype_name
 from rszoo.arch.config import ArchConfig
-from rszoo.arch.names import tf1_names
 from rszoo.arch.walk import TensorSpec, iter_tensors
-from rszoo.errors import ConfigError, ConversionError, summarize
+from rszoo.errors import ConversionError
 from rszoo.folder.model_folder import WeightSet
 
-EMA_SUFFIX = "/ExponentialMovingAverage"
-MOMENTUM_SUFFIX = "/Momentum"
-GLOBAL_STEP = "global_step"
-_GARDEN_MARK = "_CHECKPOINTABLE_OBJECT_GRAPH"
-_NETWORK_HINT = "is this a ResNet-RS written by tensorflow/tpu's resnet_main.py?"
+_KIND = {"ema": "averages", "raw": "plain weights"}
+_STEP_DTYPES = ("int32", "int64")
 
 
 @dataclass(frozen=True)
 class Account:
-    """What became of each variable. `mapped` pairs each tensor of the walk, in its order, with its variable."""
+    """What became of each variable of a checkpoint.
 
+    Attributes:
+        mapped: for each tensor of the walk, in its order, the variable that holds it.
+        skipped: the other variables, by the reason for leaving them out.
+        step: the variable that counts the steps, if there is one.
+    """
+
+    format: Format
     arch: ArchConfig
     weights: WeightSet
-    mapped: tuple[tuple[TensorSpec, str], ...]
+    mapped: Mapping[TensorSpec, str]
     skipped: Mapping[str, tuple[str, ...]]
+    step: str | None
+
+    @property
+    def wanted(self) -> list[str]:
+        """The variables that will be read."""
+        return [*self.mapped.values(), *([] if self.step is None else [self.step])]
+
+    def read(self, reader: Reader, spec: TensorSpec) -> np.ndarray:
+        """Return a tensor's values with PyTorch's axes. Raises CheckpointError if they are damaged or missing."""
+        return self.format.to_torch(spec.kind, reader.read(self.mapped[spec]))
 
 
-def take_account(entries: Mapping[str, Entry], weights: WeightSet) -> Account:
-    """Account for every variable of a checkpoint, given which weights are wanted.
+def take_account(checkpoint_format: Format, reader: Reader, weights: WeightSet) -> Account:
+    """Account for every variable of a checkpoint of a format, given which weights are wanted.
 
     Raises:
-        ConversionError: it is another network or another lineage, or a variable is missing, unexpected, misshapen or
-            not float32. All of them are collected and raised as one.
+        ConversionError: it is another network, or a variable is missing, unexpected, misshapen or not float32. All of
+            them are collected and raised as one.
     """
-    if _GARDEN_MARK in entries:
+    contents, entries = checkpoint_format.contents(reader), reader.entries
+    if weights not in contents.names:
         raise ConversionError(
-            "this is a TF2 checkpoint (such as the Model Garden's, whose archives have the same names as the TF1 ones "
-            "but hold other weights); only the TF1 lineage is converted so far"
+            f"this {checkpoint_format.title} has no {_KIND[weights]}; give --weights {' or '.join(contents.names)}"
         )
-    # Either set tells the shapes: a checkpoint for evaluation may hold the averages alone.
-    arch = infer_arch({name.removesuffix(EMA_SUFFIX): entry.shape for name, entry in entries.items()})
-    specs = list(iter_tensors(arch))
-    names = tf1_names(specs)
-    suffix = EMA_SUFFIX if weights == "ema" else ""
-    mapped = tuple((spec, name + suffix) for spec, name in zip(specs, names, strict=True))
-    skipped = _skippable(specs, names, weights)
-    known = {variable for _, variable in mapped} | {name for group in skipped.values() for name in group}
-    problems = _problems(entries, mapped, weights)
-    if unexpected := sorted(set(entries) - known):
-        problems.append(f"{len(unexpected)} not of this network: {summarize(unexpected)}")
+    specs = list(iter_tensors(contents.arch))
+    mapped = dict(zip(specs, contents.names[weights], strict=True))
+    expected = {name: checkpoint_format.shape(spec) for spec, name in mapped.items()}
+    if len(expected) < len(mapped):
+        raise ConversionError(f"the format {checkpoint_format.name} has one name for two tensors; report this as a bug")
+    skippable = _skippable(contents, weights)
+    excused = frozenset(chain.from_iterable(skippable.values()))
+    problems = audit(entries, expected, dtypes=("float32",), excused=excused.__contains__)
+    problems += [*_wrong_step(entries, contents.step), *_other_set(entries, contents, weights)]
     if problems:
-        raise ConversionError(f"the checkpoint does not account for a {arch.label}: {'; '.join(problems)}")
-    present = {reason: tuple(name for name in group if name in entries) for reason, group in skipped.items()}
-    return Account(arch, weights, mapped, {reason: group for reason, group in present.items() if group})
+        raise ConversionError(f"the checkpoint does not account for a {contents.arch.label}: {'; '.join(problems)}")
+    skipped = {
+        reason: there
+        for reason, names in skippable.items()
+        if (there := tuple(name for name in names if name in entries and name not in expected))
+    }
+    step = contents.step if contents.step in entries else None
+    return Account(checkpoint_format, contents.arch, weights, mapped, skipped, step)
 
 
-def infer_arch(shapes: Mapping[str, tuple[int, ...]]) -> ArchConfig:
-    """Read blocks, widths, classes and channels off a TF1 checkpoint's shapes.
-
-    Blocks are counted by their 3x3 convolutions, one per block, whose width tells the stage. Drop rates leave no
-    trace in a checkpoint and stay 0.
-
-    Raises:
-        ConversionError: the shapes are not a ResNet-RS's.
-    """
-    kernels = _conv_kernels(shapes)
-    head = shapes.get("dense/kernel", ())
-    # The stem's four, the projection, and the first block's five are the least there can be.
-    if len(kernels) < 10 or len(head) != 2 or any(len(shape) != 4 for shape in kernels):
-        raise ConversionError(f"the checkpoint has no variables conv2d/kernel ... and dense/kernel; {_NETWORK_HINT}")
-    widths = Counter(shape[3] for shape in kernels[4:] if shape[:2] == (3, 3))
-    if len(widths) != 4:
-        raise ConversionError(f"the checkpoint's 3x3 kernels are of {len(widths)} widths, not of 4; {_NETWORK_HINT}")
-    # mypy cannot count: that there are four of each was checked above, and ArchConfig checks it again.
-    try:
-        return _simplest_widths(
-            ArchConfig(
-                blocks=tuple(widths.values()),  # type: ignore[arg-type]
-                num_classes=head[1],
-                in_chans=kernels[0][2],
-                stem_widths=tuple(shape[3] for shape in kernels[:4]),  # type: ignore[arg-type]
-                stage_widths=tuple(widths),  # type: ignore[arg-type]
-            )
-        )
-    except ConfigError as error:
-        raise ConversionError(f"the checkpoint's shapes are impossible ({error}); {_NETWORK_HINT}") from error
-
-
-def _simplest_widths(exact: ArchConfig) -> ArchConfig:
-    """Return the same network as the published widths times a multiplier, if it is one."""
-    published = replace(exact, stem_widths=ArchConfig.stem_widths, stage_widths=ArchConfig.stage_widths)
-    multiplied = replace(published, width_multiplier=exact.stage_widths[0] / published.stage_widths[0])
-    return multiplied if list(iter_tensors(multiplied)) == list(iter_tensors(exact)) else exact
-
-
-def _conv_kernels(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Return the shapes of conv2d/kernel, conv2d_1/kernel, ... as far as they go."""
-    numbered = {}
-    for name, shape in shapes.items():
-        if match := re.fullmatch(r"conv2d(?:_([0-9]{1,9}))?/kernel", name):
-            numbered[int(match[1] or 0)] = shape
-    return [numbered[number] for number in sorted(numbered)]
-
-
-def _skippable(specs: list[TensorSpec], names: list[str], weights: WeightSet) -> dict[str, list[str]]:
+def _skippable(contents: Contents, weights: WeightSet) -> dict[str, list[str]]:
     """Return the variables that may be there and are not wanted, by the reason for skipping them."""
-    other = [name + ("" if weights == "ema" else EMA_SUFFIX) for name in names]
     reason = "plain weights; their averages were taken" if weights == "ema" else "averages; plain weights were taken"
-    momenta = [name + MOMENTUM_SUFFIX for spec, name in zip(specs, names, strict=True) if spec.kind.trainable]
-    return {reason: other, "momentum of the optimizer": momenta, "step counter": [GLOBAL_STEP]}
+    others = [name for other, names in contents.names.items() if other != weights for name in names]
+    skippable = {reason: others, **{why: list(names) for why, names in contents.skippable.items()}}
+    return skippable if contents.step is None else {**skippable, "step counter": [contents.step]}
 
 
-def _problems(
-    entries: Mapping[str, Entry], mapped: tuple[tuple[TensorSpec, str], ...], weights: WeightSet
-) -> list[str]:
-    present = [(spec, name, entries[name]) for spec, name in mapped if name in entries]
-    problems = []
-    if len(present) < len(mapped):
-        missing = [name for _, name in mapped if name not in entries]
-        hint = ""
-        if weights == "ema" and len(missing) == len(mapped):
-            hint = " (it holds no averages at all; to take the plain weights, give --weights raw)"
-        problems.append(f"{len(missing)} of {len(mapped)} missing: {summarize(missing)}{hint}")
-    misshapen = [
-        f"{name} {entry.shape}, not {spec.shape}" for spec, name, entry in present if entry.shape != spec.shape
-    ]
-    if misshapen:
-        problems.append(f"{len(misshapen)} misshapen: {summarize(misshapen)}")
-    mistyped = [f"{name} {entry.dtype}" for _, name, entry in present if entry.dtype != "float32"]
-    if mistyped:
-        problems.append(f"{len(mistyped)} not float32: {summarize(mistyped)}")
-    step = entries.get(GLOBAL_STEP)
-    if step and (step.shape or step.dtype not in ("int32", "int64")):
-        problems.append(f"{GLOBAL_STEP} is {step.dtype} {step.shape}, not one whole number")
-    return problems
+def _wrong_step(entries: Mapping[str, Described], step: str | None) -> list[str]:
+    entry = None if step is None else entries.get(step)
+    if entry is None or (not entry.shape and dtype_name(entry) in _STEP_DTYPES):
+        return []
+    return [f"{step} is {dtype_name(entry)} {tuple(entry.shape)}, not one whole number"]
+
+
+def _other_set(entries: Mapping[str, Described], contents: Contents, weights: WeightSet) -> list[str]:
+    """Return what to type where the wanted set is missing as a whole and another one may be there."""
+    others = [other for other in contents.names if other != weights]
+    if not others or any(name in entries for name in contents.names[weights]):
+        return []
+    other = others[0]
+    return [f"it holds no {_KIND[weights]} at all; to take the {_KIND[other]}, give --weights {other}"]

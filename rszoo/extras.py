@@ -64,6 +64,7 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _missing(what: str, package: str, extra: str | None, hint: str) -> MissingPackageError:
-    title, usual = OPTIONAL[package]
-    command = f'pip install "rszoo[{extra or usual}]"'
+    title, usual = OPTIONAL.get(package, (package, None))
+    chosen = extra or usual
+    command = f"pip install {package}" if chosen is None else f'pip install "rszoo[{chosen}]"'
     return MissingPackageError(f"{what} needs {title}, which is not installed; run: {command}{hint and f' ({hint})'}")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from converters.formats.tf1 import tf1_names
 from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
-from rszoo.arch.names import keras_name, keras_names, tf1_names, to_tf_layout, to_torch_layout, torch_name, torch_shape
+from rszoo.arch.names import keras_name, keras_names, to_tf_layout, to_torch_layout, torch_name, torch_shape
 from rszoo.arch.walk import Kind, iter_tensors
 from rszoo.errors import ConfigError
 from rszoo.models import keras_resnet_rs, torch_resnet_rs

@@ -25,9 +25,10 @@ import filelock
 import pytest
 from tqdm import tqdm
 
-from converters import convert as convert_module
 from rszoo.cache import fill as cache
 from rszoo.cache.fill import fill_cache
+from rszoo.disk.safetensors_writer import SafetensorsWriter
+from rszoo.folder import writing
 from rszoo.net.partial import PartialFile
 from rszoo.registry.manifest import get_entry
 from tests.manifests import NAME, PATH, published
@@ -110,8 +111,8 @@ def _count_moments(job: Job) -> Iterator[int]:
 
     at_each_call(PartialFile, "commit")
     at_each_call(PartialFile, "discard")
-    at_each_call(convert_module.SafetensorsWriter, "write")
-    at_each_call(convert_module, "_compare_reread")
+    at_each_call(SafetensorsWriter, "write")
+    at_each_call(writing, "same_bits")
     at_each_call(os, "fsync")
     sys.addaudithook(watch)
     return moments

@@ -16,15 +16,16 @@ import torch
 
 import rszoo
 from converters.convert import Identity, convert
+from converters.formats.tf1 import tf1_names
 from converters.read.source import locate
 from converters.tensorbundle.bundle import Bundle
 from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
-from rszoo.arch.names import tf1_names, to_torch_layout, torch_name
+from rszoo.arch.names import to_torch_layout, torch_name
 from rszoo.arch.walk import Kind, TensorSpec, iter_tensors
 from rszoo.folder.model_folder import ModelFolder, read_folder
 from rszoo.models import keras_resnet_rs, torch_resnet_rs
 from rszoo.models.factory import keras_weights
-from rszoo.verify import checks as parity
+from rszoo.verify import stages as parity
 from rszoo.verify import tf1_graph
 from tests.tf1 import TINY, write_checkpoint
 

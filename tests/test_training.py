@@ -19,7 +19,7 @@ from PIL import Image
 
 import rszoo
 from converters.convert import convert
-from converters.tf1_export import export_tf1
+from converters.write_back import write_checkpoint
 from rszoo.cli import main as cli
 from rszoo.folder.evaluations import read_evaluations
 from rszoo.folder.model_folder import read_folder
@@ -126,7 +126,7 @@ def test_a_trained_model_is_verified_pushed_and_exported_like_any_other(demo, tm
     save_verification(folder, checks)
     with planned(folder, Target("me/digits")) as plan:
         assert {"model.safetensors", "evaluation.json"} <= set(plan.files)
-    assert export_tf1(folder, tmp_path / "tf1")
+    assert write_checkpoint(folder, tmp_path / "tf1", "tf1")
     images = np.random.default_rng(0).standard_normal((4, 64, 64, 3)).astype(np.float32)
     with torch.no_grad():
         logits = rszoo.create(folder.path)(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()

@@ -18,6 +18,7 @@ from rszoo.inference.images import preprocess
 from rszoo.registry.entry import Golden, GoldenImage
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.verify import checks as parity
+from rszoo.verify.stages import relative_l2, torch_stages
 from tests import manifests
 
 
@@ -35,7 +36,7 @@ def golden(demo, tmp_path, use_manifest):
     photo = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)).save(photo)
     # The golden image has the standard ImageNet preprocessing, whatever the model's own.
-    (stages,) = parity.torch_stages(demo, [preprocess(photo, Preprocessing(64))], "float32")
+    (stages,) = torch_stages(demo, [preprocess(photo, Preprocessing(64))], "float32")
     logits = stages["logits"][0]
     top5 = tuple((int(index), float(logits[index])) for index in np.argsort(-logits)[:5])
     image = GoldenImage("photo.png", "https://nowhere", photo.stat().st_size, sha256_of(photo), 64)
@@ -101,7 +102,7 @@ def test_judgement_names_the_first_stage_over_the_bound():
     assert (check.status, "first diverges at batch 0 stage1" in check.detail) == ("failed", True)
     assert json.loads(json.dumps(check.to_dict(), allow_nan=False))["figures"]["batch 0 stage2"] is None
     assert parity._judge("x", {"a": math.nan}, 2e-6, "how").status == "failed"
-    assert parity.relative_l2(np.zeros(3), np.zeros(4)) == math.inf
+    assert relative_l2(np.zeros(3), np.zeros(4)) == math.inf
 
 
 @pytest.mark.parametrize(

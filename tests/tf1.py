@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.account import EMA_SUFFIX
+from converters.formats.tf1 import EMA_SUFFIX, tf1_names
 from rszoo.arch.config import ArchConfig
-from rszoo.arch.names import tf1_names
 from rszoo.arch.walk import Initial, Kind, iter_tensors
 
 TINY = ArchConfig((1, 2, 2, 1), num_classes=7, width_multiplier=0.125)

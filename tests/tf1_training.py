@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from converters.formats.tf1 import tf1_names
 from rszoo.arch.config import ArchConfig
-from rszoo.arch.names import tf1_names, to_tf_layout, to_torch_layout, torch_name
+from rszoo.arch.names import to_tf_layout, to_torch_layout, torch_name
 from rszoo.arch.walk import Initial, Kind, TensorSpec, iter_tensors
 
 #: TensorFlow's names for what belongs to a variable, by the engines' prefix.

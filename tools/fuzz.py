@@ -35,6 +35,7 @@ except ModuleNotFoundError:
 
 with atheris.instrument_imports(include=["converters", "rszoo"]) if atheris else contextlib.nullcontext():
     from converters.account import take_account
+    from converters.formats import list_formats, recognize
     from converters.read.archive import read_archive
     from converters.tensorbundle.bundle import Bundle
     from rszoo.disk.paths import record_path
@@ -62,7 +63,7 @@ def fuzz_checkpoint(case: bytes) -> None:
         with contextlib.suppress(RszooError):
             if bundle.read(name).shape != entry.shape:
                 raise AssertionError(name)
-    take_account(bundle.entries, "ema")
+    take_account(recognize(bundle, list_formats()), bundle, "ema")
 
 
 def fuzz_tar(case: bytes) -> None:

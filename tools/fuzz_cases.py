@@ -16,12 +16,11 @@ import tarfile
 import cramjam
 import numpy as np
 
-from converters.account import EMA_SUFFIX
+from converters.formats.tf1 import EMA_SUFFIX, tf1_names
 from converters.tensorbundle.bundle import _slice_key, write_bundle
 from converters.tensorbundle.sstable import MAGIC, read_table, write_table
 from converters.tensorbundle.wire import varint, write_field
 from rszoo.arch.config import ArchConfig
-from rszoo.arch.names import tf1_names
 from rszoo.arch.walk import iter_tensors
 from rszoo.disk.crc32c import masked_crc32c
 from rszoo.folder.model_folder import ModelConfig

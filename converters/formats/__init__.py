@@ -1,1 +1,88 @@
-"""One file for each format of these weights: how it is recognized, named, and written back."""
+"""The kinds of checkpoints that are converted, each described by one `Format` in a file of its own.
+
+A new one is a new file here and its name in `_FORMATS`; or, in a program of somebody else's, a call of `register`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from converters.formats.format import Format, Reader, Writer
+from converters.formats.tf1 import TF1
+from rszoo.errors import ConversionError, UsageError, nearest
+
+#: What a model folder is called beside the checkpoint formats, where one says what to write.
+MODEL_FOLDER = "safetensors"
+
+_FORMATS: dict[str, Format] = {TF1.name: TF1}
+
+
+def list_formats() -> list[Format]:
+    """Return all formats; the first that recognizes a checkpoint is its format."""
+    return list(_FORMATS.values())
+
+
+def get_format(name: str) -> Format:
+    """Return the format of a name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in _FORMATS:
+        likely = nearest(name, _FORMATS) or list(_FORMATS)
+        raise UsageError(f"no checkpoint format is called {name!r}; did you mean {', '.join(likely)}?")
+    return _FORMATS[name]
+
+
+def list_targets() -> list[str]:
+    """Return what `rszoo-convert --to` may name: a model folder, or a format that can be written."""
+    return [MODEL_FOLDER, *(known.name for known in list_formats() if known.write is not None)]
+
+
+def get_target(name: str) -> tuple[Format, Writer]:
+    """Return the format of a name and what writes it.
+
+    Raises:
+        UsageError: there is no such format, or it cannot be written.
+    """
+    writers = {known.name: (known, known.write) for known in list_formats() if known.write is not None}
+    if name not in writers:
+        likely = nearest(name, list_targets()) or list_targets()
+        raise UsageError(f"no checkpoint of format {name!r} can be written; choose {' or '.join(likely)}")
+    return writers[name]
+
+
+def register(new: Format) -> None:
+    """Add a format, for as long as the program runs or until `unregister`.
+
+    Raises:
+        UsageError: its name is taken.
+    """
+    if new.name in (*_FORMATS, MODEL_FOLDER):
+        raise UsageError(f"a format is called {new.name!r} already; give yours another name")
+    _FORMATS[new.name] = new
+
+
+def unregister(name: str) -> None:
+    """Remove a format that was registered. Raises UsageError if there is none of that name."""
+    del _FORMATS[get_format(name).name]
+
+
+def recognize(reader: Reader, candidates: Iterable[Format]) -> Format:
+    """Return the format of a checkpoint, by the names, shapes and dtypes in it.
+
+    `candidates`: the formats whose kind of file it is.
+
+    Raises:
+        ConversionError: it is none of them; the text says why not.
+    """
+    reasons = []
+    for candidate in candidates:
+        reason = candidate.why_not(reader)
+        if reason is None:
+            return candidate
+        reasons.append(f"it is no {candidate.title} ({candidate.name}), since it {reason}")
+    known = ", ".join(f"{known.name} ({known.title})" for known in list_formats())
+    raise ConversionError(
+        f"the checkpoint is of no format that rszoo converts: {'; '.join(reasons)}. Converted are: {known}"
+    )

@@ -23,7 +23,8 @@ from isal import igzip_threaded
 from isal.isal_zlib import IsalError
 
 from converters.read.files import MAX_INDEX_BYTES, CheckpointFiles, Collector, role
-from converters.shard_ranges import Ranges, expected_ranges
+from converters.shard_ranges import expected_ranges
+from converters.tensorbundle.layout import Ranges
 from rszoo.errors import FILE_SYSTEM_ERRORS, ArchiveError, OutputError
 from rszoo.folder.model_folder import WeightSet
 
@@ -175,18 +176,23 @@ def read_archive(
         return files
     except BaseException as error:
         collector.close()
-        # It is the same exception for a file of another kind and for a wrong checksum.
-        if isinstance(error, gzip.BadGzipFile) and str(error).startswith("Not a gzipped file"):
-            raise ArchiveError(
-                f"{place} is not a gzip archive ({error}); give a .tar.gz, a folder or a prefix"
-            ) from error
-        if isinstance(error, (EOFError, IsalError, gzip.BadGzipFile)):
-            raise ArchiveError(f"{place} is damaged or incomplete ({error}); get it again") from error
-        if isinstance(error, tarfile.TarError):
-            raise ArchiveError(f"{place} does not hold an intact tar archive ({error}); get it again") from error
+        if reason := _why_unreadable(error):
+            raise ArchiveError(f"{place} {reason}") from error
         raise
     finally:
         source.close()
+
+
+def _why_unreadable(error: BaseException) -> str | None:
+    """Return what an error says of the archive that was read, or None if it says nothing of it."""
+    # It is the same exception for a file of another kind and for a wrong checksum.
+    if isinstance(error, gzip.BadGzipFile) and str(error).startswith("Not a gzipped file"):
+        return f"is not a gzip archive ({error}); give a .tar.gz, a folder or a prefix"
+    if isinstance(error, (EOFError, IsalError, gzip.BadGzipFile)):
+        return f"is damaged or incomplete ({error}); get it again"
+    if isinstance(error, tarfile.TarError):
+        return f"does not hold an intact tar archive ({error}); get it again"
+    return None
 
 
 def _members(place: str, unpacked: IO[bytes]) -> Iterator[tuple[str, int, IO[bytes]]]:

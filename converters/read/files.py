@@ -1,20 +1,27 @@
-"""Which files make up a checkpoint, wherever they come from: an index and its data shards, recognized by name.
+"""Which files make up a checkpoint, wherever they come from: an index and its data shards, or one file of another kind.
 
-The text file `checkpoint` is never relied on: the larger published archives lack it.
+An index and its shards are recognized by name; the text file `checkpoint` is never relied on, since the larger
+published archives lack it. A single file is recognized by the formats themselves.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, Self
 
-from converters.shard_ranges import Ranges
-from converters.tensorbundle.bundle import Entry
+from converters.formats import list_formats
+from converters.formats.format import FileReader, Format, Reader
+from converters.tensorbundle.bundle import Bundle
+from converters.tensorbundle.layout import Ranges
 from converters.tensorbundle.sstable import MAGIC
 from rszoo.errors import CheckpointError, SourceNotFoundError, summarize
+from rszoo.folder.model_folder import sha256_of
 
 _SHARD = re.compile(r"(?P<prefix>.+)\.data-(?P<number>\d{5})-of-(?P<count>\d{5})", re.ASCII)
 _INDEX_SUFFIX = ".index"
@@ -22,12 +29,46 @@ _INDEX_SUFFIX = ".index"
 MAX_INDEX_BYTES = 16 << 20
 
 
+class Checkpoint(Protocol):
+    """A checkpoint found, of whatever kind of file. A context manager that closes what is open.
+
+    `source` is what the weights' metadata will name: a base name or URL, never a path. `prefix` is the checkpoint's
+    name within it. Size and SHA-256 are those of the archive or file, or None where there are several files.
+    """
+
+    prefix: str
+    source: str
+    archive_sha256: str | None
+    archive_size: int | None
+
+    @property
+    def reader(self) -> Reader:
+        """Its tensors. Raises CheckpointError if they are damaged."""
+
+    def formats(self) -> list[Format]:
+        """Return the formats that come in files of this kind."""
+
+    def holds(self, name: str) -> bool:
+        """Whether the bytes of a tensor are there: of an archive, only what is wanted may have been kept."""
+
+    def integrity_checks(self) -> list[str]:
+        """Return what reading it checks by itself, in words for the account."""
+
+    def content_hash(self) -> dict[str, str]:
+        """Return, by its name in the weights' metadata, a SHA-256 that depends on every tensor and on no path."""
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+
+    def __exit__(self, *_: object) -> None:
+        """Close what is open."""
+
+
 @dataclass
 class CheckpointFiles:
-    """A checkpoint found: its index in memory, its shards open for reading. A context manager that closes them.
+    """One of TensorFlow's checkpoints: its index in memory, its shards open for reading. See `Checkpoint`.
 
-    `kept` has the byte ranges of the only shard that were kept, None if all was. `source` is what the weights' metadata
-    will name: a base name or URL, never a path. The archive's size and hash are None where there was no archive.
+    `kept` has the byte ranges of the only shard that were kept, None if all was.
     """
 
     prefix: str
@@ -39,9 +80,29 @@ class CheckpointFiles:
     archive_size: int | None = None
     archive_md5: bytes | None = None
 
-    def holds(self, entry: Entry) -> bool:
+    @functools.cached_property
+    def reader(self) -> Bundle:
+        """Its tensors. Raises CheckpointError if the index is damaged."""
+        return Bundle(self.index, self.shards)
+
+    def formats(self) -> list[Format]:
+        """Return the formats that come in TensorFlow's checkpoints."""
+        return [known for known in list_formats() if known.open_file is None]
+
+    def holds(self, name: str) -> bool:
         """Whether the bytes of a tensor were kept."""
+        entry = self.reader.entries[name]
         return self.kept is None or (not entry.slices and (entry.offset, entry.offset + entry.size) in self.kept)
+
+    def integrity_checks(self) -> list[str]:
+        """Return what `Bundle` checks."""
+        return ["CRC32C of the index and of every tensor read"]
+
+    def content_hash(self) -> dict[str, str]:
+        """Return the archive's SHA-256, or else that of the index, which has the CRC32C of every tensor."""
+        if self.archive_sha256:
+            return {"source_sha256": self.archive_sha256}
+        return {"source_index_sha256": hashlib.sha256(self.index).hexdigest()}
 
     def close(self) -> None:
         """Close the shards."""
@@ -53,6 +114,43 @@ class CheckpointFiles:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@dataclass
+class SingleFile:
+    """A checkpoint that is one file, of a kind that some format opens with `open_file`. See `Checkpoint`."""
+
+    path: Path
+    reader: FileReader
+    open_file: Callable[[Path], FileReader | None]
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        self.source = self.path.resolve().name
+        self.archive_size: int | None = self.path.stat().st_size
+        self.archive_sha256: str | None = sha256_of(self.path)
+
+    def formats(self) -> list[Format]:
+        """Return the formats that come in files of this kind."""
+        return [known for known in list_formats() if known.open_file == self.open_file]
+
+    def holds(self, name: str) -> bool:
+        """Whether the bytes of a tensor are there, which they always are."""
+        return name in self.reader.entries
+
+    def integrity_checks(self) -> list[str]:
+        """Return nothing: that depends on the kind of file."""
+        return []
+
+    def content_hash(self) -> dict[str, str]:
+        """Return the file's SHA-256."""
+        return {"source_sha256": str(self.archive_sha256)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reader.close()
 
 
 @dataclass
@@ -126,6 +224,18 @@ def role(name: str) -> str:
     if _SHARD.fullmatch(name):
         return "shard"
     return "index" if name.endswith(_INDEX_SUFFIX) and name != _INDEX_SUFFIX else "other"
+
+
+def open_single(path: Path) -> SingleFile | None:
+    """Open a file of a kind that some format knows by its first bytes, or return None if it is no such file.
+
+    Raises:
+        CheckpointError: it is of that kind, but damaged.
+    """
+    for known in list_formats() if path.is_file() else ():
+        if known.open_file is not None and (reader := known.open_file(path)) is not None:
+            return SingleFile(path, reader, known.open_file)
+    return None
 
 
 def open_folder(path: Path) -> CheckpointFiles:

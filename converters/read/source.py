@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from converters.read.archive import read_archive
-from converters.read.files import CheckpointFiles, open_folder, open_prefix
+from converters.read.files import Checkpoint, CheckpointFiles, open_folder, open_prefix, open_single
 from rszoo.disk.paths import expand_user, kept_archive
 from rszoo.errors import ArchiveError, CheckpointError, SourceNotFoundError, UnknownModelError, UsageError
 from rszoo.folder.model_folder import WeightSet
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from converters.read.remote import RemoteArchive
 
 #: Opens a checkpoint: takes the folder for temporary files and, as `read_archive`, which weights to keep.
-Opener = Callable[[Path, WeightSet | None], CheckpointFiles]
+Opener = Callable[[Path, WeightSet | None], Checkpoint]
 
 _ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
@@ -95,7 +95,7 @@ def _find_local(source: str) -> Opener:
     if path.is_file() and _is_archive(path):
         return lambda folder, keep: _open_archive(path, folder, keep)
     if path.is_file() or Path(f"{path}.index").is_file():
-        return lambda _folder, _keep: open_prefix(path)
+        return lambda _folder, _keep: open_single(path) or open_prefix(path)
     if path.parent == Path(".") and not path.suffix:
         get_entry(source)  # raises, and names the nearest models
     raise SourceNotFoundError(_not_found(source))

@@ -1,21 +1,18 @@
-"""Projections of the tensor walk: TF1 variable names, PyTorch keys (timm's), Keras layers, and the layout of each.
+"""Projections of the tensor walk: PyTorch keys (timm's), Keras layers, and the layout of each.
 
-Pure functions of `TensorSpec`s; nothing here matches substrings or pairs tensors by position in a file. TF1 names are
-creation counters, and only this module advances them.
+Pure functions of `TensorSpec`s; nothing here matches substrings or pairs tensors by position in a file. What a
+checkpoint calls its variables is the format's, see `converters.formats`.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
 
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.walk import Kind, TensorSpec, iter_tensors
-
-_TF1_LAYER = {"conv": "conv2d", "bn": "batch_normalization", "dense": "dense"}
 
 # timm's names for its resnetrs* models, so that one file serves both: the stem is a Sequential named conv1 whose last
 # normalization is bn1, and the strided convolution that replaces the max pool is named maxpool. The names of
@@ -50,20 +47,6 @@ _TORCH_PARAMETER = {
 _TO_TORCH_AXES = {Kind.CONV_KERNEL: (3, 2, 0, 1), Kind.DENSE_KERNEL: (1, 0)}
 _TO_TF_AXES = {Kind.CONV_KERNEL: (2, 3, 1, 0), Kind.DENSE_KERNEL: (1, 0)}
 _BLOCK_KEY = re.compile(r"layer([1-4])\.([0-9]{1,6})\.")
-
-
-def tf1_names(specs: Iterable[TensorSpec]) -> list[str]:
-    """Return the TF1 variable name of each spec of a whole walk, in its order: `conv2d_3/kernel` and so on."""
-    created: Counter[str] = Counter()
-    layer_names: dict[str, str] = {}
-    names = []
-    for spec in specs:
-        if spec.layer not in layer_names:
-            base = _TF1_LAYER[spec.kind.layer_type]
-            layer_names[spec.layer] = f"{base}_{created[base]}" if created[base] else base
-            created[base] += 1
-        names.append(f"{layer_names[spec.layer]}/{spec.kind.variable}")
-    return names
 
 
 def torch_name(spec: TensorSpec) -> str:

@@ -80,6 +80,11 @@ def iter_tensors(config: ArchConfig) -> Iterator[TensorSpec]:
     yield TensorSpec("head.dense", Kind.DENSE_BIAS, (config.num_classes,), Initial.ZEROS)
 
 
+def count_parameters(config: ArchConfig) -> int:
+    """Return the number of trainable values."""
+    return sum(spec.size for spec in iter_tensors(config) if spec.kind.trainable)
+
+
 def _block(block: Block) -> Iterator[TensorSpec]:
     if block.has_projection:
         yield from _conv(f"{block.name}.proj_conv", 1, block.in_channels, block.out_channels)

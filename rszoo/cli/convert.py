@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from converters.formats import MODEL_FOLDER, get_target, list_targets
 from rszoo.cli.console import EXIT_CODES, WeightsChoice, new_app, print_json, run
 from rszoo.errors import UsageError
-
-
-class Target(StrEnum):
-    """What is written."""
-
-    safetensors = "safetensors"
-    tf1 = "tf1"
-
 
 app = new_app("Convert ResNet-RS checkpoints.")
 
@@ -43,9 +35,13 @@ def convert(
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Input size in pixels, for a network that is not registered.")
     ] = None,
-    to: Annotated[Target, typer.Option(help="Model folder, or TF1 checkpoint (--ckpt is a model folder then).")] = (
-        Target.safetensors
-    ),
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar=f"[{'|'.join(list_targets())}]",
+            help="Model folder, or a checkpoint of this format (--ckpt is a model folder then).",
+        ),
+    ] = MODEL_FOLDER,
     keep_archive: Annotated[
         bool, typer.Option("--keep-archive", help="Keep what is downloaded, in the cache's archives folder.")
     ] = False,
@@ -53,8 +49,8 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
 ) -> None:
     """Convert a TensorFlow checkpoint to a model folder, accounting for every variable."""
-    if to is Target.tf1:
-        _to_tf1(ckpt, output, as_json)
+    if to != MODEL_FOLDER:
+        _write_back(ckpt, output, to, as_json)
         return
     from converters.convert import Identity
     from converters.convert import convert as convert_checkpoint
@@ -67,16 +63,15 @@ def convert(
     print_json(report) if as_json else print(_summary(report, target))
 
 
-def _to_tf1(ckpt: str, output: Path | None, as_json: bool) -> None:
-    from converters.tf1_export import export_tf1
+def _write_back(ckpt: str, output: Path | None, target: str, as_json: bool) -> None:
+    from converters.write_back import write_checkpoint
     from rszoo.folder.model_folder import read_folder
 
+    chosen, _ = get_target(target)
     if output is None:
-        raise UsageError("--to tf1 needs --output FOLDER")
-    prefix = export_tf1(read_folder(ckpt), output)
-    print_json({"prefix": str(prefix)}) if as_json else print(
-        f"wrote {prefix}, a TF1 checkpoint (no .meta, no momentum)"
-    )
+        raise UsageError(f"--to {target} needs --output FOLDER")
+    written = write_checkpoint(read_folder(ckpt), output, target)
+    print_json({"prefix": str(written)}) if as_json else print(f"wrote {written}, a {chosen.title} (weights only)")
 
 
 def _default_name(ckpt: str) -> str:

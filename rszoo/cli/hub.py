@@ -114,9 +114,8 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Fetch a model from the Hugging Face Hub, and check its SHA-256."""
-    from converters.convert import is_model_folder
     from rszoo.disk.paths import expand_user
-    from rszoo.disk.staging import staged_folder
+    from rszoo.folder.writing import staged_model_folder
     from rszoo.hub.address import parse_address
     from rszoo.hub.pull import copy_model, fetch_records, find_model
     from rszoo.net.urls import is_hub_name
@@ -127,7 +126,7 @@ def pull(
         fetch_records(found)
     else:
         path = expand_user(output)
-        with staged_folder(path, overwrite=overwrite, is_ours=is_model_folder) as folder:
+        with staged_model_folder(path, overwrite=overwrite) as folder:
             copy_model(found, folder)
     facts = {"model": str(found.address), "title": found.config.title, "path": str(path)}
     print_json(facts) if as_json else print(f"{facts['model']}  {path}")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rszoo.arch.walk import count_parameters
 from rszoo.cli.bench import BENCH_EXAMPLES, bench
 from rszoo.cli.cache import cache_app, manifest_app, prefetch
 from rszoo.cli.console import FrameworkChoice, Json, examples, load_frameworks, new_app, print_json, run
@@ -247,13 +248,6 @@ def _show_tensors(facts: dict[str, Any], as_json: bool) -> None:
         shape = " x ".join(map(str, tensor["shape"]))
         rows.append((tensor["name"], tensor["dtype"], shape, f"{tensor['nbytes']:,}"))
     print(table([*rows, (f"{facts['count']} tensors", "", "", f"{facts['nbytes']:,}")]))
-
-
-def count_parameters(arch: Any) -> int:
-    """Return the number of trainable values."""
-    from rszoo.arch.walk import iter_tensors
-
-    return sum(spec.size for spec in iter_tensors(arch) if spec.kind.trainable)
 
 
 def _flatten(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

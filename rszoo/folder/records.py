@@ -21,6 +21,7 @@ GOLDEN_CHECK = "published logits"
 Fact = str | int | float | bool | None
 
 _FORMAT_VERSION = 1
+_FIRST_FORMAT = "tf1"
 _MAX_FACTS = 100
 _T = TypeVar("_T")
 
@@ -52,8 +53,8 @@ class VerificationRecord:
 class ConversionRecord:
     """The account of the weights: what wrote them, from what, and what became of every variable.
 
-    `source` is as the writer described it; its keys differ between converted and saved weights. `skipped`: reason to
-    number of variables.
+    `format` is the name of the checkpoint format, or None for weights that were saved from a model. `source` is as the
+    writer described it; its keys differ between converted and saved weights. `skipped`: reason to number of variables.
     """
 
     converter: str
@@ -61,6 +62,7 @@ class ConversionRecord:
     tensors: int
     source: Mapping[str, Fact | tuple[Fact, ...]]
     skipped: Mapping[str, int]
+    format: str | None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class _Conversion:
     source: Mapping[str, Fact | tuple[Fact, ...]]
     result: Mapping[str, Any]
     skipped: Mapping[str, tuple[str, ...]]
+    # There was no other format when the key was not written; null where the weights were saved from a model.
+    format: str | None = _FIRST_FORMAT
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def _parse_conversion(record: Mapping[str, Any]) -> ConversionRecord:
     if len(account.source) > _MAX_FACTS:
         raise ConfigError(f"source must be at most {_MAX_FACTS} facts, received {len(account.source)}")
     skipped = {reason: len(names) for reason, names in account.skipped.items()}
-    return ConversionRecord(account.converter, result.sha256, result.tensors, account.source, skipped)
+    return ConversionRecord(account.converter, result.sha256, result.tensors, account.source, skipped, account.format)
 
 
 def _parse_verification(record: Mapping[str, Any]) -> VerificationRecord:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rszoo.arch.audit import same_bits
 from rszoo.errors import OutputError
 from rszoo.folder.model_folder import KERAS_WEIGHTS, ModelFolder
 from rszoo.models.devices import keras_scope
@@ -84,8 +85,7 @@ def _check_reread(model: Any, path: Path, tensors: Mapping[tuple[str, str], np.n
         variable.assign(np.full(variable.shape, np.nan, np.float32))
     model.load_weights(path)
     for name, variable in variables.items():
-        expected = np.ascontiguousarray(tensors[name]).view(np.int32)
-        if not np.array_equal(keras.ops.convert_to_numpy(variable).view(np.int32), expected):
+        if not same_bits(tensors[name], keras.ops.convert_to_numpy(variable)):
             raise OutputError(
                 f"{path.name} reads back with other values for {'/'.join(name)}; is the disk failing? Else report it "
                 f"as a bug, with Keras's version, which is {keras.__version__}"

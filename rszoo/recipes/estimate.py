@@ -14,7 +14,7 @@ from typing import Any
 
 from rszoo.arch.config import ArchConfig, Block
 from rszoo.arch.macs import count_macs
-from rszoo.arch.walk import iter_tensors
+from rszoo.arch.walk import count_parameters, iter_tensors
 from rszoo.errors import UsageError, nearest
 from rszoo.recipes.recipe import Precision, Recipe
 
@@ -111,7 +111,7 @@ def estimate(recipe: Recipe, device: str = "h100", *, devices: int = 8, utilizat
         device=device,
         devices=devices,
         utilization=share,
-        parameters=sum(spec.size for spec in iter_tensors(arch) if spec.kind.trainable),
+        parameters=count_parameters(arch),
         forward_macs_per_image=macs,
         training_operations_per_image=operations,
         activation_bytes_per_image=per_image,
@@ -162,9 +162,8 @@ def count_fixed_bytes(arch: ArchConfig, precision: Precision, *, ema: bool) -> i
 
     float32 weights, gradients, momentum and averages, the statistics and theirs; with bfloat16 the weights once more.
     """
-    sizes = [(spec.size, spec.kind.trainable) for spec in iter_tensors(arch)]
-    trainable = sum(size for size, is_trained in sizes if is_trained)
-    statistics = sum(size for size, _ in sizes) - trainable
+    trainable = count_parameters(arch)
+    statistics = sum(spec.size for spec in iter_tensors(arch)) - trainable
     copy = _BYTES["bfloat16"] * trainable if precision == "bfloat16" else 0
     return _BYTES["float32"] * (trainable * (3 + ema) + statistics * (1 + ema)) + copy
 

@@ -6,21 +6,28 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rszoo.errors import WeightsError, summarize
+from rszoo.arch.audit import audit
+from rszoo.arch.names import is_counter
+from rszoo.errors import WeightsError
+
+_STEP = "step"
 
 
 def check_state(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that a state has tensors of these names and shapes, and the number of steps.
+    """Check that a state has tensors of these names and shapes, the number of steps, and no weights of another network.
 
     Raises:
-        WeightsError: a tensor is missing or misshapen.
+        WeightsError: a tensor is missing, unexpected or misshapen.
     """
-    if missing := [name for name in (*shapes, "step") if name not in tensors]:
+    if problems := audit(tensors, {**shapes, _STEP: ()}, excused=_is_extra):
         raise WeightsError(
-            f"the state lacks {len(missing)} tensors ({summarize(missing)}); resume with the recipe of its run"
+            f"the state is not of this training: {'; '.join(problems)}; resume with the recipe of its run"
         )
-    if wrong := [name for name, shape in shapes.items() if tensors[name].shape != shape]:
-        raise WeightsError(
-            f"{len(wrong)} tensors of the state have another shape ({summarize(wrong)}); resume with the recipe of "
-            "its run"
-        )
+
+
+def _is_extra(name: str) -> bool:
+    """Whether a state may have what an engine does not ask for: all but weights of the network.
+
+    Averages and momenta are of no use without the settings that need them, random numbers in another engine.
+    """
+    return not name.startswith("model/") or is_counter(name)

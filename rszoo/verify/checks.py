@@ -1,16 +1,16 @@
 """Verification of a model folder: what can be proven on this machine is, and what cannot is named.
 
 In goes a folder, out come `Check`s one by one: file against account, weights against their source, PyTorch against
-Keras in float64, both against the original TF1 graph in float32, logits against the published ones.
+Keras in float64, both against the original code in float32, logits against the published ones.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,24 +18,25 @@ from typing import Any, Literal
 import numpy as np
 
 from converters.convert import open_accounted
+from converters.formats import list_formats
+from converters.formats.format import Reference
 from converters.read.source import locate
-from converters.tf1_export import export_tf1
-from rszoo.arch.names import to_torch_layout, torch_name
+from rszoo.arch.audit import same_bits
+from rszoo.arch.names import torch_name
 from rszoo.arch.walk import Kind, iter_tensors
 from rszoo.disk.temporary import write_whole
-from rszoo.errors import MissingPackageError, OutputError, RszooError
-from rszoo.extras import installed_versions
+from rszoo.errors import ConfigError, MissingPackageError, OutputError, RszooError
+from rszoo.extras import installed_versions, needs
 from rszoo.folder.model_folder import VERIFICATION, ModelFolder, find_damage, sha256_of
+from rszoo.folder.records import read_conversion
 from rszoo.inference.images import preprocess
-from rszoo.models.factory import create, import_model_module, keras_weights
+from rszoo.models.factory import import_model_module
 from rszoo.registry.manifest import get_entry
 from rszoo.registry.preprocessing import Preprocessing
+from rszoo.verify.stages import keras_stages, stage_errors, torch_stages
 from rszoo.weights.mapping import Weights, check_header
 
 Status = Literal["passed", "failed", "not run"]
-#: Outputs by name: stem, stage1..stage4 (N, H, W, C), pooled and logits.
-Stages = dict[str, np.ndarray]
-
 #: Largest relative L2 error of float32 stages; right ports had up to 1.2e-6, wrong ones over 100 times the bound.
 FLOAT32_BOUND = 2e-6
 #: The same in float64, where only wiring can differ.
@@ -140,13 +141,12 @@ def check_source(folder: ModelFolder, source: str | None) -> Check:
     with (
         tempfile.TemporaryDirectory(prefix="rszoo-") as spool,
         locate(source) as open_files,
-        open_accounted(open_files, Path(spool), weights_kind) as (files, bundle, account),
+        open_accounted(open_files, Path(spool), weights_kind) as (files, account),
         Weights(folder.weights_path) as weights,
     ):
-        for spec, variable in account.mapped:
-            expected = to_torch_layout(spec.kind, bundle.read(variable))
+        for spec, variable in account.mapped.items():
             actual = weights.get(torch_name(spec))
-            if actual is None or not np.array_equal(expected.view(np.int32), actual.view(np.int32)):
+            if actual is None or not same_bits(account.read(files.reader, spec), actual):
                 return Check("source", "failed", f"{torch_name(spec)} differs from {variable} in {source}")
     return Check("source", "passed", f"all {len(account.mapped)} tensors equal to {files.source}, bit by bit")
 
@@ -166,23 +166,35 @@ def check_frameworks(folder: ModelFolder) -> Check:
 
 
 def check_original(folder: ModelFolder, framework: Literal["torch", "keras"]) -> Check:
-    """Restore the weights in the original TF1 graph with TensorFlow's Saver, and compare stage by stage in float32."""
+    """Give the weights to the original implementation of their format, and compare stage by stage in float32."""
     name = f"{framework} = original graph"
     run = {"torch": torch_stages, "keras": keras_stages}[framework]
     import_model_module(framework)
-    try:
-        from rszoo.verify.tf1_graph import build_inference
-    except ModuleNotFoundError as error:
-        if error.name != "tensorflow":
-            raise
-        return Check(name, "not run", "the original graph needs TensorFlow; run: pip install tensorflow")
-    graph = build_inference(folder.config.arch)
+    reference = _find_reference(folder)
+    if reference is None:
+        return Check(name, "not run", f"no original implementation of this {folder.config.arch.label} is known")
+    module, _, function = reference.function.partition(":")
+    with needs("the original graph", reference.package):
+        original = getattr(importlib.import_module(module), function)
     batches = _inputs(folder)
-    with tempfile.TemporaryDirectory(prefix="rszoo-") as temporary:
-        prefix = export_tf1(folder, Path(temporary) / "tf1")
-        expected = graph.run_stages(prefix, batches, ema=folder.config.weights == "ema")
-    figures = stage_errors(run(folder, batches, "float32"), expected)
-    return _judge(name, figures, FLOAT32_BOUND, "in float32, restored by TensorFlow's Saver")
+    figures = stage_errors(run(folder, batches, "float32"), original(folder, batches))
+    return _judge(name, figures, FLOAT32_BOUND, f"in float32, {reference.how}")
+
+
+def _find_reference(folder: ModelFolder) -> Reference | None:
+    """Return the original implementation: that of the recorded format, or else of one that could hold the network."""
+    try:
+        recorded = read_conversion(folder.path).format
+    except ConfigError:
+        # `check_file` says so.
+        recorded = None
+    arch = folder.config.arch
+    fitting = (
+        known.reference
+        for known in list_formats()
+        if (known.fits(arch) if recorded is None else known.name == recorded)
+    )
+    return next(filter(None, fitting), None)
 
 
 def check_golden(folder: ModelFolder, image: str | None) -> Check:
@@ -207,48 +219,6 @@ def check_golden(folder: ModelFolder, image: str | None) -> Check:
     return Check(name, status, f"{worst} differs most, by {figures[worst]:.4f} (at most {_GOLDEN_BOUND})", figures)
 
 
-def torch_stages(folder: ModelFolder, batches: Sequence[np.ndarray], dtype: str) -> list[Stages]:
-    """Return every stage's output for each batch in PyTorch. Batches and outputs are NHWC."""
-    import torch
-
-    model = create(folder.path).to(getattr(torch, dtype))
-    results = []
-    for images in batches:
-        with torch.no_grad():
-            stages = model.forward_stages(torch.from_numpy(images.astype(dtype)).permute(0, 3, 1, 2))
-        results.append({name: (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).numpy() for name, x in stages.items()})
-    return results
-
-
-def keras_stages(folder: ModelFolder, batches: Sequence[np.ndarray], dtype: str) -> list[Stages]:
-    """Return every stage's output for each batch in Keras. Batches and outputs are NHWC."""
-    import keras
-
-    module = import_model_module("keras")
-    with _keras_dtype(dtype), Weights(folder.weights_path) as weights:
-        model = module.stage_model(module.build_model(folder.config.arch, keras_weights(weights, folder.config.arch)))
-    outputs = (model(images.astype(dtype), training=False) for images in batches)
-    return [{name: keras.ops.convert_to_numpy(x) for name, x in stages.items()} for stages in outputs]
-
-
-def stage_errors(actual: Sequence[Stages], expected: Sequence[Stages]) -> dict[str, float]:
-    """Return the relative L2 error of each stage of each batch, in forward order, as `batch 0 stage1` and so on."""
-    return {
-        f"batch {number} {name}": relative_l2(actual[number][name], values)
-        for number, stages in enumerate(expected)
-        for name, values in stages.items()
-    }
-
-
-def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Return |actual - expected| / |expected|, infinite where shapes differ or values are not finite."""
-    if actual.shape != expected.shape:
-        return math.inf
-    difference = np.linalg.norm(actual.astype(np.float64) - expected.astype(np.float64))
-    error = float(difference / max(np.linalg.norm(expected.astype(np.float64)), np.finfo(np.float64).tiny))
-    return error if math.isfinite(error) else math.inf
-
-
 def _judge(name: str, figures: dict[str, float], bound: float, how: str) -> Check:
     # In the order of the forward pass, so the first stage over the bound is where the fault is.
     over = next((stage for stage, error in figures.items() if not error <= bound), None)
@@ -264,15 +234,3 @@ def _inputs(folder: ModelFolder) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     channels = folder.config.arch.in_chans
     return [rng.standard_normal((2, size, size, channels)).astype(np.float32) for size in _INPUT_SIZES]
-
-
-@contextmanager
-def _keras_dtype(dtype: str) -> Iterator[None]:
-    import keras
-
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)

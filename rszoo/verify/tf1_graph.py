@@ -1,12 +1,13 @@
 """The original network as a TF1 graph in genuine `tf.compat.v1` code: the reference that everything is held against.
 
 Follows tensorflow/tpu `models/official/resnet/resnet_model.py` op by op. Its variable names come from TensorFlow's own
-scope counters, not from `rszoo.arch.names`, so that a wrong name map cannot agree with it. Used by `rszoo verify`, by
-the tests, and to train the demo model. Importing this module imports TensorFlow.
+scope counters, not from `converters.formats.tf1`, so that a wrong name map cannot agree with it. Used by
+`rszoo verify`, by the tests, and to train the demo model. Importing this module imports TensorFlow.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tensorflow.python.util import deprecation
 
+from converters.write_back import write_checkpoint
 from rszoo.arch.config import ArchConfig, Block
 from rszoo.errors import ConfigError
+from rszoo.folder.model_folder import ModelFolder
 
 # TF1 code in TF2 warns on every call; the user of this module can do nothing about it.
 deprecation._PRINT_DEPRECATION_WARNINGS = False
@@ -55,6 +58,20 @@ class Tf1Graph:
             variables = self.averages if ema else {variable.op.name: variable for variable in self.averages.values()}
             tf.train.Saver(variables).restore(session, str(checkpoint))
             return [session.run(self.stages, {self.images: images}) for images in batches]
+
+
+def run_reference(folder: ModelFolder, batches: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Restore a model folder's weights in the graph with TensorFlow's Saver, and return each batch's stages by name.
+
+    `batches`: float32 (N, H, W, C) each; outputs are NHWC.
+
+    Raises:
+        ConfigError, ConversionError: the folder is not of the TF1 lineage.
+    """
+    graph = build_inference(folder.config.arch)
+    with tempfile.TemporaryDirectory(prefix="rszoo-") as temporary:
+        prefix = write_checkpoint(folder, Path(temporary) / "tf1", "tf1")
+        return graph.run_stages(prefix, batches, ema=folder.config.weights == "ema")
 
 
 def build_inference(config: ArchConfig) -> Tf1Graph:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rszoo.arch.audit import audit
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.names import is_counter, keras_names, tf_axes, torch_name, torch_shape
 from rszoo.arch.walk import iter_tensors
@@ -181,17 +182,7 @@ def check_header(source: Path | Weights, config: ArchConfig) -> None:
     """
     weights = source if isinstance(source, Weights) else Weights(source)
     expected = {torch_name(spec): torch_shape(spec) for spec in iter_tensors(config)}
-    actual = {name: weights.facts(name) for name in weights}
-    problems = {
-        "missing": [name for name in expected if name not in actual],
-        "unexpected": [name for name in actual if name not in expected and not is_counter(name)],
-        "misshapen": [
-            f"{name} {facts.dtype} {facts.shape}"
-            for name, facts in actual.items()
-            if name in expected and (facts.dtype, facts.shape) != ("F32", expected[name])
-        ],
-    }
-    found = [f"{len(names)} {what} ({summarize(names)})" for what, names in problems.items() if names]
-    if found:
+    found = {name: weights.facts(name) for name in weights}
+    if problems := audit(found, expected, dtypes=("F32",), excused=is_counter):
         label = weights._header.label
-        raise WeightsError(f"{label} does not hold a {config.label}: {'; '.join(found)}; convert it again")
+        raise WeightsError(f"{label} does not hold a {config.label}: {'; '.join(problems)}; convert it again")

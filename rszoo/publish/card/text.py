@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from rszoo.arch.macs import count_macs
-from rszoo.arch.walk import iter_tensors
+from rszoo.arch.walk import count_parameters
 from rszoo.folder.model_folder import RAW_WEIGHTS, WEIGHTS
 from rszoo.publish.card.facts import Account, Findings
 from rszoo.publish.card.markdown import code, link_target, plain, table
@@ -87,11 +87,10 @@ def architecture(findings: Findings) -> str:
     """Return the tables of the network and of the files."""
     config = findings.facts.folder.config
     arch, size = config.arch, config.preprocessing.image_size
-    parameters = sum(spec.size for spec in iter_tensors(arch) if spec.kind.trainable)
     rows = [
         ("Network", plain(arch.label)),
         ("Blocks in the four stages", ", ".join(map(str, arch.blocks))),
-        ("Parameters", f"{parameters:,}"),
+        ("Parameters", f"{count_parameters(arch):,}"),
         ("Multiply-accumulates for one image", f"{_short(count_macs(arch, size))} (convolutions and dense layer)"),
         ("Input", f"{size} x {size} pixels, {arch.in_chans} channels"),
         ("Classes", f"{arch.num_classes:,}"),

@@ -1,0 +1,53 @@
+"""A model folder written back as a checkpoint of one of the formats that can be written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from converters.formats import get_target
+from converters.formats.format import Export
+from rszoo.arch.names import torch_name
+from rszoo.disk.paths import expand_user
+from rszoo.disk.staging import staged_folder
+from rszoo.errors import ConversionError
+from rszoo.folder.model_folder import CONVERSION, ModelFolder
+from rszoo.weights.mapping import Weights, check_header
+
+
+def write_checkpoint(folder: ModelFolder, output: str | Path, target: str) -> Path:
+    """Write a checkpoint of the format called `target` into the new folder `output`, and return its path.
+
+    Raises:
+        UsageError: there is no such format, or it cannot be written.
+        ConversionError: a checkpoint of it cannot hold the network.
+        WeightsError: the folder's weights are missing, damaged, or not of its architecture.
+        OutputError: `output` exists, or it cannot be written.
+    """
+    (chosen, write), arch = get_target(target), folder.config.arch
+    if not chosen.fits(arch):
+        raise ConversionError(
+            f"a {chosen.title} cannot hold this {arch.label} (activation {arch.activation}, strided_padding "
+            f"{arch.strided_padding}, shortcut_pool {arch.shortcut_pool}): its own code would compute something else"
+        )
+    check_header(folder.weights_path, arch)
+    place = expand_user(output)
+    with (
+        # Never over another: an export cannot be told apart from a checkpoint that somebody trained.
+        staged_folder(place, overwrite=False, is_ours=lambda _: False) as staging,
+        Weights(folder.weights_path) as weights,
+    ):
+        export = Export(
+            folder.config, _step(folder), lambda spec: chosen.from_torch(spec.kind, weights[torch_name(spec)])
+        )
+        name = write(export, staging)
+    return place / name
+
+
+def _step(folder: ModelFolder) -> int:
+    """Return the step recorded at conversion, or 0."""
+    try:
+        account = json.loads((folder.path / CONVERSION).read_text(encoding="utf-8"))
+        return int(account["source"]["global_step"] or 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0

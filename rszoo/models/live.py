@@ -1,0 +1,133 @@
+"""A network in memory, looked at from outside: what it is, and each tensor of its architecture.
+
+In goes a PyTorch or Keras model, also inside PyTorch's wrappers; out come its tensors by the walk's specs, checked
+against the architecture. Imports no framework: that of a model that is there was imported by whoever made it.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rszoo.arch.audit import audit, counted, dtype_name
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.names import is_counter, keras_name, to_torch_layout, torch_name, torch_shape
+from rszoo.arch.walk import TensorSpec, iter_tensors
+from rszoo.errors import UsageError
+from rszoo.folder.model_folder import ModelConfig
+from rszoo.models.factory import Framework
+
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+# What PyTorch puts around a network, and the name under which the network stands in it: torch.compile; DataParallel,
+# DistributedDataParallel and AveragedModel.
+_WRAPPED_AS = ("_orig_mod", "module")
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """A network in memory: what it is, and its tensors by the walk's specs.
+
+    `names` are the framework's, `skipped` the names of what is no weight, by the reason why not.
+    """
+
+    framework: Framework
+    network: Any
+    arch: ArchConfig
+    tensors: dict[TensorSpec, Any]
+    names: dict[TensorSpec, str]
+    skipped: dict[str, list[str]]
+
+    @property
+    def origin(self) -> ModelConfig | None:
+        """What the network was created from; None if it was from an architecture alone."""
+        return getattr(self.network, "origin", None)
+
+    @property
+    def dtypes(self) -> list[str]:
+        """The dtypes of its tensors, each once."""
+        return sorted(set(map(dtype_name, self.tensors.values())))
+
+    def values(self, spec: TensorSpec) -> np.ndarray:
+        """Return a tensor's values now, in PyTorch's layout: float64 if they are, else float32, which holds all others.
+
+        On the CPU and in float32, a PyTorch tensor's are not copied.
+        """
+        if self.framework == "torch":
+            tensor = self.tensors[spec].detach().cpu()
+            return (tensor if dtype_name(tensor) == "float64" else tensor.float()).numpy()
+        import keras
+
+        values = keras.ops.convert_to_numpy(self.tensors[spec])
+        wide = values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
+        return to_torch_layout(spec.kind, wide)
+
+
+def open_model(model: Any) -> LiveModel:
+    """Find the network in what the user gave, and every tensor of its architecture in the network.
+
+    Raises:
+        UsageError: there is none, or its tensors are others.
+    """
+    # A model is there, so its framework was imported; one that was not is not needed. Keras first: on the PyTorch
+    # backend its models are PyTorch modules, too.
+    torch, keras = sys.modules.get("torch"), sys.modules.get("keras")
+    framework: Framework = "keras" if keras is not None and isinstance(model, keras.Model) else "torch"
+    if framework == "torch" and not (torch is not None and isinstance(model, torch.nn.Module)):
+        raise UsageError(f"cannot save a {type(model).__name__}; give a PyTorch or Keras model made by rszoo.create")
+    network = _unwrapped(model) if framework == "torch" else model
+    arch = getattr(network, "config", None)
+    if not isinstance(arch, ArchConfig):
+        raise UsageError(
+            f"cannot save a {type(network).__name__} that rszoo.create did not make: it has no rszoo.ArchConfig at "
+            "model.config; give the network itself, or, if another library loaded it, set model.config"
+        )
+    if hasattr(network, "feature_info"):
+        raise UsageError(
+            "cannot save a model made with features_only=True: it has no head, and a model folder holds whole "
+            "classifiers; put its values into a model created without features_only, and save that"
+        )
+    found, skipped = _torch_tensors(network) if framework == "torch" else _keras_tensors(network)
+    names = {spec: _framework_name(spec, framework) for spec in iter_tensors(arch)}
+    _check_tensors(found, names, framework, arch)
+    tensors = {spec: found[name] for spec, name in names.items()}
+    return LiveModel(framework, network, arch, tensors, names, skipped)
+
+
+def _unwrapped(module: Any) -> Any:
+    """Return the network inside PyTorch's wrappers, of which there may be several."""
+    children = dict(module.named_children())
+    inner = next((children[name] for name in _WRAPPED_AS if name in children), None)
+    return module if inner is None else _unwrapped(inner)
+
+
+def _torch_tensors(network: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Return the tensors by name, and the names of what is no weight by the reason why not."""
+    state = network.state_dict()
+    counters = [name for name in state if is_counter(name)]
+    found = {name: tensor for name, tensor in state.items() if name not in counters}
+    return found, {"PyTorch's counts of batches, which no network needs": counters} if counters else {}
+
+
+def _keras_tensors(network: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    # `weights` has neither the optimizer's variables nor the seeds of the dropout layers. Layers inside other models
+    # have these models' names before their own.
+    return {"/".join(variable.path.split("/")[-2:]): variable for variable in network.weights}, {}
+
+
+def _framework_name(spec: TensorSpec, framework: Framework) -> str:
+    return torch_name(spec) if framework == "torch" else "/".join(keras_name(spec))
+
+
+def _check_tensors(found: dict[str, Any], names: dict[TensorSpec, str], framework: Framework, arch: ArchConfig) -> None:
+    """Raise a UsageError if the network's tensors are not the architecture's; all differences are counted."""
+    shapes = {name: torch_shape(spec) if framework == "torch" else spec.shape for spec, name in names.items()}
+    empty = [name for name, tensor in found.items() if name in shapes and getattr(tensor, "is_meta", False)]
+    problems = [*audit(found, shapes, dtypes=_DTYPES), *counted({"without values": empty})]
+    if problems:
+        raise UsageError(
+            f"the model does not have the tensors of the {arch.label} that its config says: {'; '.join(problems)}; a "
+            "new head comes with create(..., num_classes=...) or, in PyTorch, model.reset_classifier(...)"
+        )
