@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from converters.account import GLOBAL_STEP, Account, take_account
 from converters.read.files import CheckpointFiles
-from converters.read.source import Opener, find_entry, locate
+from converters.read.source import Opener, Source, find_entry, find_source, locate
 from converters.tensorbundle.bundle import Bundle
 from rszoo.arch.names import to_torch_layout, torch_name, torch_shape
 from rszoo.arch.walk import TensorSpec
@@ -64,7 +64,7 @@ class Identity:
 
 
 def convert(
-    source: str,
+    source: str | Source,
     output: str | Path,
     *,
     weights: WeightSet = "ema",
@@ -86,11 +86,12 @@ def convert(
     if weights not in ("ema", "raw"):
         raise UsageError(f"weights must be ema or raw, received {weights!r}")
     identity = identity or Identity()
-    entry = get_entry(identity.model) if identity.model else find_entry(source)
+    found = find_source(source)
+    entry = get_entry(identity.model) if identity.model else find_entry(found)
     target = expand_user(output)
     with (
         # First in, last out: a download is kept until the result is in its place.
-        locate(source, keep_archive=keep_archive) as open_files,
+        locate(found, keep_archive=keep_archive) as open_files,
         staged_folder(target, overwrite=overwrite, is_ours=is_model_folder) as folder,
     ):
         return convert_into(folder, open_files, entry, weights, identity)

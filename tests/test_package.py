@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import rszoo
-from rszoo.cli.main import count_parameters
+from rszoo.cache.describe import count_parameters
 
 ROOT = Path(__file__).parent.parent
 FRAMEWORKS = {"torch", "tensorflow", "keras", "jax", "tf_keras"}

@@ -35,7 +35,7 @@ def prefetch(
     as_json: Json = False,
 ) -> None:
     """Download and convert models, for later use without a network."""
-    from rszoo.cache.fill import find_cached
+    from rszoo.cache.cached import find_cached
     from rszoo.registry.manifest import get_entry, names_of
     from rszoo.registry.trust import read_record, remember
 
@@ -75,7 +75,8 @@ def prefetch(
 
 def _fetch(name: str, known: ModelFolder | None, weights: WeightsChoice, keep_archive: bool) -> ModelFolder:
     """Return the model folder in the cache: found, copied from `known` of another cache, or made."""
-    from rszoo.cache.fill import copy_cached, copy_pinned, fill_cache, find_cached
+    from rszoo.cache.cached import find_cached
+    from rszoo.cache.fill import copy_cached, copy_pinned, fill_cache
     from rszoo.disk.paths import kept_archive
     from rszoo.registry.manifest import get_entry
 
@@ -93,7 +94,7 @@ def _fetch(name: str, known: ModelFolder | None, weights: WeightsChoice, keep_ar
 @cache_app.command("path", epilog=examples("rszoo cache path", "rszoo cache path resnet-rs-50-i160"))
 def cache_path(model: Annotated[str | None, typer.Argument(help="Registered name.")] = None) -> None:
     """Print the cache's folder, or that of a model in it."""
-    from rszoo.cache.fill import find_cached
+    from rszoo.cache.cached import find_cached
     from rszoo.disk.paths import cache_folder
     from rszoo.registry.manifest import get_entry
 

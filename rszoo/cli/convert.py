@@ -10,6 +10,7 @@ import typer
 
 from rszoo.cli.console import EXIT_CODES, WeightsChoice, new_app, print_json, run
 from rszoo.errors import UsageError
+from rszoo.refs import Folder
 
 
 class Target(StrEnum):
@@ -69,24 +70,23 @@ def convert(
 
 def _to_tf1(ckpt: str, output: Path | None, as_json: bool) -> None:
     from converters.tf1_export import export_tf1
-    from rszoo.folder.model_folder import read_folder
+    from rszoo.cache.find import find_local
 
     if output is None:
         raise UsageError("--to tf1 needs --output FOLDER")
-    prefix = export_tf1(read_folder(ckpt), output)
+    prefix = export_tf1(find_local(ckpt), output)
     print_json({"prefix": str(prefix)}) if as_json else print(
         f"wrote {prefix}, a TF1 checkpoint (no .meta, no momentum)"
     )
 
 
 def _default_name(ckpt: str) -> str:
-    from converters.read.source import find_entry
-    from rszoo.net.urls import is_url, public_url
+    from converters.read.source import find_entry, find_source
 
-    entry = find_entry(ckpt)
+    found = find_source(ckpt)
+    entry = find_entry(found)
     if entry is None:
-        shown = public_url(ckpt) if is_url(ckpt) else ckpt
-        raise UsageError(f"{shown} names no registered model; give --output FOLDER")
+        raise UsageError(f"{found} names no registered model; give --output FOLDER")
     return entry.name
 
 
@@ -97,7 +97,7 @@ def _summary(report: dict[str, Any], target: Path) -> str:
         f"{report['weights']} weights\n"
         f"  mapped   {len(report['mapped']):5}  each tensor once, re-read and equal to the checkpoint bit by bit\n"
         f"{skipped}\n"
-        f"wrote {target}; check it with: rszoo verify {target}"
+        f"wrote {target}; check it with: rszoo verify {Folder(str(target))}"
     )
 
 

@@ -11,10 +11,10 @@ import typer
 
 from rszoo.cli.console import FrameworkChoice, Json, load_frameworks, print_json
 from rszoo.errors import UsageError
-from rszoo.net.urls import is_hub_name
 
 if TYPE_CHECKING:
     from rszoo.evaluate.result import Result
+    from rszoo.folder.model_folder import ModelFolder
     from rszoo.inference.network import Runtime
 
 
@@ -68,27 +68,32 @@ def evaluate(
     runtime = Runtime(framework.value, batch_size, dtype, device)
     if output is not None:
         check_output(output, overwrite=overwrite)
-    if record:
-        _check_record(model, data, dataset, runtime, limit)
-    elif dataset is not None:
+    folder = _check_record(model, data, dataset, runtime, limit) if record else None
+    if folder is None and dataset is not None:
         raise UsageError(f"--dataset {dataset} names the data in what --record writes; add --record, or leave it out")
     load_frameworks(framework.value, "tensorflow")
-    result = run(model, data, split=split.value, preprocessing=preprocessing.value, limit=limit, runtime=runtime)
+    result = run(
+        folder or model, data, split=split.value, preprocessing=preprocessing.value, limit=limit, runtime=runtime
+    )
     print_json(result.to_dict()) if as_json else print(summary(result))
     if output is not None:
         write_report(result, output, overwrite=overwrite)
-    if record:
-        _record(result, model, dataset)
+    if folder is not None:
+        _record(result, folder, dataset)
 
 
-def _check_record(model: str, data: str, dataset: str | None, runtime: Runtime, limit: int | None) -> None:
-    """Check all that --record asks for, before hours are spent on what it would not write."""
+def _check_record(model: str, data: str, dataset: str | None, runtime: Runtime, limit: int | None) -> ModelFolder:
+    """Check all that --record asks for, before hours are spent on what it would not write; return where it writes."""
+    from rszoo.cache.find import find, find_place
     from rszoo.evaluate.result import check_recordable
     from rszoo.folder.evaluations import check_writable
-    from rszoo.folder.model_folder import looks_like_folder, read_folder
+    from rszoo.folder.model_folder import ModelFolder
     from rszoo.pipeline.sources import DIGITS
+    from rszoo.refs import Hub
 
-    if is_hub_name(model) or not looks_like_folder(model):
+    place = find_place(model)
+    found = place if isinstance(place, Hub) else find(place)
+    if not isinstance(found, ModelFolder):
         raise UsageError(
             f"--record writes into a model folder, and {model} is a name; make one with `rszoo-convert --ckpt {model} "
             "--output FOLDER` or `rszoo pull`, and evaluate that"
@@ -99,13 +104,13 @@ def _check_record(model: str, data: str, dataset: str | None, runtime: Runtime, 
             "--dataset ILSVRC/imagenet-1k, or else their name"
         )
     check_recordable(runtime, limit)
-    check_writable(read_folder(model).path)
+    check_writable(found.path)
+    return found
 
 
-def _record(result: Result, model: str, dataset: str | None) -> None:
+def _record(result: Result, folder: ModelFolder, dataset: str | None) -> None:
     from rszoo.folder.evaluations import record_evaluation
-    from rszoo.folder.model_folder import EVALUATION, read_folder
+    from rszoo.folder.model_folder import EVALUATION
 
-    folder = read_folder(model).path
-    results = record_evaluation(folder, result.to_evaluation(dataset or result.data))
-    print(f"recorded in {folder / EVALUATION}, which has {len(results)} now", file=sys.stderr)
+    results = record_evaluation(folder.path, result.to_evaluation(dataset or result.data))
+    print(f"recorded in {folder.path / EVALUATION}, which has {len(results)} now", file=sys.stderr)

@@ -42,14 +42,14 @@ def push(
 
     The login is huggingface_hub's: `hf auth login`, or HF_TOKEN.
     """
-    from rszoo.folder.model_folder import read_folder
+    from rszoo.cache.find import find_local
     from rszoo.hub.address import parse_repo
     from rszoo.publish.plan import Target, planned
     from rszoo.publish.push import check_login, upload
 
     target = Target(parse_repo(repo), private, revision, create_pr, overwrite)
-    opened = read_folder(folder)
-    plain = None if raw is None else read_folder(raw)
+    opened = find_local(folder)
+    plain = None if raw is None else find_local(raw)
     if not dry_run:
         check_login(f"push to {target.repo}")
     if keras:
@@ -114,13 +114,12 @@ def pull(
 ) -> None:
     """Fetch a model from the Hugging Face Hub, and check its SHA-256."""
     from converters.convert import is_model_folder
+    from rszoo.cache.find import find_remote
     from rszoo.disk.paths import expand_user
     from rszoo.disk.staging import staged_folder
-    from rszoo.hub.address import parse_address
-    from rszoo.hub.pull import copy_model, fetch_records, find_model
-    from rszoo.net.urls import is_hub_name
+    from rszoo.hub.pull import copy_model, fetch_records
 
-    found = find_model(parse_address(model if is_hub_name(model) else f"hf-hub:{model}"))
+    found = find_remote(model)
     if output is None:
         path = found.fetch_weights().path
         fetch_records(found)

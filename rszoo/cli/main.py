@@ -16,7 +16,7 @@ from rszoo.cli.hub import publish, pull, push
 from rszoo.cli.recipes import recipes_app
 from rszoo.cli.tfrecords import make_tfrecords
 from rszoo.cli.train import TRAIN_EXAMPLES, train
-from rszoo.errors import SourceNotFoundError, UsageError, VerificationError
+from rszoo.errors import SourceNotFoundError, VerificationError
 from rszoo.terminal import printable, table
 
 app = new_app("ResNet-RS checkpoints, converted and verified, in PyTorch and Keras. See also: rszoo-convert --help")
@@ -29,6 +29,7 @@ def list_command(
     pattern: Annotated[str, typer.Argument(help="Shell pattern, such as '*-i256'.")] = "*", as_json: Json = False
 ) -> None:
     """List the registered models."""
+    from rszoo.cache.describe import count_parameters, describe_entry
     from rszoo.registry.manifest import get_entry, list_models
 
     entries = [get_entry(name) for name in list_models(pattern)]
@@ -58,23 +59,12 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show what is known of a registered model, a model folder, or a model on the Hub."""
-    from rszoo.folder.model_folder import looks_like_folder, read_folder
-    from rszoo.hub.address import parse_address
-    from rszoo.hub.describe import describe_hub_model
-    from rszoo.net.urls import is_hub_name
-    from rszoo.registry.manifest import get_entry
+    from rszoo.cache.describe import describe, describe_tensors
 
     if tensors:
         _show_tensors(describe_tensors(model), as_json)
-        return
-    if is_hub_name(model):
-        _show_facts(describe_hub_model(parse_address(model)), as_json)
-        return
-    if "://" in model:
-        raise UsageError(f"of a URL only the tensors can be shown: rszoo info --tensors {model}")
-    _show_facts(
-        describe_folder(read_folder(model)) if looks_like_folder(model) else describe_entry(get_entry(model)), as_json
-    )
+    else:
+        _show_facts(describe(model), as_json)
 
 
 def _show_facts(facts: dict[str, Any], as_json: bool) -> None:
@@ -95,10 +85,10 @@ def verify(
 
     The outcome is kept in FOLDER/verification.json.
     """
-    from rszoo.folder.model_folder import read_folder
+    from rszoo.cache.find import find_local
     from rszoo.verify import checks as parity
 
-    opened = read_folder(folder)
+    opened = find_local(folder)
     load_frameworks("torch", "keras")
     checks = []
     for check in parity.verify(opened, source=ckpt, golden_image=golden_image):
@@ -121,7 +111,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Classify images with the published preprocessing."""
-    from rszoo.cache.fill import find_folder
+    from rszoo.cache.find import find_folder
     from rszoo.inference.classifier import Classifier
 
     for image in images:
@@ -129,7 +119,7 @@ def predict(
             raise SourceNotFoundError(f"no image at {image}: give the path of a JPEG or PNG file")
     found = find_folder(model)
     load_frameworks(framework.value)
-    classifier = Classifier(found, framework.value, model)
+    classifier = Classifier(found, framework.value)
     results = []
     for image, logits in zip(images, classifier.logits(images), strict=True):
         predictions = classifier.top(logits, top)
@@ -180,64 +170,6 @@ app.add_typer(cache_app, name="cache")
 app.add_typer(manifest_app, name="manifest")
 
 
-def describe_entry(entry: Any) -> dict[str, Any]:
-    """Return a registry entry as JSON values; ImageNet's labels are left to the number of classes."""
-    facts = dataclasses.asdict(entry)
-    labels = facts.pop("labels")
-    return {
-        **facts,
-        "labels": f"{len(labels)} classes: {labels[0]} ... {labels[-1]}",
-        "parameters": count_parameters(entry.arch),
-    }
-
-
-def describe_folder(folder: Any) -> dict[str, Any]:
-    """Return what a model folder says of itself as JSON values."""
-    from rszoo.weights.mapping import Weights
-
-    config = folder.config
-    with Weights(folder.weights_path) as weights:
-        return {
-            "path": str(folder.path),
-            "title": config.title,
-            "pair": config.pair,
-            "weights": config.weights,
-            "arch": config.arch.to_dict(),
-            "preprocessing": dataclasses.asdict(config.preprocessing),
-            "parameters": count_parameters(config.arch),
-            "tensors": len(weights),
-            "metadata": weights.metadata,
-        }
-
-
-def describe_tensors(model: str) -> dict[str, Any]:
-    """Return name, dtype, shape and bytes of each tensor of a model's weights as JSON values, and totals.
-
-    Raises:
-        UsageError: a registered model is not in the cache.
-    """
-    from rszoo.cache.fill import find_cached
-    from rszoo.cache.weights import load_weights
-    from rszoo.folder.model_folder import looks_like_folder
-    from rszoo.net.urls import is_hub_name, is_url, public_url
-    from rszoo.registry.manifest import get_entry
-
-    opened: Any = model
-    if not is_hub_name(model) and not looks_like_folder(model) and not Path(model).is_file():
-        entry = get_entry(model)
-        folder = find_cached(entry)
-        if folder is None:
-            raise UsageError(
-                f"{entry.name} is not in the cache, so its tensors are not known; first run `rszoo prefetch "
-                f"{entry.name}`, or give the URL of its weights"
-            )
-        opened = folder.path
-    with load_weights(opened) as weights:
-        listed = [{"name": name, **weights.facts(name)._asdict()} for name in weights]
-        shown = public_url(model) if is_url(model) else model
-        return {"model": shown, "tensors": listed, "count": len(listed), "nbytes": weights.nbytes}
-
-
 def _show_tensors(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
@@ -247,13 +179,6 @@ def _show_tensors(facts: dict[str, Any], as_json: bool) -> None:
         shape = " x ".join(map(str, tensor["shape"]))
         rows.append((tensor["name"], tensor["dtype"], shape, f"{tensor['nbytes']:,}"))
     print(table([*rows, (f"{facts['count']} tensors", "", "", f"{facts['nbytes']:,}")]))
-
-
-def count_parameters(arch: Any) -> int:
-    """Return the number of trainable values."""
-    from rszoo.arch.walk import iter_tensors
-
-    return sum(spec.size for spec in iter_tensors(arch) if spec.kind.trainable)
 
 
 def _flatten(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -65,13 +65,15 @@ def train(
     from rszoo.train.fine_tuning import fine_tuning_recipe, lost_start
     from rszoo.train.run import Job
     from rszoo.train.run import train as run
+    from rszoo.train.start import find_start
 
     # OpenMP's threads wait for each other spinning, on cores that the pipeline needs; read when PyTorch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     changes = [*(overrides or []), *([] if seed is None else [f"train.seed={seed}"])]
     # What is wrong with the recipe is said before frameworks are imported, which takes its time.
     name, source = _choose(recipe, data, init, ablate, changes)
-    built = None if init is not None else _build(name, changes, ablate)
+    start = None if init is None else find_start(init)
+    chosen = _build(name, changes, ablate)
     load_frameworks(engine.value, "tensorflow")
     images, held_out = _open(source, cache)
     job = Job(
@@ -79,7 +81,7 @@ def train(
         held_out=held_out,
         output=output,
         engine=engine.value,
-        init=init,
+        init=start,
         resume=resume.value,
         max_steps=max_steps,
         max_faults=max_faults,
@@ -87,7 +89,7 @@ def train(
         note=None if init else lost_start(name),
         quiet=as_json,
     )
-    run(built or fine_tuning_recipe(name, changes, init=str(init), images=images), job)
+    run(chosen if start is None else fine_tuning_recipe(name, changes, start=start, images=images), job)
     if as_json:
         _print_outcome(job)
 

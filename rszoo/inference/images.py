@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rszoo.cache.find import find
 from rszoo.errors import ConfigError, ImageError, SourceNotFoundError
-from rszoo.folder.model_folder import looks_like_folder, read_folder
-from rszoo.registry.manifest import get_entry
 from rszoo.registry.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -30,7 +29,8 @@ def preprocess(image: str | os.PathLike[str] | Image | np.ndarray, spec: Any) ->
     """Return the network's input for one image: float32 (1, size, size, 3), NHWC, normalized RGB.
 
     `image`: a path, a Pillow image, or uint8 (H, W, 3). `spec`: a `Preprocessing`, anything that has one as
-    `.preprocessing` (a registry entry, a model that `rszoo.create` made), a registered name, or a model folder's path.
+    `.preprocessing` (a registry entry, a model that `rszoo.create` made), or what names a model: a registered name, a
+    model folder's path, `hf-hub:OWNER/NAME`.
 
     EXIF orientation is ignored, as in TensorFlow's decoder.
 
@@ -127,7 +127,7 @@ def _outer(x: np.ndarray) -> np.ndarray:
 
 def _resolve(spec: Any) -> Preprocessing:
     if isinstance(spec, (str, os.PathLike)):
-        spec = get_entry(spec) if isinstance(spec, str) and not looks_like_folder(spec) else read_folder(spec)
+        spec = find(spec)
     settings = getattr(spec, "preprocessing", spec)
     if not isinstance(settings, Preprocessing):
         raise ConfigError(

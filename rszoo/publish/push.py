@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rszoo.cache.find import ModelLike, find_local, names_model
 from rszoo.errors import HubError, NetworkError, VerificationError
 from rszoo.folder.model_folder import (
     CARD,
@@ -28,7 +28,6 @@ from rszoo.folder.model_folder import (
     VERIFICATION,
     WEIGHTS,
     ModelFolder,
-    read_folder,
 )
 from rszoo.hub.address import parse_repo
 from rszoo.hub.failures import explained, status_of
@@ -74,7 +73,7 @@ def push_to_hub(
     revision: str | None = None,
     create_pr: bool = False,
     keras: bool = False,
-    raw: str | os.PathLike[str] | None = None,
+    raw: ModelLike | None = None,
     force: bool = False,
     overwrite: bool = False,
 ) -> Pushed:
@@ -101,11 +100,8 @@ def push_to_hub(
     target = Target(parse_repo(repo_id), private, revision, create_pr, overwrite)
     check_login(f"push to {target.repo}")
     with ExitStack() as stack:
-        if isinstance(model, (str, os.PathLike)):
-            folder = read_folder(model)
-        else:
-            folder = stack.enter_context(_saved(model, force))
-        raw_folder = None if raw is None else read_folder(raw)
+        folder = find_local(model) if names_model(model) else stack.enter_context(_saved(model, force))
+        raw_folder = None if raw is None else find_local(raw)
         return upload(stack.enter_context(planned(folder, target, raw=raw_folder, keras=keras, force=force)))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from rszoo.arch.config import ArchConfig
 from rszoo.errors import ConfigError, UsageError, summarize
@@ -22,8 +21,8 @@ log = logging.getLogger("rszoo")
 _REGULARIZATION = ("dropout_rate", "drop_connect_rate")
 
 
-def check_architecture(given: ArchConfig, wanted: ArchConfig, init: Any) -> None:
-    """Check that weights fit the recipe's network; `init` is what they are called in the error.
+def check_architecture(given: ArchConfig, wanted: ArchConfig, title: str) -> None:
+    """Check that weights fit the recipe's network; `title` is what they are called in the error.
 
     Raises:
         ConfigError: they are of another architecture.
@@ -33,7 +32,7 @@ def check_architecture(given: ArchConfig, wanted: ArchConfig, init: Any) -> None
     if differing:
         name = differing[0]
         raise ConfigError(
-            f"{init} is a {given.label}, the recipe's model a {wanted.label}: {', '.join(differing)} differ "
+            f"{title} is a {given.label}, the recipe's model a {wanted.label}: {', '.join(differing)} differ "
             f"({name} is {getattr(given, name)}, in the recipe {getattr(wanted, name)}); choose the recipe of that "
             f"model, or override its model section (model.{name}=...)"
         )

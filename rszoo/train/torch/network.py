@@ -35,7 +35,7 @@ def build_network(recipe: Recipe, init: Any | None, classes: Sequence[str] | Non
     else:
         arch = recipe.model
         given = create(init, pretrained=True, num_classes=arch.num_classes, in_chans=arch.in_chans)
-        check_architecture(given.config, arch, init)
+        check_architecture(given.config, arch, given.origin.title)
         order, origin = decide_head(given.origin, classes)
         tensors = given.state_dict()
         for name in _HEAD:
