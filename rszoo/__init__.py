@@ -13,6 +13,7 @@ from rszoo.version import __version__
 
 _MODULE_OF = {
     "ArchConfig": "rszoo.arch.config",
+    "Framework": "rszoo.models.factory",
     "Preprocessing": "rszoo.registry.preprocessing",
     "PretrainedEntry": "rszoo.registry.manifest",
     "RszooError": "rszoo.errors",
@@ -27,6 +28,7 @@ _MODULE_OF = {
 
 __all__ = [
     "ArchConfig",
+    "Framework",
     "Preprocessing",
     "PretrainedEntry",
     "RszooError",
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from rszoo.cache.weights import load_weights
     from rszoo.errors import RszooError
     from rszoo.inference.images import preprocess
-    from rszoo.models.factory import create
+    from rszoo.models.factory import Framework, create
     from rszoo.models.saving import save
     from rszoo.publish.push import push_to_hub
     from rszoo.registry.manifest import PretrainedEntry, get_entry, list_models

@@ -94,7 +94,7 @@ def _measure_apart(recipe: Recipe, engine: EngineName, timing: Timing) -> StepTi
     process.start()
     there.close()
     try:
-        result = here.recv()
+        result: StepTime | RszooError | None = here.recv()
     except EOFError:
         process.join()
         # The kernel kills who takes more memory than there is.

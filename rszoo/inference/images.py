@@ -47,7 +47,8 @@ def preprocess(image: str | os.PathLike[str] | Image | np.ndarray, spec: Any) ->
         raise ImageError(f"image of {pixels.shape[1]}x{pixels.shape[0]} pixels is too small: its crop would be empty")
     resized = resize_legacy_bicubic(pixels[top : top + side, left : left + side], settings.image_size)
     mean, std = (np.asarray(values, np.float32) * np.float32(255) for values in (settings.mean, settings.std))
-    return ((resized - mean) / std)[None]
+    normalized: np.ndarray = (resized - mean) / std
+    return normalized[None]
 
 
 def crop_box(settings: Preprocessing, height: int, width: int) -> tuple[int, int, int]:
@@ -117,12 +118,14 @@ def _taps(in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _inner(x: np.ndarray) -> np.ndarray:
     """Keys's cubic for distances up to 1."""
-    return ((_KEYS_A + 2) * x - (_KEYS_A + 3)) * x * x + 1
+    values: np.ndarray = ((_KEYS_A + 2) * x - (_KEYS_A + 3)) * x * x + 1
+    return values
 
 
 def _outer(x: np.ndarray) -> np.ndarray:
     """Keys's cubic for distances from 1 to 2."""
-    return ((_KEYS_A * x - 5 * _KEYS_A) * x + 8 * _KEYS_A) * x - 4 * _KEYS_A
+    values: np.ndarray = ((_KEYS_A * x - 5 * _KEYS_A) * x + 8 * _KEYS_A) * x - 4 * _KEYS_A
+    return values
 
 
 def _resolve(spec: Any) -> Preprocessing:

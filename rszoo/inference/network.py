@@ -65,7 +65,7 @@ def _open_torch(model: ModelLike, runtime: Runtime) -> Network:
     device = torch.device(runtime.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network = create(model, pretrained=True, framework="torch", dtype=runtime.dtype, device=device)
     # The images' own layout, in which convolutions need no copies.
-    network = network.to(memory_format=torch.channels_last)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     dtype = next(network.parameters()).dtype
 
     def start(images: np.ndarray) -> torch.Tensor:

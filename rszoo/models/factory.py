@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -32,8 +32,10 @@ from rszoo.weights.mapping import Weights, check_header
 from rszoo.weights.tensor_file import LocalFile
 
 if TYPE_CHECKING:
+    import keras
     import torch
 
+    from rszoo.models.torch_resnet_rs import ResNetRS, ResNetRSFeatures
     from rszoo.weights.remote_file import RemoteFile
 
 Framework = Literal["torch", "keras"]
@@ -72,6 +74,66 @@ class _Found:
     preprocessing: Preprocessing | None
     origin: ModelConfig | None
     open: Callable[[Collection[str]], Path | RemoteFile | None]
+
+
+@overload
+def create(
+    model: ModelLike | ArchConfig,
+    *,
+    pretrained: bool = False,
+    framework: Literal["torch"] = "torch",
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: Literal[False] = False,
+    out_indices: Sequence[int] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> ResNetRS: ...
+
+
+@overload
+def create(
+    model: ModelLike | ArchConfig,
+    *,
+    pretrained: bool = False,
+    framework: Literal["torch"] = "torch",
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: Literal[True],
+    out_indices: Sequence[int] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> ResNetRSFeatures: ...
+
+
+@overload
+def create(
+    model: ModelLike | ArchConfig,
+    *,
+    pretrained: bool = False,
+    framework: Literal["keras"],
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> keras.Model: ...
+
+
+@overload
+def create(
+    model: ModelLike | ArchConfig,
+    *,
+    pretrained: bool = False,
+    framework: Framework = "torch",
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> ResNetRS | ResNetRSFeatures | keras.Model: ...
 
 
 def create(

@@ -21,8 +21,8 @@ log = logging.getLogger("rszoo")
 _REGULARIZATION = ("dropout_rate", "drop_connect_rate")
 
 
-def check_architecture(given: ArchConfig, wanted: ArchConfig, title: str) -> None:
-    """Check that weights fit the recipe's network; `title` is what they are called in the error.
+def check_architecture(given: ArchConfig, wanted: ArchConfig, origin: ModelConfig | None) -> None:
+    """Check that weights fit the recipe's network; `origin`: what they came with.
 
     Raises:
         ConfigError: they are of another architecture.
@@ -30,7 +30,7 @@ def check_architecture(given: ArchConfig, wanted: ArchConfig, title: str) -> Non
     names = [field.name for field in dataclasses.fields(ArchConfig) if field.name not in _REGULARIZATION]
     differing = [name for name in names if getattr(given, name) != getattr(wanted, name)]
     if differing:
-        name = differing[0]
+        name, title = differing[0], "the weights" if origin is None else origin.title
         raise ConfigError(
             f"{title} is a {given.label}, the recipe's model a {wanted.label}: {', '.join(differing)} differ "
             f"({name} is {getattr(given, name)}, in the recipe {getattr(wanted, name)}); choose the recipe of that "
