@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rszoo.cli.console import EXIT_CODES, WeightsChoice, new_app, print_json, run
 from rszoo.errors import UsageError
 from rszoo.refs import Folder
+
+if TYPE_CHECKING:
+    from converters.conversion import Conversion
 
 
 class Target(StrEnum):
@@ -57,15 +60,18 @@ def convert(
     if to is Target.tf1:
         _to_tf1(ckpt, output, as_json)
         return
+    from converters.conversion import convert_checkpoint
     from converters.convert import Identity
-    from converters.convert import convert as convert_checkpoint
 
-    target = output or Path(_default_name(ckpt))
-    identity = Identity(model, image_size)
-    report = convert_checkpoint(
-        ckpt, target, weights=weights.value, identity=identity, overwrite=overwrite, keep_archive=keep_archive
+    done = convert_checkpoint(
+        ckpt,
+        output,
+        weights=weights.value,
+        identity=Identity(model, image_size),
+        overwrite=overwrite,
+        keep_archive=keep_archive,
     )
-    print_json(report) if as_json else print(_summary(report, target))
+    print_json(done.to_dict()) if as_json else print(_summary(done))
 
 
 def _to_tf1(ckpt: str, output: Path | None, as_json: bool) -> None:
@@ -80,24 +86,15 @@ def _to_tf1(ckpt: str, output: Path | None, as_json: bool) -> None:
     )
 
 
-def _default_name(ckpt: str) -> str:
-    from converters.read.source import find_entry, find_source
-
-    found = find_source(ckpt)
-    entry = find_entry(found)
-    if entry is None:
-        raise UsageError(f"{found} names no registered model; give --output FOLDER")
-    return entry.name
-
-
-def _summary(report: dict[str, Any], target: Path) -> str:
+def _summary(done: Conversion) -> str:
+    report, path = done.account, done.folder.path
     skipped = "\n".join(f"  skipped  {len(names):5}  {reason}" for reason, names in report["skipped"].items())
     return (
         f"{report['model']}: {report['architecture']}, {report['parameters']:,} parameters, "
         f"{report['weights']} weights\n"
         f"  mapped   {len(report['mapped']):5}  each tensor once, re-read and equal to the checkpoint bit by bit\n"
         f"{skipped}\n"
-        f"wrote {target}; check it with: rszoo verify {Folder(str(target))}"
+        f"wrote {path}; check it with: rszoo verify {Folder(str(path))}"
     )
 
 

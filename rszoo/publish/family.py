@@ -162,11 +162,9 @@ def _publish(entry: PretrainedEntry, target: Target, extras: Extras) -> Publishe
 
 def _verify(folder: ModelFolder) -> None:
     """Verify a folder, unless a former run has done so."""
-    from rszoo.verify import checks as parity
+    from rszoo.verify.model import verify_model
 
     if find_doubt(folder) is None:
         return
-    checks = list(parity.verify(folder))
-    parity.save_verification(folder, checks)
-    if failed := [f"{check.name}: {check.detail}" for check in checks if check.status == "failed"]:
+    if failed := [f"{check.name}: {check.detail}" for check in verify_model(folder).failed]:
         raise VerificationError(f"{folder.config.title} failed its verification: {'; '.join(failed)}")
