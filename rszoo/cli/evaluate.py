@@ -57,7 +57,8 @@ def evaluate(
     """
     from rszoo.evaluate.model import Keep, check_keep, evaluate_model
     from rszoo.evaluate.report import summary
-    from rszoo.folder.model_folder import EVALUATION
+    from rszoo.folder.evaluations import read_evaluations
+    from rszoo.folder.model_folder import EVALUATION, ModelFolder
     from rszoo.inference.network import Runtime
 
     runtime, keep = Runtime(framework.value, batch_size, dtype, device), Keep(output, overwrite, record, dataset)
@@ -73,5 +74,6 @@ def evaluate(
         keep=keep,
     )
     print_json(result.to_dict()) if as_json else print(summary(result))
-    if record:
-        print(f"recorded in {EVALUATION} of {model}", file=sys.stderr)
+    if record and isinstance(found, ModelFolder):
+        count = len(read_evaluations(found.path))
+        print(f"recorded in {found.path / EVALUATION}, which has {count} now", file=sys.stderr)
