@@ -35,6 +35,7 @@ _MODULE_OF = {
     "convert_checkpoint": "converters.conversion",
     "create": "rszoo.models.factory",
     "evaluate_model": "rszoo.evaluate.model",
+    "find_folder": "rszoo.cache.find",
     "get_entry": "rszoo.registry.manifest",
     "list_models": "rszoo.registry.manifest",
     "load_weights": "rszoo.cache.weights",
@@ -73,6 +74,7 @@ __all__ = [
     "convert_checkpoint",
     "create",
     "evaluate_model",
+    "find_folder",
     "get_entry",
     "list_models",
     "load_weights",
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
     from converters.convert import Identity
     from rszoo.arch.config import ArchConfig
     from rszoo.bench.timing import StepTime, Timing, benchmark_model
+    from rszoo.cache.find import find_folder
     from rszoo.cache.prefetch import Prefetched, prefetch_models
     from rszoo.cache.pulling import Pulled, pull_model
     from rszoo.cache.weights import load_weights

@@ -96,6 +96,7 @@ def test_a_wheel_works_where_the_checkout_is_not(tmp_path):
     run = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     path, count, panda, tensors = run.stdout.splitlines()
     assert path.startswith(str(tmp_path))
+    assert all((Path(path).parents[1] / package / "py.typed").is_file() for package in ("rszoo", "converters"))
     assert (int(count), int(tensors)) == (12, 194)
     assert panda.startswith("giant panda")
     program = tmp_path / "venv" / "bin" / "rszoo"

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from rszoo.cache.find import find
+from rszoo.cache.find import ModelLike, find, names_model
 from rszoo.errors import ConfigError, ImageError, SourceNotFoundError
 from rszoo.registry.preprocessing import Preprocessing
 
@@ -25,7 +25,18 @@ _TABLE_STEPS = 1024
 _KEYS_A = -0.75
 
 
-def preprocess(image: str | os.PathLike[str] | Image | np.ndarray, spec: Any) -> np.ndarray:
+class Preprocessed(Protocol):
+    """What knows its own preprocessing: a registry entry, a model folder, a model that `rszoo.create` made."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What images go through."""
+        ...
+
+
+def preprocess(
+    image: str | os.PathLike[str] | Image | np.ndarray, spec: ModelLike | Preprocessing | Preprocessed
+) -> np.ndarray:
     """Return the network's input for one image: float32 (1, size, size, 3), NHWC, normalized RGB.
 
     `image`: a path, a Pillow image, or uint8 (H, W, 3). `spec`: a `Preprocessing`, anything that has one as
@@ -128,8 +139,8 @@ def _outer(x: np.ndarray) -> np.ndarray:
     return values
 
 
-def _resolve(spec: Any) -> Preprocessing:
-    if isinstance(spec, (str, os.PathLike)):
+def _resolve(spec: ModelLike | Preprocessing | Preprocessed) -> Preprocessing:
+    if names_model(spec):
         spec = find(spec)
     settings = getattr(spec, "preprocessing", spec)
     if not isinstance(settings, Preprocessing):

@@ -37,6 +37,8 @@ from rszoo.publish.plan import Plan, Target, planned
 from rszoo.version import __version__
 
 if TYPE_CHECKING:
+    import keras
+    import torch
     from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
     from huggingface_hub.hf_api import ModelInfo
 
@@ -68,7 +70,7 @@ class Pushed:
 
 
 def push_to_hub(
-    model: Any,
+    model: ModelLike | torch.nn.Module | keras.Model,
     repo_id: str,
     *,
     private: bool = False,
