@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rszoo.errors import UsageError
@@ -161,11 +161,13 @@ HUBS = st.builds(
 )
 
 
+@settings(derandomize=True)
 @given(HUBS)
 def test_what_a_hub_ref_is_shown_as_names_it_again(ref):
     assert parse_ref(str(ref)) == ref
 
 
+@settings(derandomize=True)
 @given(WORDS | st.builds("{}{}".format, st.sampled_from(["hf-hub:", "hf://", "https://", "./", "~", "a/b@"]), WORDS))
 def test_every_text_is_a_ref_or_refused_in_a_line(text):
     try:
