@@ -61,6 +61,13 @@ def test_type_checkers_see_the_same_names():
         assert name in line.rpartition(" import ")[2].split(", ")
 
 
+def test_the_docs_name_all_that_is_public():
+    page = (ROOT / "docs" / "python.md").read_text()
+    assert [name for name in rszoo.__all__ if f"`{name}`" not in page and f"rszoo.{name}(" not in page] == [
+        "__version__"
+    ]
+
+
 def test_links_in_the_docs_lead_somewhere():
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
