@@ -35,7 +35,7 @@ _CONVERT = TIMED.format(
 )
 
 _FIRST_USE = TIMED.format(
-    imports="import converters.convert, converters.read.remote, filelock; from rszoo.cache.fill import find_folder",
+    imports="import converters.convert, converters.read.remote, filelock; from rszoo.cache.find import find_folder",
     work="find_folder(sys.argv[1])",
 )
 

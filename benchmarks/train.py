@@ -1,7 +1,7 @@
 """Training steps in PyTorch, rszoo and timm's model with the same settings: forward, backward, optimizer, averages.
 
 python benchmarks/train.py --timm-python timm-env/bin/python                       # this machine's CPU
-python benchmarks/train.py --timm-python ... --precision bfloat16 --batch 128 --steps 50 --compile     # on a GPU
+python benchmarks/train.py --timm-python ... --precision bfloat16 --batch-size 128 --steps 50 --compile     # on a GPU
 
 Each run is a fresh process that trains on one batch of noise; the result is the median time of a step after some
 warm-up steps. Both use channels_last, SGD with Nesterov momentum, label smoothing, dropout and averages (timm:
@@ -93,7 +93,7 @@ def main() -> None:
     parser = timing.new_parser(__doc__)
     parser.add_argument("--pair", default="resnet-rs-50-i160", choices=list(_PAIRS))
     parser.add_argument("--timm-python", required=True, help="Python of an environment with timm")
-    parser.add_argument("--batch", type=int, default=8, help="default 8")
+    parser.add_argument("--batch-size", dest="batch", type=int, default=8, help="default 8")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of a run, default 8")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--compile", action="store_true", help="torch.compile both")

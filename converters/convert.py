@@ -13,8 +13,8 @@ from typing import Any
 
 from converters.account import Account, take_account
 from converters.formats import recognize
-from converters.read.files import Checkpoint
-from converters.read.source import Opener, find_entry, locate
+from converters.read.files import OpenCheckpoint
+from converters.read.source import Opener, Source, find_entry, find_source, locate
 from rszoo.arch.config import ArchConfig
 from rszoo.errors import ConversionError, UsageError
 from rszoo.folder.model_folder import ModelConfig, WeightSet
@@ -39,7 +39,7 @@ class Identity:
 
 
 def convert(
-    source: str,
+    source: str | Source,
     output: str | Path,
     *,
     weights: WeightSet = "ema",
@@ -61,10 +61,11 @@ def convert(
     if weights not in ("ema", "raw"):
         raise UsageError(f"weights must be ema or raw, received {weights!r}")
     identity = identity or Identity()
-    entry = get_entry(identity.model) if identity.model else find_entry(source)
+    found = find_source(source)
+    entry = get_entry(identity.model) if identity.model else find_entry(found)
     with (
         # First in, last out: a download is kept until the result is in its place.
-        locate(source, keep_archive=keep_archive) as open_files,
+        locate(found, keep_archive=keep_archive) as open_files,
         staged_model_folder(output, overwrite=overwrite) as folder,
     ):
         return convert_into(folder, open_files, entry, weights, identity)
@@ -91,7 +92,9 @@ def convert_into(
 
 
 @contextmanager
-def open_accounted(open_files: Opener, spool_folder: Path, weights: WeightSet) -> Iterator[tuple[Checkpoint, Account]]:
+def open_accounted(
+    open_files: Opener, spool_folder: Path, weights: WeightSet
+) -> Iterator[tuple[OpenCheckpoint, Account]]:
     """Open a checkpoint, account for its variables, and make sure that what will be read is there.
 
     Raises as `locate` and `take_account` do.
@@ -143,7 +146,7 @@ def _network(arch: ArchConfig) -> str:
     return f"{arch.label} with {arch.num_classes} classes and {arch.in_chans} input channels"
 
 
-def _source_facts(files: Checkpoint, account: Account) -> dict[str, Any]:
+def _source_facts(files: OpenCheckpoint, account: Account) -> dict[str, Any]:
     return {
         "name": files.source,
         "prefix": files.prefix,

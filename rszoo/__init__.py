@@ -13,44 +13,103 @@ from rszoo.version import __version__
 
 _MODULE_OF = {
     "ArchConfig": "rszoo.arch.config",
+    "Conversion": "converters.conversion",
+    "Framework": "rszoo.models.factory",
+    "Identity": "converters.convert",
+    "Keep": "rszoo.evaluate.model",
+    "ModelFolder": "rszoo.folder.model_folder",
+    "Prefetched": "rszoo.cache.prefetch",
     "Preprocessing": "rszoo.registry.preprocessing",
-    "PretrainedEntry": "rszoo.registry.entry",
+    "PretrainedEntry": "rszoo.registry.manifest",
+    "Pulled": "rszoo.cache.pulling",
+    "Pushed": "rszoo.publish.push",
     "RszooError": "rszoo.errors",
+    "Runtime": "rszoo.inference.network",
+    "StepTime": "rszoo.bench.timing",
+    "Timing": "rszoo.bench.timing",
+    "Trained": "rszoo.train.model",
+    "TrainingOptions": "rszoo.train.model",
+    "TrainingPlan": "rszoo.train.model",
+    "Verification": "rszoo.verify.model",
+    "benchmark_model": "rszoo.bench.timing",
+    "convert_checkpoint": "converters.conversion",
     "create": "rszoo.models.factory",
+    "evaluate_model": "rszoo.evaluate.model",
+    "find_folder": "rszoo.cache.find",
     "get_entry": "rszoo.registry.manifest",
     "list_models": "rszoo.registry.manifest",
     "load_weights": "rszoo.cache.weights",
+    "plan_training": "rszoo.train.model",
+    "prefetch_models": "rszoo.cache.prefetch",
     "preprocess": "rszoo.inference.images",
+    "pull_model": "rszoo.cache.pulling",
     "push_to_hub": "rszoo.publish.push",
     "save": "rszoo.models.saving",
+    "train_model": "rszoo.train.model",
+    "verify_model": "rszoo.verify.model",
 }
 
 __all__ = [
     "ArchConfig",
+    "Conversion",
+    "Framework",
+    "Identity",
+    "Keep",
+    "ModelFolder",
+    "Prefetched",
     "Preprocessing",
     "PretrainedEntry",
+    "Pulled",
+    "Pushed",
     "RszooError",
+    "Runtime",
+    "StepTime",
+    "Timing",
+    "Trained",
+    "TrainingOptions",
+    "TrainingPlan",
+    "Verification",
     "__version__",
+    "benchmark_model",
+    "convert_checkpoint",
     "create",
+    "evaluate_model",
+    "find_folder",
     "get_entry",
     "list_models",
     "load_weights",
+    "plan_training",
+    "prefetch_models",
     "preprocess",
+    "pull_model",
     "push_to_hub",
     "save",
+    "train_model",
+    "verify_model",
 ]
 
 if TYPE_CHECKING:
+    from converters.conversion import Conversion, convert_checkpoint
+    from converters.convert import Identity
     from rszoo.arch.config import ArchConfig
+    from rszoo.bench.timing import StepTime, Timing, benchmark_model
+    from rszoo.cache.find import find_folder
+    from rszoo.cache.prefetch import Prefetched, prefetch_models
+    from rszoo.cache.pulling import Pulled, pull_model
     from rszoo.cache.weights import load_weights
     from rszoo.errors import RszooError
+    from rszoo.evaluate.model import Keep, evaluate_model
+    from rszoo.folder.model_folder import ModelFolder
     from rszoo.inference.images import preprocess
-    from rszoo.models.factory import create
+    from rszoo.inference.network import Runtime
+    from rszoo.models.factory import Framework, create
     from rszoo.models.saving import save
-    from rszoo.publish.push import push_to_hub
+    from rszoo.publish.push import Pushed, push_to_hub
     from rszoo.registry.entry import PretrainedEntry
     from rszoo.registry.manifest import get_entry, list_models
     from rszoo.registry.preprocessing import Preprocessing
+    from rszoo.train.model import Trained, TrainingOptions, TrainingPlan, plan_training, train_model
+    from rszoo.verify.model import Verification, verify_model
 
 
 def __getattr__(name: str) -> Any:

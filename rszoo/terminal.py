@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import NoReturn
 
 from tqdm import tqdm
 
 _RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
-def progress_bar(title: str, total: int | None, unit: str = "it", initial: int = 0) -> tqdm:
+def progress_bar(title: str, total: int | None, unit: str = "it", initial: int = 0) -> tqdm[NoReturn]:
     """Return a bar that the caller updates and closes, or uses as a context manager; `unit` "B" counts in bytes."""
     first = all(os.environ.get(name, "0") in ("", "0") for name in _RANK_VARIABLES)
     # disable=None: only on a terminal.

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rszoo.cache.fill import fill_cache, find_cached, find_folder
+from rszoo.cache.cached import find_cached
+from rszoo.cache.fill import fill_cache
+from rszoo.cache.find import find_folder
 from rszoo.cache.upkeep import clear_cache, find_garbage, list_cached, verify_cache
 from rszoo.cache.weights import load_weights
 from rszoo.cli.main import app

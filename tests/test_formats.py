@@ -107,7 +107,6 @@ MADE_UP = Format(
     why_not=lambda reader: None if "blocks" in reader.entries else "has no count of blocks",
     contents=contents_of,
     fits=lambda arch: replace(arch, blocks=ARCH.blocks, num_classes=ARCH.num_classes) == ARCH,
-    card="from nowhere.",
     preprocessing=lambda size: Preprocessing(size, crop=0.9, mean=(0.1, 0.2, 0.3)),
     labels=lambda arch: tuple(f"kind {number}" for number in range(arch.num_classes)),
     reference=Reference(f"{__name__}:run_reference", "torch", "given to PyTorch by the made-up names"),

@@ -22,13 +22,14 @@ from converters.convert import convert
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.names import torch_name, torch_shape
 from rszoo.arch.walk import iter_tensors
-from rszoo.cache.fill import find_folder
+from rszoo.cache.find import find_folder
 from rszoo.cli.main import app
 from rszoo.errors import ConfigError, HubError, IntegrityError, NetworkError, OutputError, UsageError
 from rszoo.folder.model_folder import ModelConfig, find_damage, parse_config, read_folder
-from rszoo.hub.address import HubAddress, parse_address, parse_repo
+from rszoo.hub.address import parse_repo
 from rszoo.hub.describe import describe_hub_model
 from rszoo.models.factory import keras_weights
+from rszoo.refs import parse_ref
 from rszoo.registry.manifest import get_entry, parse_manifest
 from rszoo.registry.preprocessing import Preprocessing
 from tests import manifests
@@ -89,32 +90,6 @@ def block_sockets(monkeypatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("hf-hub:me/x", HubAddress("me/x")),
-        ("hf_hub:me/x", HubAddress("me/x")),
-        ("hf://me/x/", HubAddress("me/x")),
-        ("HF://me/X.y_z-1@main", HubAddress("me/X.y_z-1", "main")),
-        ("hf://me/x@refs/pr/12/model.raw.safetensors", HubAddress("me/x", "refs/pr/12", "model.raw.safetensors")),
-        ("hf-hub:me/x@feature%2Fa", HubAddress("me/x", "feature/a")),
-        ("hf-hub:me/x/sub/w.safetensors", HubAddress("me/x", None, "sub/w.safetensors")),
-    ],
-)
-def test_addresses(text, expected):
-    assert parse_address(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["me/x", "hf-hub:x", "hf-hub:me/x@", "hf-hub:/x", "hf-hub:me/x y", "hf-hub:me/x/config.json", "hf://me/../x",
-     "hf-hub:me/x/../w.safetensors", "hf-hub:me/x@a@b", "https://huggingface.co/me/x"],
-)  # fmt: skip
-def test_what_is_no_address_is_refused(text):
-    with pytest.raises(UsageError, match=r"hf-hub:OWNER/NAME|\.safetensors"):
-        parse_address(text)
 
 
 def test_a_repository_to_push_to_has_no_revision():
@@ -447,9 +422,9 @@ def test_pull_makes_a_model_folder(hub, files, source, tmp_path):
 def test_info_shows_the_checks_of_the_weights_that_are_there(hub, verified):
     files = {path.name: path.read_bytes() for path in verified["ema"].iterdir()}
     hub.put_repo("me/demo", files)
-    assert describe_hub_model(parse_address(NAME))["checks"]["torch = keras"].startswith("passed")
+    assert describe_hub_model(parse_ref(NAME))["checks"]["torch = keras"].startswith("passed")
     hub.put_repo("me/demo", files | {"model.safetensors": (verified["raw"] / "model.safetensors").read_bytes()})
-    assert describe_hub_model(parse_address(NAME))["checks"] == {"verification.json": "of other weights"}
+    assert describe_hub_model(parse_ref(NAME))["checks"] == {"verification.json": "of other weights"}
 
 
 def test_a_pull_is_whole_or_fails_and_works_offline_when_repeated(hub, files, tmp_path, monkeypatch):
@@ -482,7 +457,7 @@ def test_an_answer_that_no_hub_gives_is_an_error_of_one_line(hub, files, answer)
     hub.put_repo("me/demo", files)
     hub.faults = lambda request: HubFault(status=200, body=answer) if "/api/models" in request.path else None
     with pytest.raises(HubError, match="HF_ENDPOINT"):
-        describe_hub_model(parse_address(NAME))
+        describe_hub_model(parse_ref(NAME))
 
 
 def test_what_a_server_says_cannot_command_the_terminal(hub, files):

@@ -80,7 +80,7 @@ _SAVE = "\nnp.save(sys.argv[2], logits)"
 
 def test_what_the_program_pushes_every_library_loads(hub, verified, tmp_path):
     environment = hub_environment(hub, tmp_path / "home", ME)
-    words = ("push", str(verified["ema"]), "me/demo", "--keras", "--raw", str(verified["raw"]))
+    words = ("push", str(verified["ema"]), "me/demo", "--keras", "--raw-folder", str(verified["raw"]))
     done = rszoo_command(*words, **environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{hub.endpoint}/me/demo/commit/{hub.head('me/demo')}" in done.stdout
@@ -293,10 +293,10 @@ def test_after_a_connection_lost_in_mid_upload_the_rest_is_sent(hub, verified, m
         1
     ]
     with pytest.raises(HubError, match="run the command again"):
-        rszoo.push_to_hub(verified["ema"], "me/demo", raw=verified["raw"])
+        rszoo.push_to_hub(verified["ema"], "me/demo", raw_folder=verified["raw"])
     assert names(hub, "me/demo") == set()
     since, hub.faults = len(hub.requests), []
-    rszoo.push_to_hub(verified["ema"], "me/demo", raw=verified["raw"])
+    rszoo.push_to_hub(verified["ema"], "me/demo", raw_folder=verified["raw"])
     assert len(uploads(hub, since)) == 1
     assert uploads(hub, since)[0] in sizes.values()
     assert names(hub, "me/demo") == ALL - {"model.weights.h5"}
@@ -426,11 +426,11 @@ def test_raw_weights_must_be_of_the_same_model(hub, verified, tmp_path):
     other = shutil.copytree(verified["raw"], tmp_path / "other")
     rewrite(other / "conversion.json", '"archive_sha256": "4', '"archive_sha256": "5')
     with pytest.raises(UsageError, match="not of one checkpoint"):
-        rszoo.push_to_hub(verified["ema"], "me/demo", raw=other)
+        rszoo.push_to_hub(verified["ema"], "me/demo", raw_folder=other)
     with pytest.raises(UsageError, match="plain weights of the same model"):
-        rszoo.push_to_hub(verified["ema"], "me/demo", raw=verified["ema"])
+        rszoo.push_to_hub(verified["ema"], "me/demo", raw_folder=verified["ema"])
     with pytest.raises(UsageError, match="plain weights of the same model"):
-        rszoo.push_to_hub(verified["raw"], "me/demo", raw=verified["raw"])
+        rszoo.push_to_hub(verified["raw"], "me/demo", raw_folder=verified["raw"])
     assert changes(hub) == []
 
 

@@ -61,6 +61,13 @@ def test_type_checkers_see_the_same_names():
         assert name in line.rpartition(" import ")[2].split(", ")
 
 
+def test_the_docs_name_all_that_is_public():
+    page = (ROOT / "docs" / "python.md").read_text()
+    assert [name for name in rszoo.__all__ if f"`{name}`" not in page and f"rszoo.{name}(" not in page] == [
+        "__version__"
+    ]
+
+
 def test_links_in_the_docs_lead_somewhere():
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
@@ -96,6 +103,7 @@ def test_a_wheel_works_where_the_checkout_is_not(tmp_path):
     run = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     path, count, panda, tensors = run.stdout.splitlines()
     assert path.startswith(str(tmp_path))
+    assert all((Path(path).parents[1] / package / "py.typed").is_file() for package in ("rszoo", "converters"))
     assert (int(count), int(tensors)) == (12, 194)
     assert panda.startswith("giant panda")
     program = tmp_path / "venv" / "bin" / "rszoo"

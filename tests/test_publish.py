@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 import rszoo
-from rszoo.cache.fill import find_folder
+from rszoo.cache.find import find_folder
 from rszoo.cli.main import app
 from rszoo.errors import HubError, NetworkError, VerificationError
 from rszoo.publish.family import Extras, publish

@@ -92,7 +92,7 @@ def figures(path: Path) -> list[dict]:
 def demo(request, tmp_path_factory) -> tuple[str, Path]:
     """The demo's recipe in full, as a user runs it; an engine and the run's folder."""
     path = tmp_path_factory.mktemp("demo") / request.param
-    words = ("train", "--recipe", "resnet-rs-demo", "--engine", request.param, "--output", str(path), "--json")
+    words = ("train", "--recipe", "resnet-rs-demo", "--framework", request.param, "--output", str(path), "--json")
     done = subprocess.run([sys.executable, "-m", "rszoo.cli.main", *words], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["evaluation"]["ema"]["top1"] >= 97
@@ -135,7 +135,7 @@ def test_a_trained_model_is_verified_pushed_and_exported_like_any_other(demo, tm
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_stopped_and_killed_at_any_step_it_ends_with_the_same_bits(engine, tmp_path, command):
-    words = (*TINY, "--engine", engine, "--max-steps", str(STEPS), "--output")
+    words = (*TINY, "--framework", engine, "--max-steps", str(STEPS), "--output")
     whole, path = tmp_path / "whole", tmp_path / "stopped"
     assert command("train", *words, whole)[0] == 0
     first, second = sorted(random.sample(range(1, STEPS - 1), 2))
@@ -166,7 +166,7 @@ def test_stopped_and_killed_at_any_step_it_ends_with_the_same_bits(engine, tmp_p
 def test_the_other_engine_goes_on(tmp_path, command):
     path = tmp_path / "run"
     assert command("train", *TINY, "--max-steps", "6", "--output", path)[0] == 0
-    code, told, noted = command("train", *TINY, "--engine", "keras", "--max-steps", "9", "--output", path)
+    code, told, noted = command("train", *TINY, "--framework", "keras", "--max-steps", "9", "--output", path)
     assert (code, "going on from step 6" in told) == (0, True)
     assert "state is of the torch engine" in noted
     losses = {record["step"]: record["loss"] for record in figures(path) if record["kind"] == "train"}
@@ -273,7 +273,7 @@ MISTAKES = [
     (("--output", "run", *TINY, "train.accumulate=7"), 3, "nearest: 28 or 35"),
     (("--output", "run", *TINY, "--ablate", "cosine"), 2, "leave out --recipe"),
     (("--output", "run", *TINY, "--init", "resnet-rs-51"), 2, "resnet-rs-50-i160"),
-    (("--output", "run", *TINY, "--engine", "jax"), 2, "keras"),
+    (("--output", "run", *TINY, "--framework", "jax"), 2, "keras"),
     (("--output", ".", *TINY), 5, "is not a run"),
 ]
 

@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 import rszoo
 from converters.convert import convert
-from rszoo.cache.fill import fill_cache, find_cached, find_folder
+from rszoo.cache.cached import find_cached
+from rszoo.cache.fill import fill_cache
+from rszoo.cache.find import find_folder
 from rszoo.cache.upkeep import clear_cache, list_cached
 from rszoo.cli.main import app
 from rszoo.disk.paths import record_path
@@ -151,12 +153,12 @@ def test_a_kept_archive_is_checked_too(server, tmp_path):
     (kept,) = (tmp_path / "cache" / "archives").iterdir()
     expected = sha256(folder.weights_path)
     for model in models(tmp_path):
-        rszoo.cache.fill.remove_folder(model)
+        rszoo.cache.cached.remove_folder(model)
     asked = len(server.requests)
     assert sha256(fill().weights_path) == expected
     kept.write_bytes(STAMPED)
     for model in models(tmp_path):
-        rszoo.cache.fill.remove_folder(model)
+        rszoo.cache.cached.remove_folder(model)
     with pytest.raises(IntegrityError, match=f"{kept} is not the archive of {NAME}"):
         fill()
     assert (len(server.requests), models(tmp_path)) == (asked, [])
@@ -374,7 +376,7 @@ def test_a_cached_model_makes_no_connection(cached, no_sockets, monkeypatch, var
     for command in (["list"], ["cache", "list"], ["cache", "path", NAME], ["cache", "verify"], ["prefetch", NAME]):
         done = CliRunner().invoke(app, command)
         assert (done.exit_code, NAME in done.output) == (0, True), done.output
-    rszoo.cache.fill.remove_folder(cached.path)
+    rszoo.cache.cached.remove_folder(cached.path)
     # From the archive that was kept.
     assert find_folder(NAME).path == cached.path
 

@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 import rszoo
 from converters.convert import Identity, convert
 from rszoo.cache import fill as cache
-from rszoo.cache.fill import find_cached, find_folder
+from rszoo.cache.cached import find_cached
+from rszoo.cache.find import find_folder
 from rszoo.cache.upkeep import clear_cache, list_cached, verify_cache
 from rszoo.cache.weights import load_weights
 from rszoo.cli.main import app

@@ -297,7 +297,7 @@ def test_info_lists_tensors_of_a_url_from_its_header(tiny_folder, server):
 
 def test_info_lists_tensors_of_cached_models_and_fetches_none():
     missing = run_info("--tensors", "resnet-rs-50-i160")
-    assert (missing.returncode, missing.stdout) == (2, "")
+    assert (missing.returncode, missing.stdout) == (3, "")
     assert "rszoo prefetch resnet-rs-50-i160" in missing.stderr
     rszoo.load_weights("resnet-rs-demo")
     lines = run_info("--tensors", "resnet-rs-demo").stdout.splitlines()

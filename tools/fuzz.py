@@ -43,9 +43,9 @@ with atheris.instrument_imports(include=["converters", "rszoo"]) if atheris else
     from rszoo.folder.evaluations import read_evaluations
     from rszoo.folder.model_folder import CONVERSION, EVALUATION, VERIFICATION, WEIGHTS, parse_config, read_folder
     from rszoo.folder.records import read_conversion, read_verification
-    from rszoo.hub.address import parse_address
     from rszoo.net.http import Version
     from rszoo.net.partial import PartialFile
+    from rszoo.refs import parse_ref
     from rszoo.registry.manifest import get_entry
     from rszoo.registry.trust import check_archive
     from rszoo.weights.mapping import Weights
@@ -133,7 +133,7 @@ def fuzz_hub(case: bytes) -> None:
     if kind == 0:
         json.loads(parse_config(content, "config.json").to_json())
     elif kind == 1:
-        json.loads(json.dumps(str(parse_address(content.decode("utf-8", "replace")))))
+        json.loads(json.dumps(str(parse_ref(content.decode("utf-8", "replace")))))
     else:
         name, read = list(readers.items())[kind - 2]
         (FOLDER / WEIGHTS).write_bytes(b"")

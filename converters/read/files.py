@@ -29,7 +29,7 @@ _INDEX_SUFFIX = ".index"
 MAX_INDEX_BYTES = 16 << 20
 
 
-class Checkpoint(Protocol):
+class OpenCheckpoint(Protocol):
     """A checkpoint found, of whatever kind of file. A context manager that closes what is open.
 
     `source` is what the weights' metadata will name: a base name or URL, never a path. `prefix` is the checkpoint's
@@ -66,7 +66,7 @@ class Checkpoint(Protocol):
 
 @dataclass
 class CheckpointFiles:
-    """One of TensorFlow's checkpoints: its index in memory, its shards open for reading. See `Checkpoint`.
+    """One of TensorFlow's checkpoints: its index in memory, its shards open for reading. See `OpenCheckpoint`.
 
     `kept` has the byte ranges of the only shard that were kept, None if all was.
     """
@@ -118,7 +118,7 @@ class CheckpointFiles:
 
 @dataclass
 class SingleFile:
-    """A checkpoint that is one file, of a kind that some format opens with `open_file`. See `Checkpoint`."""
+    """A checkpoint that is one file, of a kind that some format opens with `open_file`. See `OpenCheckpoint`."""
 
     path: Path
     reader: FileReader

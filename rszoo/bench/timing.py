@@ -16,15 +16,18 @@ import statistics
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rszoo.errors import RszooError
 from rszoo.extras import installed_versions
 from rszoo.recipes.recipe import Recipe, load_recipe
+from rszoo.registry.manifest import get_entry
 from rszoo.train.engine import Engine, EngineName
 from rszoo.train.memory import is_out_of_memory
+
+Precision = Literal["float32", "bfloat16"]
 
 FIRST_BATCH = 128
 _PACKAGES = ("rszoo", "torch", "tensorflow", "keras", "jax")
@@ -49,6 +52,12 @@ class StepTime:
     versions: dict[str, str]
 
     @property
+    def published(self) -> dict[str, float | None]:
+        """The authors' times of the same protocol; which batch fitted they do not say."""
+        figures = get_entry(self.recipe).published
+        return {"v100_float32_s": figures.v100_latency_s, "tpuv3_bfloat16_ms": figures.tpuv3_latency_ms}
+
+    @property
     def images_per_second(self) -> float:
         """Images trained on per second."""
         return self.batch_size / self.seconds
@@ -65,6 +74,29 @@ class Timing:
     warmup_steps: int = 5
     steps: int = 20
     batch_size: int = FIRST_BATCH
+
+
+def benchmark_model(
+    model: str,
+    *,
+    framework: EngineName = "torch",
+    precision: Precision = "float32",
+    compiled: bool = False,
+    timing: Timing = Timing(),
+) -> StepTime:
+    """Measure a registered model's training step by the paper's protocol: forward, backward, optimizer and averages.
+
+    Args:
+        model: a registered name.
+        framework: what trains.
+        precision: what it computes in; "float32" is that of the published V100 times, "bfloat16" that of TPUv3's.
+        compiled: with `torch.compile`.
+        timing: steps, and the batch size that is tried first.
+
+    Raises as `time_step`.
+    """
+    overrides = [f"train.precision={precision}", f"train.compile={str(compiled).lower()}", "train.accumulate=1"]
+    return time_step(get_entry(model).name, framework, overrides, timing)
 
 
 def time_step(name: str, engine: EngineName, overrides: list[str], timing: Timing) -> StepTime:
@@ -94,7 +126,7 @@ def _measure_apart(recipe: Recipe, engine: EngineName, timing: Timing) -> StepTi
     process.start()
     there.close()
     try:
-        result = here.recv()
+        result: StepTime | RszooError | None = here.recv()
     except EOFError:
         process.join()
         # The kernel kills who takes more memory than there is.

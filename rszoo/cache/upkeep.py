@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rszoo.cache.fill import HASH_DIGITS, cached_folders, fill_cache, find_cached, parse_folder_name, remove_folder
+from rszoo.cache.cached import HASH_DIGITS, cached_folders, find_cached, parse_folder_name, remove_folder
+from rszoo.cache.fill import fill_cache
 from rszoo.disk.paths import archives_folder, busy_folder, downloads_folder, lock_folder, models_folder
 from rszoo.disk.temporary import abandoned, remove
 from rszoo.errors import ConfigError, OutputError, RszooError, UnknownModelError, nearest, summarize

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import os
-from typing import get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
-from rszoo.cache.fill import find_folder
+from rszoo.cache.find import ModelLike, find_folder, find_place
 from rszoo.disk.paths import expand_user
 from rszoo.errors import SourceNotFoundError, UsageError, nearest
-from rszoo.hub.address import parse_address
-from rszoo.net.urls import is_hub_name, is_url
+from rszoo.hub.pull import open_hub_file
+from rszoo.refs import Checkpoint, Hub, Url
 from rszoo.weights.mapping import Layout, Weights
 from rszoo.weights.values import import_torch
 
+if TYPE_CHECKING:
+    from rszoo.weights.remote_file import RemoteFile
 
-def load_weights(model: str | os.PathLike[str], framework: Layout = "numpy") -> Weights:
+
+def load_weights(model: ModelLike, framework: Layout = "numpy") -> Weights:
     """Open the weights of a model, reading nothing but the header.
 
     Args:
         model: a model folder, a registered model (converted on first use), a `.safetensors` file, or the URL of such
             a file or folder, of which only the ranges are fetched that are asked for; so too of `hf-hub:OWNER/NAME`,
-            unless it is in the Hub's cache.
+            unless it is in the Hub's cache. Or what any of these was found to be.
         framework: "numpy", "torch" or "keras", whose names, layout and tensors the mapping has. See `Weights`.
 
     Raises:
@@ -35,17 +38,20 @@ def load_weights(model: str | os.PathLike[str], framework: Layout = "numpy") -> 
         raise UsageError(f"framework must be numpy, torch or keras, received {framework!r}; try {likely[0]!r}")
     if framework == "torch":
         import_torch()
-    if is_url(model):
+    return Weights(_open(model), framework)
+
+
+def _open(model: ModelLike) -> Path | RemoteFile:
+    ref = find_place(model)
+    if isinstance(ref, Url):
+        # Imported here: a local file needs no HTTP client.
         from rszoo.weights.remote_file import RemoteFile
 
-        return Weights(RemoteFile(str(model)), framework)
-    if is_hub_name(model):
-        from rszoo.hub.pull import open_hub_file
-
-        return Weights(open_hub_file(parse_address(str(model))), framework)
-    path = expand_user(model)
-    if path.suffix == ".safetensors" and not path.is_dir():
+        return RemoteFile(ref.url)
+    if isinstance(ref, Hub):
+        return open_hub_file(ref)
+    if isinstance(ref, Checkpoint) and ref.is_weights and not (path := expand_user(ref.path)).is_dir():
         if not path.is_file():
             raise SourceNotFoundError(f"there is no file {path}; give a model folder, a name, a file or a URL")
-        return Weights(path, framework)
-    return Weights(find_folder(model).weights_path, framework)
+        return path
+    return find_folder(ref).weights_path

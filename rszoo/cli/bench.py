@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 BENCH_EXAMPLES = (
     "rszoo bench resnet-rs-50-i160",
     "rszoo bench --protocol paper --precision bfloat16 --compile --json",
-    "rszoo bench resnet-rs-152-i256 --framework keras --batch 32",
+    "rszoo bench resnet-rs-152-i256 --framework keras --batch-size 32",
 )
 
 
@@ -40,22 +40,24 @@ def bench(
     ] = ProtocolChoice.paper,
     framework: Annotated[FrameworkChoice, typer.Option(help="PyTorch or Keras 3.")] = FrameworkChoice.torch,
     precision: Annotated[PrecisionChoice, typer.Option(help="What to compute in.")] = PrecisionChoice.float32,
-    batch: Annotated[int, typer.Option(min=1, help="The batch size that is tried first.")] = 128,
-    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed, behind 5 to warm up.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="The batch size that is tried first.")] = 128,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed, after 5 to warm up.")] = 20,
     compiled: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure the time of a training step on noise: forward, backward, optimizer and averages."""
-    from rszoo.bench.timing import Timing, time_step
+    from rszoo.bench.timing import Timing, benchmark_model
     from rszoo.registry.manifest import get_entry, list_models
 
     names = list_models(model) if "*" in model else [get_entry(model).name]
-    overrides = [f"train.precision={precision}", f"train.compile={str(compiled).lower()}", "train.accumulate=1"]
-    timing = Timing(steps=steps, batch_size=batch)
-    results = [time_step(name, framework.value, overrides, timing) for name in names]
+    timing = Timing(steps=steps, batch_size=batch_size)
+    results = [
+        benchmark_model(name, framework=framework.value, precision=precision.value, compiled=compiled, timing=timing)
+        for name in names
+    ]
     if as_json:
         print_json(
-            [{"protocol": protocol.value, **result.to_dict(), "published": _published(result)} for result in results]
+            [{"protocol": protocol.value, **result.to_dict(), "published": result.published} for result in results]
         )
         return
     heading = ("model", "batch", "step", "images/s", "published V100 float32", "published TPUv3 bfloat16")
@@ -66,15 +68,8 @@ def bench(
     print("Published times are the authors', by the same protocol; which batch fitted they do not say.")
 
 
-def _published(result: StepTime) -> dict[str, Any]:
-    from rszoo.registry.manifest import get_entry
-
-    figures = get_entry(result.recipe).published
-    return {"v100_float32_s": figures.v100_latency_s, "tpuv3_bfloat16_ms": figures.tpuv3_latency_ms}
-
-
 def _row(result: StepTime) -> tuple[str, ...]:
-    published = _published(result)
+    published = result.published
     v100, tpuv3 = published["v100_float32_s"], published["tpuv3_bfloat16_ms"]
     return (
         *(result.recipe, str(result.batch_size), f"{result.seconds:.3f} s", f"{result.images_per_second:.1f}"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rszoo.cli.console import Json, WeightsChoice, examples, new_app, print_json
-from rszoo.errors import RszooError, SourceNotFoundError, UsageError, VerificationError
+from rszoo.cli.console import Json, WeightsChoice, examples, new_app, print_json, raise_first
+from rszoo.errors import SourceNotFoundError, UsageError, VerificationError
 from rszoo.terminal import table
 
 if TYPE_CHECKING:
-    from rszoo.folder.model_folder import ModelFolder
     from rszoo.registry.trust import Record
 
 cache_app = new_app("Converted models on this machine. RSZOO_CACHE names the folder.")
@@ -35,65 +33,27 @@ def prefetch(
     as_json: Json = False,
 ) -> None:
     """Download and convert models, for later use without a network."""
-    from rszoo.cache.fill import find_cached
-    from rszoo.registry.manifest import get_entry, names_of
-    from rszoo.registry.trust import read_record, remember
+    from rszoo.cache.prefetch import prefetch_models
 
-    names = list(dict.fromkeys(name for pattern in patterns for name in names_of(pattern)))
-    here = {name: (find_cached(get_entry(name), weights.value), read_record(name)) for name in names}
-    if output is not None:
-        if not output.name:
-            raise UsageError(f"--output is {str(output)!r}; give a folder to fill")
-        # For the whole program, as if the user had set it.
-        os.environ["RSZOO_CACHE"] = str(output)
-    failures: list[RszooError] = []
-    results = []
-    for name, (folder, record) in here.items():
-        try:
-            if record is not None:
-                # What is known here binds there.
-                remember(get_entry(name), record)
-            folder = _fetch(name, folder, weights, keep_archive)
-        except RszooError as error:
-            failures.append(error)
-            if len(names) > 1:
-                print(f"{name}: {error}", file=sys.stderr)
-            continue
-        results.append({"name": name, "path": str(folder.path)})
-        if not as_json:
-            print(f"{name}  {folder.path}", flush=True)
+    outcomes = []
+    for outcome in prefetch_models(patterns, output, weights=weights.value, keep_archive=keep_archive):
+        outcomes.append(outcome)
+        if not as_json and outcome.error is None:
+            print(f"{outcome.name}  {outcome.path}", flush=True)
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if len(outcomes) > 1:
+        for outcome in failed:
+            print(f"{outcome.name}: {outcome.error}", file=sys.stderr)
     if as_json:
-        done = {result["name"] for result in results}
-        failed = zip([name for name in names if name not in done], map(str, failures), strict=True)
-        print_json({"models": results, "failed": [{"name": name, "error": error} for name, error in failed]})
-    if failures:
-        first = failures[0]
-        raise (
-            first if len(names) == 1 else type(first)(f"{len(failures)} of {len(names)} models are missing, see above")
-        )
-
-
-def _fetch(name: str, known: ModelFolder | None, weights: WeightsChoice, keep_archive: bool) -> ModelFolder:
-    """Return the model folder in the cache: found, copied from `known` of another cache, or made."""
-    from rszoo.cache.fill import copy_cached, copy_pinned, fill_cache, find_cached
-    from rszoo.disk.paths import kept_archive
-    from rszoo.registry.manifest import get_entry
-
-    entry = get_entry(name)
-    found = find_cached(entry, weights.value) or (copy_cached(known) if known else None)
-    if found is None and weights is WeightsChoice.ema and not keep_archive:
-        found = copy_pinned(entry)
-    if found is None:
-        return fill_cache(entry, weights.value, keep_archive=keep_archive)
-    if keep_archive and entry.source.url and not kept_archive(entry.source.url, name).is_file():
-        print(f"{name} was there already: no archive to keep; `rszoo cache clear {name}` first", file=sys.stderr)
-    return found
+        found = [outcome.to_dict() for outcome in outcomes if outcome.error is None]
+        print_json({"models": found, "failed": [outcome.to_dict() for outcome in failed]})
+    raise_first([outcome.error for outcome in failed], len(outcomes), "models are missing, see above")
 
 
 @cache_app.command("path", epilog=examples("rszoo cache path", "rszoo cache path resnet-rs-50-i160"))
 def cache_path(model: Annotated[str | None, typer.Argument(help="Registered name.")] = None) -> None:
     """Print the cache's folder, or that of a model in it."""
-    from rszoo.cache.fill import find_cached
+    from rszoo.cache.cached import find_cached
     from rszoo.disk.paths import cache_folder
     from rszoo.registry.manifest import get_entry
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -109,6 +110,18 @@ def load_frameworks(*frameworks: Framework | Literal["tensorflow"]) -> None:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def split_steps(text: str) -> list[str]:
+    """Return the steps of the additive study in an option's value, which has commas between them."""
+    return [step.strip() for step in text.split(",") if step.strip()]
+
+
+def raise_first(errors: Sequence[RszooError | None], count: int, what: str) -> None:
+    """Raise the first of the errors of `count` results: as it is if there was one result, else with how many failed."""
+    first = next((error for error in errors if error is not None), None)
+    if first is not None:
+        raise first if count == 1 else type(first)(f"{len(errors)} of {count} {what}")
 
 
 def print_json(value: Any) -> None:

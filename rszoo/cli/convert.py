@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from converters.formats import MODEL_FOLDER, get_target, list_targets
 from rszoo.cli.console import EXIT_CODES, WeightsChoice, new_app, print_json, run
 from rszoo.errors import UsageError
+from rszoo.refs import Folder
+
+if TYPE_CHECKING:
+    from converters.conversion import Conversion
 
 app = new_app("Convert ResNet-RS checkpoints.")
 
@@ -52,47 +56,40 @@ def convert(
     if to != MODEL_FOLDER:
         _write_back(ckpt, output, to, as_json)
         return
+    from converters.conversion import convert_checkpoint
     from converters.convert import Identity
-    from converters.convert import convert as convert_checkpoint
 
-    target = output or Path(_default_name(ckpt))
-    identity = Identity(model, image_size)
-    report = convert_checkpoint(
-        ckpt, target, weights=weights.value, identity=identity, overwrite=overwrite, keep_archive=keep_archive
+    done = convert_checkpoint(
+        ckpt,
+        output,
+        weights=weights.value,
+        identity=Identity(model, image_size),
+        overwrite=overwrite,
+        keep_archive=keep_archive,
     )
-    print_json(report) if as_json else print(_summary(report, target))
+    print_json(done.to_dict()) if as_json else print(_summary(done))
 
 
 def _write_back(ckpt: str, output: Path | None, target: str, as_json: bool) -> None:
     from converters.write_back import write_checkpoint
-    from rszoo.folder.model_folder import read_folder
+    from rszoo.cache.find import find_local
 
     chosen, _ = get_target(target)
     if output is None:
         raise UsageError(f"--to {target} needs --output FOLDER")
-    written = write_checkpoint(read_folder(ckpt), output, target)
+    written = write_checkpoint(find_local(ckpt), output, target)
     print_json({"prefix": str(written)}) if as_json else print(f"wrote {written}, a {chosen.title} (weights only)")
 
 
-def _default_name(ckpt: str) -> str:
-    from converters.read.source import find_entry
-    from rszoo.net.urls import is_url, public_url
-
-    entry = find_entry(ckpt)
-    if entry is None:
-        shown = public_url(ckpt) if is_url(ckpt) else ckpt
-        raise UsageError(f"{shown} names no registered model; give --output FOLDER")
-    return entry.name
-
-
-def _summary(report: dict[str, Any], target: Path) -> str:
+def _summary(done: Conversion) -> str:
+    report, path = done.account, done.folder.path
     skipped = "\n".join(f"  skipped  {len(names):5}  {reason}" for reason, names in report["skipped"].items())
     return (
         f"{report['model']}: {report['architecture']}, {report['parameters']:,} parameters, "
         f"{report['weights']} weights\n"
         f"  mapped   {len(report['mapped']):5}  each tensor once, re-read and equal to the checkpoint bit by bit\n"
         f"{skipped}\n"
-        f"wrote {target}; check it with: rszoo verify {target}"
+        f"wrote {path}; check it with: rszoo verify {Folder(str(path))}"
     )
 
 

@@ -1,21 +1,15 @@
-"""`rszoo eval`: the command's options in, `rszoo.evaluate.evaluate`'s result as text or JSON out, and into files."""
+"""`rszoo eval`: the command's options in, `rszoo.evaluate_model`'s result as text or JSON out, and into files."""
 
 from __future__ import annotations
 
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rszoo.cli.console import FrameworkChoice, Json, load_frameworks, print_json
-from rszoo.errors import UsageError
-from rszoo.net.urls import is_hub_name
-
-if TYPE_CHECKING:
-    from rszoo.evaluate.result import Result
-    from rszoo.inference.network import Runtime
 
 
 class SplitChoice(StrEnum):
@@ -61,51 +55,25 @@ def evaluate(
 
     Images that cannot be read are named and counted; then, or with --limit, nothing is recorded.
     """
-    from rszoo.evaluate.report import check_output, summary, write_report
-    from rszoo.evaluate.runner import evaluate as run
+    from rszoo.evaluate.model import Keep, check_keep, evaluate_model
+    from rszoo.evaluate.report import summary
+    from rszoo.folder.evaluations import read_evaluations
+    from rszoo.folder.model_folder import EVALUATION, ModelFolder
     from rszoo.inference.network import Runtime
 
-    runtime = Runtime(framework.value, batch_size, dtype, device)
-    if output is not None:
-        check_output(output, overwrite=overwrite)
-    if record:
-        _check_record(model, data, dataset, runtime, limit)
-    elif dataset is not None:
-        raise UsageError(f"--dataset {dataset} names the data in what --record writes; add --record, or leave it out")
+    runtime, keep = Runtime(framework.value, batch_size, dtype, device), Keep(output, overwrite, record, dataset)
+    found = check_keep(model, data, keep, runtime=runtime, limit=limit)
     load_frameworks(framework.value, "tensorflow")
-    result = run(model, data, split=split.value, preprocessing=preprocessing.value, limit=limit, runtime=runtime)
+    result = evaluate_model(
+        found,
+        data,
+        split=split.value,
+        preprocessing=preprocessing.value,
+        limit=limit,
+        runtime=runtime,
+        keep=keep,
+    )
     print_json(result.to_dict()) if as_json else print(summary(result))
-    if output is not None:
-        write_report(result, output, overwrite=overwrite)
-    if record:
-        _record(result, model, dataset)
-
-
-def _check_record(model: str, data: str, dataset: str | None, runtime: Runtime, limit: int | None) -> None:
-    """Check all that --record asks for, before hours are spent on what it would not write."""
-    from rszoo.evaluate.result import check_recordable
-    from rszoo.folder.evaluations import check_writable
-    from rszoo.folder.model_folder import looks_like_folder, read_folder
-    from rszoo.pipeline.sources import DIGITS
-
-    if is_hub_name(model) or not looks_like_folder(model):
-        raise UsageError(
-            f"--record writes into a model folder, and {model} is a name; make one with `rszoo-convert --ckpt {model} "
-            "--output FOLDER` or `rszoo pull`, and evaluate that"
-        )
-    if dataset is None and data != DIGITS:
-        raise UsageError(
-            "--record says on the card which data were measured; add --dataset with their id on the Hub, such as "
-            "--dataset ILSVRC/imagenet-1k, or else their name"
-        )
-    check_recordable(runtime, limit)
-    check_writable(read_folder(model).path)
-
-
-def _record(result: Result, model: str, dataset: str | None) -> None:
-    from rszoo.folder.evaluations import record_evaluation
-    from rszoo.folder.model_folder import EVALUATION, read_folder
-
-    folder = read_folder(model).path
-    results = record_evaluation(folder, result.to_evaluation(dataset or result.data))
-    print(f"recorded in {folder / EVALUATION}, which has {len(results)} now", file=sys.stderr)
+    if record and isinstance(found, ModelFolder):
+        count = len(read_evaluations(found.path))
+        print(f"recorded in {found.path / EVALUATION}, which has {count} now", file=sys.stderr)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rszoo.cli.console import Json, load_frameworks, print_json
-from rszoo.errors import RszooError, UsageError
+from rszoo.cli.console import Json, load_frameworks, print_json, raise_first
+from rszoo.errors import UsageError
 from rszoo.terminal import table
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch to push to, made if it is not there.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     keras: Keras = False,
-    raw: Annotated[str | None, typer.Option(help="Model folder with the same checkpoint's plain weights.")] = None,
+    raw_folder: Annotated[
+        str | None, typer.Option(help="Model folder with the same checkpoint's plain weights.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files, sizes and card; send nothing.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Push without a passed verification; the card will say so.")
@@ -42,14 +44,14 @@ def push(
 
     The login is huggingface_hub's: `hf auth login`, or HF_TOKEN.
     """
-    from rszoo.folder.model_folder import read_folder
+    from rszoo.cache.find import find_local
     from rszoo.hub.address import parse_repo
     from rszoo.publish.plan import Target, planned
     from rszoo.publish.push import check_login, upload
 
     target = Target(parse_repo(repo), private, revision, create_pr, overwrite)
-    opened = read_folder(folder)
-    plain = None if raw is None else read_folder(raw)
+    opened = find_local(folder)
+    plain = None if raw_folder is None else find_local(raw_folder)
     if not dry_run:
         check_login(f"push to {target.repo}")
     if keras:
@@ -59,9 +61,9 @@ def push(
             _show(plan, as_json)
             return
         pushed = upload(plan)
-        if as_json:
-            print_json({**dataclasses.asdict(pushed), "files": plan.sizes})
-            return
+    if as_json:
+        print_json(dataclasses.asdict(pushed))
+        return
     print(f"{'pushed' if pushed.changed else 'nothing to push, all is there:'} {pushed.pr_url or pushed.url}")
     if pushed.deleted:
         print(f"deleted there, since this push does not have it: {', '.join(pushed.deleted)}")
@@ -103,8 +105,8 @@ def publish(
         places = {done.name: Converted(done.sha256, HubPin(done.repo, done.commit)) for done in outcomes if done.commit}
         pin_converted(pin, places)
     print_json([outcome.to_dict() for outcome in outcomes]) if as_json else print(_table(outcomes))
-    if errors := [outcome.error for outcome in outcomes if outcome.error is not None]:
-        raise errors[0] if len(names) == 1 else _sum_up(errors, len(names))
+    failed = [outcome.error for outcome in outcomes if outcome.error is not None]
+    raise_first(failed, len(names), "models failed, see above; run it again to resume")
 
 
 def pull(
@@ -114,22 +116,10 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Fetch a model from the Hugging Face Hub, and check its SHA-256."""
-    from rszoo.disk.paths import expand_user
-    from rszoo.folder.writing import staged_model_folder
-    from rszoo.hub.address import parse_address
-    from rszoo.hub.pull import copy_model, fetch_records, find_model
-    from rszoo.net.urls import is_hub_name
+    from rszoo.cache.pulling import pull_model
 
-    found = find_model(parse_address(model if is_hub_name(model) else f"hf-hub:{model}"))
-    if output is None:
-        path = found.fetch_weights().path
-        fetch_records(found)
-    else:
-        path = expand_user(output)
-        with staged_model_folder(path, overwrite=overwrite) as folder:
-            copy_model(found, folder)
-    facts = {"model": str(found.address), "title": found.config.title, "path": str(path)}
-    print_json(facts) if as_json else print(f"{facts['model']}  {path}")
+    pulled = pull_model(model, output, overwrite=overwrite)
+    print_json(pulled.to_dict()) if as_json else print(f"{pulled.model}  {pulled.path}")
 
 
 def _show(plan: Plan, as_json: bool) -> None:
@@ -145,7 +135,3 @@ def _table(outcomes: list[Published]) -> str:
     for done in outcomes:
         rows.append((done.name, done.repo, done.status, (done.commit or "")[:12], (done.sha256 or "")[:16]))
     return table(rows)
-
-
-def _sum_up(errors: list[RszooError], count: int) -> RszooError:
-    return type(errors[0])(f"{len(errors)} of {count} models failed, see above; run it again to go on")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rszoo.cli.console import Json, examples, new_app, print_json
+from rszoo.cli.console import Json, examples, new_app, print_json, split_steps
 from rszoo.terminal import table
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def show(
     if ablate is not None and name != BASELINE:
         raise UsageError(f"the additive study starts from {BASELINE}: rszoo recipes show {BASELINE} --ablate {ablate}")
     changes = overrides or []
-    recipe = load_recipe(name, changes) if ablate is None else add_steps(_split(ablate), changes)
+    recipe = load_recipe(name, changes) if ablate is None else add_steps(split_steps(ablate), changes)
     if as_json:
         print_json(recipe.to_dict())
         return
@@ -201,7 +201,3 @@ def _choice_row(choice: Choice) -> tuple[str, ...]:
         *(str(choice.depth), f"{choice.width_multiplier:g}", str(choice.image_size), f"{choice.macs / 1e9:.2f}"),
         *("?" if choice.top1 is None else f"{choice.top1:.1f}", f"{choice.latency_ms:.0f}", "; ".join(choice.reasons)),
     )
-
-
-def _split(steps: str) -> list[str]:
-    return [step.strip() for step in steps.split(",") if step.strip()]

@@ -6,17 +6,11 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from rszoo.cli.console import FrameworkChoice, Json, load_frameworks, print_json
-from rszoo.errors import SplitNotFoundError, UsageError
-
-if TYPE_CHECKING:
-    from rszoo.pipeline.sources import Source
-    from rszoo.recipes.recipe import Recipe
-    from rszoo.train.run import Job
+from rszoo.cli.console import FrameworkChoice, Json, load_frameworks, print_json, split_steps
 
 TRAIN_EXAMPLES = (
     "rszoo train --recipe resnet-rs-demo --output runs/demo",
@@ -44,7 +38,7 @@ def train(
     data: Annotated[
         str | None, typer.Option(help="Folder of TFRecords or images, gs://..., digits. Default: the recipe's.")
     ] = None,
-    engine: Annotated[FrameworkChoice, typer.Option(help="PyTorch or Keras 3.")] = FrameworkChoice.torch,
+    framework: Annotated[FrameworkChoice, typer.Option(help="PyTorch or Keras 3.")] = FrameworkChoice.torch,
     init: Annotated[
         str | None, typer.Option(help="Weights to start from: registered name, model folder, hf-hub:OWNER/NAME.")
     ] = None,
@@ -62,82 +56,23 @@ def train(
 
     OUTPUT/model is the finished model folder. SIGTERM saves and ends with exit code 75: the same command goes on.
     """
-    from rszoo.train.fine_tuning import fine_tuning_recipe, lost_start
-    from rszoo.train.run import Job
-    from rszoo.train.run import train as run
+    from rszoo.train.model import TrainingOptions, plan_training, train_model
 
     # OpenMP's threads wait for each other spinning, on cores that the pipeline needs; read when PyTorch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     changes = [*(overrides or []), *([] if seed is None else [f"train.seed={seed}"])]
     # What is wrong with the recipe is said before frameworks are imported, which takes its time.
-    name, source = _choose(recipe, data, init, ablate, changes)
-    built = None if init is not None else _build(name, changes, ablate)
-    load_frameworks(engine.value, "tensorflow")
-    images, held_out = _open(source, cache)
-    job = Job(
-        images=images,
-        held_out=held_out,
-        output=output,
-        engine=engine.value,
-        init=init,
+    plan = plan_training(recipe, changes, data=data, init=init, ablate=None if ablate is None else split_steps(ablate))
+    load_frameworks(framework.value, "tensorflow")
+    options = TrainingOptions(
+        framework=framework.value,
         resume=resume.value,
         max_steps=max_steps,
         max_faults=max_faults,
+        cache=cache,
         command=sys.argv,
-        note=None if init else lost_start(name),
         quiet=as_json,
     )
-    run(built or fine_tuning_recipe(name, changes, init=str(init), images=images), job)
+    trained = train_model(plan, output, options)
     if as_json:
-        _print_outcome(job)
-
-
-def _choose(
-    recipe: str | None, data: str | None, init: str | None, ablate: str | None, changes: list[str]
-) -> tuple[str, str]:
-    """Return the name of the recipe, and the data.
-
-    Raises:
-        UsageError: one of them is not named, or too many are.
-    """
-    from rszoo.recipes.ablation import BASELINE
-    from rszoo.recipes.recipe import load_recipe
-    from rszoo.train.fine_tuning import RECIPE
-
-    if ablate is not None and (init is not None or recipe not in (None, BASELINE)):
-        raise UsageError(f"--ablate starts from the recipe {BASELINE}; leave out --recipe and --init")
-    name = recipe or (BASELINE if ablate is not None else RECIPE if init is not None else None)
-    if name is None:
-        raise UsageError("--recipe is missing: `rszoo recipes` lists them; with --init NAME it may be left out")
-    source = data or load_recipe(name, changes).data.source
-    if source is None:
-        raise UsageError(f"--data is missing: the recipe {name} names none; give a folder of TFRecords or images")
-    return name, source
-
-
-def _open(data: str, cache: Path | None) -> tuple[Source, Source | None]:
-    from rszoo.pipeline.sources import open_source
-
-    images = open_source(data, "train", cache=cache)
-    try:
-        return images, open_source(data, "validation", cache=cache)
-    except SplitNotFoundError:
-        return images, None
-
-
-def _build(name: str, changes: list[str], ablate: str | None) -> Recipe:
-    from rszoo.recipes.ablation import ablate as add_steps
-    from rszoo.recipes.recipe import load_recipe
-
-    if ablate is None:
-        return load_recipe(name, changes)
-    return add_steps([step.strip() for step in ablate.split(",") if step.strip()], changes)
-
-
-def _print_outcome(job: Job) -> None:
-    from rszoo.train.metrics import last_evaluation
-    from rszoo.train.run_folder import RunFolder
-
-    folder = RunFolder(job.output)
-    step = folder.finished_step
-    print_json({"model": str(folder.model), "step": step, "evaluation": last_evaluation(folder.metrics, step)})
+        print_json(trained.to_dict())

@@ -123,7 +123,7 @@ def _is_abandoned(path: Path) -> bool:
     if match["host"] == _host():
         return not _runs(int(match["pid"]))
     with suppress(OSError):
-        newest = max(item.lstat().st_mtime for item in (path, *(path.rglob("*") if path.is_dir() else ())))
+        newest: float = max(item.lstat().st_mtime for item in (path, *(path.rglob("*") if path.is_dir() else ())))
         return time.time() - newest > _ABANDONED_S
     return False
 

@@ -36,7 +36,8 @@ class ClassMap:
             ImageError: a label is not one of the data's classes.
         """
         check_labels(labels, len(self.indices))
-        return np.asarray(self.indices, np.int64)[labels]
+        indices: np.ndarray = np.asarray(self.indices, np.int64)[labels]
+        return indices
 
 
 def match_classes(names: Sequence[str] | None, count: int | None, config: ModelConfig) -> ClassMap:

@@ -11,6 +11,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -155,7 +156,7 @@ def _percent(right: int, images: int) -> float | None:
     return round(100 * right / images, 2) if images else None
 
 
-def _references(facts: dict) -> list[str]:
+def _references(facts: dict[str, Any]) -> list[str]:
     if not facts["references"]:
         return ["No figures are registered for these weights."]
     rows = [("reference top-1", "preprocessing", "%", "difference", "")]
@@ -180,7 +181,7 @@ def _doubts(result: Result) -> list[str]:
     return doubts
 
 
-def _how(result: Result, facts: dict) -> list[tuple[str, str]]:
+def _how(result: Result, facts: dict[str, Any]) -> list[tuple[str, str]]:
     runtime = result.runtime
     backend = "" if facts["backend"] == runtime.framework else f" on {facts['backend']}"
     speed = f"{facts['images_per_s']:,.0f} images/s, including reading"

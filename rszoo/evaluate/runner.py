@@ -6,7 +6,6 @@ of the model folder, of which the weights' hash is taken first: the figures are 
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,17 +14,15 @@ from typing import Any, get_args
 
 import numpy as np
 
-from rszoo.cache.fill import find_folder
+from rszoo.cache.find import ModelLike, find_folder
 from rszoo.errors import ImageError, UsageError, VerificationError
 from rszoo.evaluate.classes import ClassMap, match_classes
 from rszoo.evaluate.result import Result
 from rszoo.evaluate.scores import Scores
 from rszoo.folder.evaluations import Transform
 from rszoo.folder.model_folder import ModelFolder, sha256_of
-from rszoo.hub.address import parse_address
 from rszoo.inference.network import Network, Runtime, open_network
 from rszoo.models.factory import Framework, import_model_module
-from rszoo.net.urls import is_hub_name
 from rszoo.pipeline.sources import ShardSource, Split, open_source
 from rszoo.terminal import progress_bar
 
@@ -35,7 +32,7 @@ _UNDER_WAY = 2
 
 
 def evaluate(
-    model: str | os.PathLike[str],
+    model: ModelLike,
     data: str,
     *,
     split: Split = "validation",
@@ -70,12 +67,14 @@ def evaluate(
     _leave_accelerators_to(runtime.framework)
     # The data first: a mistake there should not cost a download.
     source = open_source(data, split)
-    folder, name = _find(model)
+    folder = find_folder(model)
+    if (channels := folder.config.arch.in_chans) != 3:
+        raise UsageError(f"{folder.path} takes {channels} channels; only a model of RGB images can be evaluated")
     classes = match_classes(source.class_names, source.num_classes, folder.config)
     sha256 = sha256_of(folder.weights_path)
     # TFRecords are counted by their headers where nothing says how many they are.
     total = sum(source.record_counts) if isinstance(source, ShardSource) else source.num_images
-    network, faults = open_network(name, runtime), Faults()
+    network, faults = open_network(folder, runtime), Faults()
     batches = _open_batches(source, folder, faults, runtime, preprocessing)
     scores, started = Scores.empty(folder.config.arch.num_classes), time.perf_counter()
     with progress_bar(f"{folder.config.title} on {source.title}", limit or total, "images") as bar:
@@ -100,21 +99,6 @@ def evaluate(
     )
     _check_complete(result)
     return result
-
-
-def _find(model: str | os.PathLike[str]) -> tuple[ModelFolder, str]:
-    """Return a model's folder, and the name under which `rszoo.create` finds those very weights."""
-    if isinstance(model, str) and is_hub_name(model):
-        from rszoo.hub.pull import find_model
-
-        hub = find_model(parse_address(model))
-        folder, name = hub.fetch_weights(), str(hub.address)
-    else:
-        folder = find_folder(model)
-        name = str(folder.path.absolute())
-    if (channels := folder.config.arch.in_chans) != 3:
-        raise UsageError(f"{model} takes {channels} channels; only a model of RGB images can be evaluated")
-    return folder, name
 
 
 def _leave_accelerators_to(framework: Framework) -> None:

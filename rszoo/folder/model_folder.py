@@ -19,11 +19,11 @@ from rszoo.disk.paths import expand_user
 from rszoo.errors import ConfigError, SourceNotFoundError, WeightsError
 from rszoo.fields import build, check_format, parse_json, plain
 from rszoo.folder.timm_config import parse_timm_config, timm_keys
-from rszoo.net.urls import is_hub_name, is_url, public_url
+from rszoo.refs import DEFAULT_FILE
 from rszoo.registry.preprocessing import Preprocessing
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
+WEIGHTS = DEFAULT_FILE
 CONVERSION = "conversion.json"
 VERIFICATION = "verification.json"
 EVALUATION = "evaluation.json"
@@ -103,11 +103,6 @@ class ModelFolder:
         return path
 
 
-def looks_like_folder(name: str) -> bool:
-    """Whether a name that a user typed means a folder rather than a registry name."""
-    return "/" in name or "\\" in name or name.startswith((".", "~")) or os.path.isdir(name)
-
-
 def read_folder(path: str | os.PathLike[str]) -> ModelFolder:
     """Read the `config.json` of a model folder.
 
@@ -115,13 +110,6 @@ def read_folder(path: str | os.PathLike[str]) -> ModelFolder:
         SourceNotFoundError: there is no such folder, or it is not a model folder.
         ConfigError: its `config.json` is damaged or of another version.
     """
-    if is_hub_name(path):
-        raise SourceNotFoundError(f"{path} is on the Hub, not a folder; first run `rszoo pull {path} --output FOLDER`")
-    if is_url(path):
-        raise SourceNotFoundError(
-            f"{public_url(str(path))} is a URL, not a folder; its tensors can be read by `rszoo.load_weights` and "
-            "`rszoo info --tensors`, an archive's by `rszoo-convert --ckpt`"
-        )
     folder = expand_user(path)
     config_path = folder / CONFIG
     if not os.path.isfile(config_path):

@@ -10,11 +10,12 @@ from typing import Any
 from rszoo.errors import ConfigError
 from rszoo.folder.model_folder import CONFIG, RAW_VERIFICATION, RAW_WEIGHTS, VERIFICATION, ModelConfig, parse_config
 from rszoo.folder.records import read_verification
-from rszoo.hub.address import HubAddress
+from rszoo.hub.address import check_endpoint
 from rszoo.hub.failures import explained
 from rszoo.hub.pull import as_loaded, fetch_file, hub_headers, open_remote
 from rszoo.net.http import new_session, read_start
 from rszoo.net.urls import check_online
+from rszoo.refs import Hub
 from rszoo.version import __version__
 from rszoo.weights.mapping import Weights
 
@@ -23,13 +24,14 @@ from rszoo.weights.mapping import Weights
 _HEAD_BYTES = 128 << 10
 
 
-def describe_hub_model(address: HubAddress) -> dict[str, Any]:
+def describe_hub_model(address: Hub) -> dict[str, Any]:
     """Return a repository's description of a model as JSON values; only the header of the weights is fetched.
 
     Raises:
         HubError, NetworkError: there is no such model, or it cannot be fetched.
         ConfigError, WeightsError: it is damaged, or not a ResNet-RS.
     """
+    check_endpoint()
     from huggingface_hub import HfApi
 
     check_online(str(address))
@@ -63,7 +65,7 @@ def describe_hub_model(address: HubAddress) -> dict[str, Any]:
         }
 
 
-def _read_config(address: HubAddress) -> ModelConfig:
+def _read_config(address: Hub) -> ModelConfig:
     from huggingface_hub import hf_hub_url
 
     session = new_session()
@@ -84,7 +86,7 @@ def _read_config(address: HubAddress) -> ModelConfig:
     return parse_config(fetch_file(address, CONFIG).read_bytes(), label)
 
 
-def _read_checks(address: HubAddress, file: str, sha256: str | None) -> dict[str, str]:
+def _read_checks(address: Hub, file: str, sha256: str | None) -> dict[str, str]:
     """Return the result of each check recorded in the repository, if the record belongs to its weights."""
     try:
         record = read_verification(fetch_file(address, file).parent, file)

@@ -39,10 +39,12 @@ from rszoo.folder.model_folder import (
     strip_config,
 )
 from rszoo.folder.timm_config import timm_lineage
-from rszoo.hub.address import HubAddress
+from rszoo.hub.address import check_endpoint
 from rszoo.hub.failures import explained, status_of
 from rszoo.net.urls import offline_variable
+from rszoo.refs import Hub
 from rszoo.registry.entry import PretrainedEntry
+from rszoo.registry.preprocessing import Preprocessing
 from rszoo.version import __version__
 
 if TYPE_CHECKING:
@@ -59,9 +61,14 @@ log = logging.getLogger("rszoo")
 class HubModel:
     """A model on the Hub whose `config.json` was read. `address` has the commit; `folder` is that commit's cache."""
 
-    address: HubAddress
+    address: Hub
     folder: Path
     config: ModelConfig
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing that belongs to the weights."""
+        return self.config.preprocessing
 
     def fetch_weights(self, sha256: str | None = None) -> ModelFolder:
         """Return the model folder in the Hub's cache, with the weights file, fetched if necessary and checked.
@@ -123,13 +130,15 @@ def fetch_records(model: HubModel) -> dict[str, Path]:
     return found
 
 
-def find_model(address: HubAddress) -> HubModel:
+def find_model(address: Hub) -> HubModel:
     """Read the `config.json` of a model on the Hub.
 
     Raises:
         HubError, NetworkError: there is no such repository, revision or file, or it cannot be fetched.
+        UsageError: HF_ENDPOINT is no URL.
         ConfigError: its `config.json` is not that of a ResNet-RS.
     """
+    check_endpoint()
     path = fetch_file(address, CONFIG)
     config = parse_config(path.read_bytes(), f"hf-hub:{address.repo}")
     if lineage := timm_lineage(address.repo):
@@ -137,7 +146,7 @@ def find_model(address: HubAddress) -> HubModel:
     return HubModel(replace(address, revision=path.parent.name), path.parent, as_loaded(config, address))
 
 
-def as_loaded(config: ModelConfig, address: HubAddress) -> ModelConfig:
+def as_loaded(config: ModelConfig, address: Hub) -> ModelConfig:
     """Return a repository's config for the addressed file; timm's own repositories are labeled as such."""
     if lineage := timm_lineage(address.repo):
         weights: WeightKind = "ema" if lineage.startswith("Google's") else "trained"
@@ -154,7 +163,7 @@ def find_pinned(entry: PretrainedEntry) -> HubModel | None:
     if pin is None:
         return None
     try:
-        model = find_model(HubAddress(pin.repo, pin.commit))
+        model = find_model(Hub(pin.repo, pin.commit))
         if model.config.pair != entry.name:
             raise IntegrityError(f"it holds {model.config.title}")
         model.fetch_weights(entry.converted.sha256)
@@ -165,11 +174,12 @@ def find_pinned(entry: PretrainedEntry) -> HubModel | None:
         return None
 
 
-def open_hub_file(address: HubAddress) -> Path | RemoteFile:
+def open_hub_file(address: Hub) -> Path | RemoteFile:
     """Return the weights file of a repository: from the Hub's cache, or a remote file that is read by ranges.
 
     Raises as `find_model`.
     """
+    check_endpoint()
     if offline_variable() is None:
         address = _at_commit(address)
     if path := _cached(address, address.file):
@@ -180,7 +190,7 @@ def open_hub_file(address: HubAddress) -> Path | RemoteFile:
     return open_remote(address)
 
 
-def fetch_file(address: HubAddress, file: str) -> Path:
+def fetch_file(address: Hub, file: str) -> Path:
     """Return a file of a repository in the Hub's cache, fetched if necessary.
 
     Raises:
@@ -205,7 +215,7 @@ def fetch_file(address: HubAddress, file: str) -> Path:
         return cached
 
 
-def _download(address: HubAddress, file: str) -> Path:
+def _download(address: Hub, file: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     with explained(f"load {file} of {address}"):
@@ -215,7 +225,7 @@ def _download(address: HubAddress, file: str) -> Path:
     return Path(path)
 
 
-def _cached(address: HubAddress, file: str) -> Path | None:
+def _cached(address: Hub, file: str) -> Path | None:
     """Return a file in the Hub's cache, for the commit or the last known commit of the branch; None if it is absent."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -224,7 +234,7 @@ def _cached(address: HubAddress, file: str) -> Path | None:
     return Path(path) if isinstance(path, str) and os.path.isfile(path) else None
 
 
-def _at_commit(address: HubAddress) -> HubAddress:
+def _at_commit(address: Hub) -> Hub:
     """Ask the Hub for the commit of a revision, unless it is one. If the Hub does not answer, a cached file is used."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
@@ -241,7 +251,7 @@ def _at_commit(address: HubAddress) -> HubAddress:
     return replace(address, revision=found.commit_hash or address.revision)
 
 
-def open_remote(address: HubAddress) -> RemoteFile:
+def open_remote(address: Hub) -> RemoteFile:
     """Open the weights file of a repository for reading by ranges. Raises as `RemoteFile`."""
     from huggingface_hub import hf_hub_url
 
@@ -258,7 +268,7 @@ def hub_headers() -> dict[str, str]:
     return headers
 
 
-def _check_weights(path: Path, address: HubAddress, expected: str | None) -> None:
+def _check_weights(path: Path, address: Hub, expected: str | None) -> None:
     """Compare a file of the Hub's cache with its SHA-256, once: a correct file is not checked again until it changes.
 
     The cache names files by the SHA-256 that the Hub gives, except where the file system has no symbolic links.

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from rszoo.cache.find import ModelLike, find_folder
 from rszoo.errors import UsageError
-from rszoo.folder.model_folder import ModelFolder
 from rszoo.inference.images import preprocess
 from rszoo.models.factory import Framework, create
 
@@ -27,22 +27,21 @@ class Prediction:
 
 
 class Classifier:
-    """A model folder ready to predict.
-
-    `name`: how `rszoo.create` finds the folder's weights, if not in its `model.safetensors`.
+    """A model ready to predict, in memory with its weights.
 
     Raises:
         UsageError: the network does not take RGB; else as `rszoo.create`.
     """
 
-    def __init__(self, folder: ModelFolder, framework: Framework = "torch", name: str | None = None) -> None:
+    def __init__(self, model: ModelLike, framework: Framework = "torch") -> None:
+        folder = find_folder(model)
         if folder.config.arch.in_chans != 3:
             raise UsageError(
                 f"{folder.path} takes {folder.config.arch.in_chans} channels; only RGB images can be predicted"
             )
         self.folder = folder
         self.framework = framework
-        self.model = create(name or folder.path, pretrained=True, framework=framework)
+        self.model = create(folder, pretrained=True, framework=framework)
 
     def logits(self, images: Iterable[str | os.PathLike[str] | np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the logits of each image, float32 (num_classes,). Images as `rszoo.preprocess` takes them."""

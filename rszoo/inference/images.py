@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from rszoo.cache.find import ModelLike, find, names_model
 from rszoo.errors import ConfigError, ImageError, SourceNotFoundError
-from rszoo.folder.model_folder import looks_like_folder, read_folder
-from rszoo.registry.manifest import get_entry
 from rszoo.registry.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -26,11 +25,23 @@ _TABLE_STEPS = 1024
 _KEYS_A = -0.75
 
 
-def preprocess(image: str | os.PathLike[str] | Image | np.ndarray, spec: Any) -> np.ndarray:
+class Preprocessed(Protocol):
+    """What knows its own preprocessing: a registry entry, a model folder, a model that `rszoo.create` made."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What images go through."""
+        ...
+
+
+def preprocess(
+    image: str | os.PathLike[str] | Image | np.ndarray, spec: ModelLike | Preprocessing | Preprocessed
+) -> np.ndarray:
     """Return the network's input for one image: float32 (1, size, size, 3), NHWC, normalized RGB.
 
     `image`: a path, a Pillow image, or uint8 (H, W, 3). `spec`: a `Preprocessing`, anything that has one as
-    `.preprocessing` (a registry entry, a model that `rszoo.create` made), a registered name, or a model folder's path.
+    `.preprocessing` (a registry entry, a model that `rszoo.create` made), or what names a model: a registered name, a
+    model folder's path, `hf-hub:OWNER/NAME`.
 
     EXIF orientation is ignored, as in TensorFlow's decoder.
 
@@ -47,7 +58,8 @@ def preprocess(image: str | os.PathLike[str] | Image | np.ndarray, spec: Any) ->
         raise ImageError(f"image of {pixels.shape[1]}x{pixels.shape[0]} pixels is too small: its crop would be empty")
     resized = resize_legacy_bicubic(pixels[top : top + side, left : left + side], settings.image_size)
     mean, std = (np.asarray(values, np.float32) * np.float32(255) for values in (settings.mean, settings.std))
-    return ((resized - mean) / std)[None]
+    normalized: np.ndarray = (resized - mean) / std
+    return normalized[None]
 
 
 def crop_box(settings: Preprocessing, height: int, width: int) -> tuple[int, int, int]:
@@ -117,17 +129,19 @@ def _taps(in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _inner(x: np.ndarray) -> np.ndarray:
     """Keys's cubic for distances up to 1."""
-    return ((_KEYS_A + 2) * x - (_KEYS_A + 3)) * x * x + 1
+    values: np.ndarray = ((_KEYS_A + 2) * x - (_KEYS_A + 3)) * x * x + 1
+    return values
 
 
 def _outer(x: np.ndarray) -> np.ndarray:
     """Keys's cubic for distances from 1 to 2."""
-    return ((_KEYS_A * x - 5 * _KEYS_A) * x + 8 * _KEYS_A) * x - 4 * _KEYS_A
+    values: np.ndarray = ((_KEYS_A * x - 5 * _KEYS_A) * x + 8 * _KEYS_A) * x - 4 * _KEYS_A
+    return values
 
 
-def _resolve(spec: Any) -> Preprocessing:
-    if isinstance(spec, (str, os.PathLike)):
-        spec = get_entry(spec) if isinstance(spec, str) and not looks_like_folder(spec) else read_folder(spec)
+def _resolve(spec: ModelLike | Preprocessing | Preprocessed) -> Preprocessing:
+    if names_model(spec):
+        spec = find(spec)
     settings = getattr(spec, "preprocessing", spec)
     if not isinstance(settings, Preprocessing):
         raise ConfigError(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
+from rszoo.cache.find import ModelLike
 from rszoo.errors import UsageError
 from rszoo.models.factory import Framework, create
 
@@ -50,7 +51,7 @@ class Network(NamedTuple):
     backend: str
 
 
-def open_network(model: str, runtime: Runtime) -> Network:
+def open_network(model: ModelLike, runtime: Runtime) -> Network:
     """Load a model for predictions.
 
     Raises as `rszoo.create`.
@@ -58,19 +59,19 @@ def open_network(model: str, runtime: Runtime) -> Network:
     return _open_torch(model, runtime) if runtime.framework == "torch" else _open_keras(model, runtime)
 
 
-def _open_torch(name: str, runtime: Runtime) -> Network:
+def _open_torch(model: ModelLike, runtime: Runtime) -> Network:
     import torch
 
     device = torch.device(runtime.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = create(name, pretrained=True, framework="torch", dtype=runtime.dtype, device=device)
+    network = create(model, pretrained=True, framework="torch", dtype=runtime.dtype, device=device)
     # The images' own layout, in which convolutions need no copies.
-    model = model.to(memory_format=torch.channels_last)
-    dtype = next(model.parameters()).dtype
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    dtype = next(network.parameters()).dtype
 
     def start(images: np.ndarray) -> torch.Tensor:
         with torch.inference_mode():
             batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device, dtype, non_blocking=True)
-            logits: torch.Tensor = model(batch)
+            logits: torch.Tensor = network(batch)
             return logits if dtype == torch.float64 else logits.float()
 
     def start_or_explain(images: np.ndarray) -> torch.Tensor:
@@ -84,15 +85,15 @@ def _open_torch(name: str, runtime: Runtime) -> Network:
     return Network(start_or_explain, lambda logits: logits.cpu().numpy(), str(device), "torch")
 
 
-def _open_keras(name: str, runtime: Runtime) -> Network:
-    model = create(name, pretrained=True, framework="keras", dtype=runtime.dtype, device=runtime.device)
+def _open_keras(model: ModelLike, runtime: Runtime) -> Network:
+    network = create(model, pretrained=True, framework="keras", dtype=runtime.dtype, device=runtime.device)
     import keras
 
     wanted = np.float64 if runtime.dtype == "float64" else np.float32
     backend = keras.backend.backend()
 
     def start(images: np.ndarray) -> np.ndarray:
-        logits: np.ndarray = model.predict_on_batch(images)
+        logits: np.ndarray = network.predict_on_batch(images)
         return logits.astype(wanted)
 
     return Network(start, lambda logits: logits, runtime.device or f"{backend}'s choice", backend)

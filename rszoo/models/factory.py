@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -20,22 +20,23 @@ from rszoo.arch.config import ArchConfig
 from rszoo.arch.features import FeatureInfo, choose_features
 from rszoo.arch.names import keras_name, to_tf_layout, torch_name
 from rszoo.arch.walk import iter_tensors
-from rszoo.cache.fill import find_folder
+from rszoo.cache.find import ModelLike, fetch, find
 from rszoo.errors import UsageError, nearest
 from rszoo.extras import needs
-from rszoo.folder.model_folder import ModelConfig, looks_like_folder
-from rszoo.hub.address import parse_address
+from rszoo.folder.model_folder import ModelConfig
+from rszoo.hub.pull import HubModel
 from rszoo.models.adapt import adapt_weights, needed_tensors
 from rszoo.models.devices import check_device, keras_scope
-from rszoo.net.urls import is_hub_name
-from rszoo.registry.manifest import get_entry
+from rszoo.registry.entry import PretrainedEntry
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.weights.mapping import Weights, check_header
 from rszoo.weights.tensor_file import LocalFile
 
 if TYPE_CHECKING:
+    import keras
     import torch
 
+    from rszoo.models.torch_resnet_rs import ResNetRS, ResNetRSFeatures
     from rszoo.weights.remote_file import RemoteFile
 
 Framework = Literal["torch", "keras"]
@@ -76,8 +77,68 @@ class _Found:
     open: Callable[[Collection[str]], Path | RemoteFile | None]
 
 
+@overload
 def create(
-    model: str | os.PathLike[str] | ArchConfig,
+    model: ModelLike | ArchConfig,
+    *,
+    pretrained: bool = False,
+    framework: Literal["torch"] = "torch",
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: Literal[False] = False,
+    out_indices: Sequence[int] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> ResNetRS: ...
+
+
+@overload
+def create(
+    model: ModelLike | ArchConfig,
+    *,
+    pretrained: bool = False,
+    framework: Literal["torch"] = "torch",
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: Literal[True],
+    out_indices: Sequence[int] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> ResNetRSFeatures: ...
+
+
+@overload
+def create(
+    model: ModelLike | ArchConfig,
+    *,
+    pretrained: bool = False,
+    framework: Literal["keras"],
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> keras.Model: ...
+
+
+@overload
+def create(
+    model: ModelLike | ArchConfig,
+    *,
+    pretrained: bool = False,
+    framework: Framework = "torch",
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> ResNetRS | ResNetRSFeatures | keras.Model: ...
+
+
+def create(
+    model: ModelLike | ArchConfig,
     *,
     pretrained: bool = False,
     framework: Framework = "torch",
@@ -95,7 +156,8 @@ def create(
 
     Args:
         model: a registered name (`resnet-rs-152` means its largest resolution), a model on the Hugging Face Hub
-            (`hf-hub:OWNER/NAME[@REVISION]`), a model folder, whose weights are always loaded, or an `ArchConfig`.
+            (`hf-hub:OWNER/NAME[@REVISION]`), a model folder, whose weights are always loaded, or an `ArchConfig`. A
+            registered name wins over a folder of that name, which is `./NAME`.
         pretrained: load the weights: of a registered name the averaged ones, converted into the cache on first use; of
             a repository those in `model.safetensors`, or in the file named behind it (`hf-hub:OWNER/NAME/FILE`).
         framework: "torch" (input NCHW) or "keras" (input NHWC, whatever backend Keras is set to).
@@ -193,24 +255,19 @@ class _KerasView(Mapping[tuple[str, str], np.ndarray]):
         return len(self._specs)
 
 
-def _resolve(model: str | os.PathLike[str] | ArchConfig, pretrained: bool) -> _Found:
+def _resolve(model: ModelLike | ArchConfig, pretrained: bool) -> _Found:
     if isinstance(model, ArchConfig):
         if pretrained:
             raise UsageError("an ArchConfig has no pretrained weights; give a registered name or a model folder")
         return _Found(model, None, None, lambda _: None)
-    if isinstance(model, str) and is_hub_name(model):
-        from rszoo.hub.pull import find_model
-
-        hub = find_model(parse_address(model))
-        origin = hub.config if pretrained else None
-        return _Found(
-            hub.config.arch, hub.config.preprocessing, origin, hub.open_weights if pretrained else lambda _: None
-        )
-    if pretrained or not isinstance(model, str) or looks_like_folder(model):
-        folder = find_folder(model)
-        return _Found(folder.config.arch, folder.preprocessing, folder.config, lambda _: folder.weights_path)
-    entry = get_entry(model)
-    return _Found(entry.arch, entry.preprocessing, None, lambda _: None)
+    found = find(model)
+    if isinstance(found, HubModel):
+        origin, opened = (found.config, found.open_weights) if pretrained else (None, lambda _: None)
+        return _Found(found.config.arch, found.preprocessing, origin, opened)
+    if isinstance(found, PretrainedEntry) and not pretrained:
+        return _Found(found.arch, found.preprocessing, None, lambda _: None)
+    folder = fetch(found)
+    return _Found(folder.config.arch, folder.preprocessing, folder.config, lambda _: folder.weights_path)
 
 
 def _dtype_name(dtype: str | torch.dtype, framework: Framework) -> str:

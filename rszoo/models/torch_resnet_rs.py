@@ -18,8 +18,10 @@ from rszoo.arch.config import Activation, ArchConfig, Block, StemConv
 from rszoo.arch.features import FeatureInfo
 from rszoo.arch.names import torch_name, torch_shape
 from rszoo.arch.walk import Initial, TensorSpec, iter_tensors
+from rszoo.folder.model_folder import ModelConfig
 from rszoo.models.initial import TRUNCATED_STD
 from rszoo.models.torch_layers import DropConnect, SameConv2d, SamePool2x2, SamePool3x3, SqueezeExcite, checkpointed
+from rszoo.registry.preprocessing import Preprocessing
 
 _DENSE_STD = 0.01
 
@@ -65,6 +67,10 @@ class Backbone(nn.Module):
     layer2: nn.Sequential
     layer3: nn.Sequential
     layer4: nn.Sequential
+    #: What `rszoo.create` knows of the weights: the config of the folder that they came from, and what images go
+    #: through. The latter is missing where nothing says it.
+    origin: ModelConfig | None
+    preprocessing: Preprocessing
 
     def __init__(self, config: ArchConfig, last: int = 4) -> None:
         super().__init__()

@@ -12,9 +12,6 @@ from rszoo.errors import ConfigError, NetworkError
 #: Where the published archives are; `RSZOO_GCS_ENDPOINT` lists mirrors that have them under the same path.
 ORIGIN = "https://storage.googleapis.com"
 
-#: Prefixes of model names on the Hugging Face Hub: timm's forms, then Keras's.
-HUB_PREFIXES = ("hf-hub:", "hf_hub:", "hf://")
-
 
 class RemoteChangedError(NetworkError):
     """The object at a URL changed during the download."""
@@ -89,13 +86,3 @@ def public_url(url: str) -> str:
     except ValueError:
         return "a malformed URL"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def is_hub_name(text: object) -> bool:
-    """Whether the user's text names a model on the Hugging Face Hub."""
-    return isinstance(text, str) and text.lower().startswith(HUB_PREFIXES)
-
-
-def is_url(text: object) -> bool:
-    """Whether the user's text is an http(s) URL."""
-    return isinstance(text, str) and text.lower().startswith(("http://", "https://"))

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rszoo.cache.fill import fill_cache, find_cached, remove_folder
+from rszoo.cache.cached import find_cached, remove_folder
+from rszoo.cache.fill import fill_cache
 from rszoo.disk.paths import kept_archive
 from rszoo.errors import ConfigError, HubError, RszooError, VerificationError
 from rszoo.folder.model_folder import (
@@ -29,11 +30,11 @@ from rszoo.folder.model_folder import (
 )
 from rszoo.folder.records import find_doubt as find_record_doubt
 from rszoo.folder.records import read_conversion, read_verification
-from rszoo.hub.address import HubAddress
 from rszoo.hub.failures import explained
 from rszoo.hub.pull import fetch_file
 from rszoo.publish.plan import Target, find_doubt, planned
 from rszoo.publish.push import check_login, upload
+from rszoo.refs import Hub
 from rszoo.registry.entry import PretrainedEntry
 from rszoo.registry.manifest import get_entry
 from rszoo.version import __version__
@@ -114,7 +115,7 @@ def _find_published(entry: PretrainedEntry, target: Target, extras: Extras) -> P
             raise HubError(f"{target.repo} is public, and --private was given; make it private in its settings")
     if not extras.files <= set(hashes):
         return None
-    address = HubAddress(target.repo, info.sha)
+    address = Hub(target.repo, info.sha)
     records = {WEIGHTS: (CONVERSION, VERIFICATION)}
     records |= {RAW_WEIGHTS: (RAW_CONVERSION, RAW_VERIFICATION)} if extras.raw else {}
     if all(_is_ours(address, hashes[weights], *files) for weights, files in records.items()):
@@ -122,7 +123,7 @@ def _find_published(entry: PretrainedEntry, target: Target, extras: Extras) -> P
     return None
 
 
-def _is_ours(address: HubAddress, sha256: str | None, conversion: str, verification: str) -> bool:
+def _is_ours(address: Hub, sha256: str | None, conversion: str, verification: str) -> bool:
     """Whether a weights file on the Hub is what this version has converted and verified."""
     try:
         folder = fetch_file(address, conversion).parent
@@ -162,11 +163,9 @@ def _publish(entry: PretrainedEntry, target: Target, extras: Extras) -> Publishe
 
 def _verify(folder: ModelFolder) -> None:
     """Verify a folder, unless a former run has done so."""
-    from rszoo.verify import checks as parity
+    from rszoo.verify.model import verify_model
 
     if find_doubt(folder) is None:
         return
-    checks = list(parity.verify(folder))
-    parity.save_verification(folder, checks)
-    if failed := [f"{check.name}: {check.detail}" for check in checks if check.status == "failed"]:
+    if failed := [f"{check.name}: {check.detail}" for check in verify_model(folder).failed]:
         raise VerificationError(f"{folder.config.title} failed its verification: {'; '.join(failed)}")

@@ -141,7 +141,8 @@ def _rebuilt(part: dict[str, Any], config: dict[str, Any]) -> dict[str, Any] | N
     # Keras raises either for an argument that is not there.
     except (TypeError, ValueError):
         return None
-    return _plain_json(keras.saving.serialize_keras_object(made))["config"]
+    arguments: dict[str, Any] = _plain_json(keras.saving.serialize_keras_object(made))["config"]
+    return arguments
 
 
 def _plain_json(values: Any) -> Any:

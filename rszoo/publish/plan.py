@@ -35,6 +35,7 @@ from rszoo.folder.records import read_conversion, read_verification
 from rszoo.publish.card.card import CardFacts, make_card
 from rszoo.publish.card.facts import gather
 from rszoo.publish.card.family_plot import family_plot, has_family_plot
+from rszoo.refs import Folder
 from rszoo.registry.manifest import get_entry
 from rszoo.weights.mapping import check_header
 
@@ -125,7 +126,7 @@ def find_doubt(folder: ModelFolder) -> str | None:
         raise VerificationError(f"{folder.path} is not what its account says: {problem}; convert again")
     _check_pair(folder)
     doubt = records.find_doubt(read_conversion(folder.path), read_verification(folder.path))
-    return None if doubt is None else f"{folder.path}: {doubt}; run `rszoo verify {folder.path}`"
+    return None if doubt is None else f"{folder.path}: {doubt}; run `rszoo verify {Folder(str(folder.path))}`"
 
 
 def _check_pair(folder: ModelFolder) -> None:
@@ -145,7 +146,7 @@ def _check_raw(folder: ModelFolder, raw: ModelFolder) -> None:
     kinds = folder.config.weights, raw.config.weights
     if kinds != ("ema", "raw") or dataclasses.replace(raw.config, weights="ema") != folder.config:
         raise UsageError(
-            f"--raw takes the plain weights of the same model: {folder.path} has {kinds[0]} weights of "
+            f"--raw-folder takes the plain weights of the same model: {folder.path} has {kinds[0]} weights of "
             f"{folder.config.title}, {raw.path} has {kinds[1]} weights of {raw.config.title}"
         )
     origins = [read_conversion(one.path).source for one in (folder, raw)]

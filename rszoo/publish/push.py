@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rszoo.cache.find import ModelLike, find_local, names_model
 from rszoo.errors import HubError, NetworkError, VerificationError
 from rszoo.folder.model_folder import (
     CARD,
@@ -28,7 +28,6 @@ from rszoo.folder.model_folder import (
     VERIFICATION,
     WEIGHTS,
     ModelFolder,
-    read_folder,
 )
 from rszoo.hub.address import parse_repo
 from rszoo.hub.failures import explained, status_of
@@ -38,6 +37,8 @@ from rszoo.publish.plan import Plan, Target, planned
 from rszoo.version import __version__
 
 if TYPE_CHECKING:
+    import keras
+    import torch
     from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
     from huggingface_hub.hf_api import ModelInfo
 
@@ -55,6 +56,7 @@ class Pushed:
     """What came of a push: the commit, its page, that of the pull request if one was made; `changed`: is it a new one.
 
     `deleted`: files of a former push that this one does not have. `sha256` of `model.safetensors`, in hex.
+    `files`: bytes by name.
     """
 
     repo: str
@@ -64,17 +66,18 @@ class Pushed:
     changed: bool
     deleted: tuple[str, ...]
     sha256: str
+    files: dict[str, int]
 
 
 def push_to_hub(
-    model: Any,
+    model: ModelLike | torch.nn.Module | keras.Model,
     repo_id: str,
     *,
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
     keras: bool = False,
-    raw: str | os.PathLike[str] | None = None,
+    raw_folder: ModelLike | None = None,
     force: bool = False,
     overwrite: bool = False,
 ) -> Pushed:
@@ -88,7 +91,7 @@ def push_to_hub(
         revision: push to this branch, made if it is not there, instead of the default one.
         create_pr: open a pull request instead.
         keras: also upload what `keras.saving.load_model("hf://OWNER/NAME")` needs.
-        raw: a model folder with the same checkpoint's plain weights, uploaded as `model.raw.safetensors`.
+        raw_folder: a model folder with the same checkpoint's plain weights, uploaded as `model.raw.safetensors`.
         force: push although the verification is missing or failed; the card says so.
         overwrite: push although the repository has a card that rszoo did not write.
 
@@ -101,12 +104,9 @@ def push_to_hub(
     target = Target(parse_repo(repo_id), private, revision, create_pr, overwrite)
     check_login(f"push to {target.repo}")
     with ExitStack() as stack:
-        if isinstance(model, (str, os.PathLike)):
-            folder = read_folder(model)
-        else:
-            folder = stack.enter_context(_saved(model, force))
-        raw_folder = None if raw is None else read_folder(raw)
-        return upload(stack.enter_context(planned(folder, target, raw=raw_folder, keras=keras, force=force)))
+        folder = find_local(model) if names_model(model) else stack.enter_context(_saved(model, force))
+        raw = None if raw_folder is None else find_local(raw_folder)
+        return upload(stack.enter_context(planned(folder, target, raw=raw, keras=keras, force=force)))
 
 
 def check_login(doing: str) -> set[str]:
@@ -150,6 +150,7 @@ def upload(plan: Plan) -> Pushed:
         changed=commit.oid != head,
         deleted=deleted,
         sha256=plan.sha256[WEIGHTS],
+        files=plan.sizes,
     )
 
 
@@ -250,15 +251,14 @@ def _saved(model: Any, force: bool) -> Iterator[ModelFolder]:
         VerificationError: a check failed, unless `force`.
     """
     from rszoo.models.saving import save
-    from rszoo.verify import checks as parity
+    from rszoo.verify.model import verify_model
 
     with tempfile.TemporaryDirectory(prefix="rszoo-") as temporary:
         folder = save(model, Path(temporary) / "model")
-        checks = list(parity.verify(folder))
-        if not force and (failed := [f"{check.name}: {check.detail}" for check in checks if check.status == "failed"]):
+        failed = [f"{check.name}: {check.detail}" for check in verify_model(folder).failed]
+        if failed and not force:
             raise VerificationError(
                 f"the model failed its verification ({'; '.join(failed)}); or push it with force=True, which the card "
                 "will state"
             )
-        parity.save_verification(folder, checks)
         yield folder

@@ -18,7 +18,7 @@ from rszoo.disk.paths import record_path
 from rszoo.disk.temporary import write_whole
 from rszoo.errors import ConfigError, IntegrityError
 from rszoo.fields import build, parse_json
-from rszoo.net.urls import Version, is_url, public_url
+from rszoo.net.urls import Version, public_url
 from rszoo.registry.entry import PretrainedEntry
 
 _FACTS = {"size": "length", "crc32c": "CRC32C", "md5": "MD5", "sha256": "SHA-256"}
@@ -130,7 +130,7 @@ def _compare(
 
 
 def _remedy(place: str, who: str) -> str:
-    if not is_url(place):
+    if not place.startswith(("http://", "https://")):
         return "delete it, or give another copy"
     if who == _MANIFEST:
         return "wait for a new rszoo, or get the archive elsewhere"

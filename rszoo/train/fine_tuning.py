@@ -12,36 +12,24 @@ from typing import Any
 
 import yaml
 
-from rszoo.arch.config import ArchConfig
 from rszoo.disk.paths import expand_user
 from rszoo.errors import ConfigError
-from rszoo.folder.model_folder import looks_like_folder, read_folder
-from rszoo.hub.address import parse_address
-from rszoo.net.urls import is_hub_name
 from rszoo.pipeline.sources import Source
 from rszoo.recipes.recipe import Recipe, load_recipe
-from rszoo.registry.manifest import get_entry
-from rszoo.registry.preprocessing import Preprocessing
 from rszoo.train.run_folder import RECIPE_FILE, RunFolder
+from rszoo.train.start import Start
 
 RECIPE = "fine-tune"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Start:
-    title: str
-    arch: ArchConfig
-    preprocessing: Preprocessing
-
-
-def fine_tuning_recipe(name: str, overrides: Sequence[str], *, init: str, images: Source) -> Recipe:
-    """Return the recipe `name` for training to go on from the weights `init` on other images.
+def fine_tuning_recipe(name: str, overrides: Sequence[str], *, start: Start, images: Source) -> Recipe:
+    """Return the recipe `name` for training to go on from given weights on other images.
 
     Raises:
-        UnknownModelError, SourceNotFoundError, HubError: there are no such weights, or no such recipe.
+        UnknownModelError: there is no such recipe.
         ConfigError: a value is impossible, or the number of training images is not known.
     """
-    start, recipe = _describe(init), load_recipe(name, overrides)
+    recipe = load_recipe(name, overrides)
     arch = dataclasses.replace(
         start.arch,
         num_classes=images.num_classes or start.arch.num_classes,
@@ -80,20 +68,6 @@ def lost_start(recipe: str) -> str | None:
         f"{recipe} is of a run that started from the weights {init}, and this one starts from initial values; a recipe "
         f"does not name weights: add --init {init}, and --data"
     )
-
-
-def _describe(init: str) -> _Start:
-    """Look up what the weights are, without fetching them."""
-    if is_hub_name(init):
-        from rszoo.hub.pull import find_model
-
-        config = find_model(parse_address(init)).config
-    elif looks_like_folder(init):
-        config = read_folder(init).config
-    else:
-        entry = get_entry(init)
-        return _Start(entry.name, entry.arch, entry.preprocessing)
-    return _Start(config.title, config.arch, config.preprocessing)
 
 
 def _to_yaml(value: Any) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from rszoo.arch.config import ArchConfig
 from rszoo.errors import ConfigError, UsageError, summarize
@@ -22,8 +21,8 @@ log = logging.getLogger("rszoo")
 _REGULARIZATION = ("dropout_rate", "drop_connect_rate")
 
 
-def check_architecture(given: ArchConfig, wanted: ArchConfig, init: Any) -> None:
-    """Check that weights fit the recipe's network; `init` is what they are called in the error.
+def check_architecture(given: ArchConfig, wanted: ArchConfig, origin: ModelConfig | None) -> None:
+    """Check that weights fit the recipe's network; `origin`: what they came with.
 
     Raises:
         ConfigError: they are of another architecture.
@@ -31,9 +30,9 @@ def check_architecture(given: ArchConfig, wanted: ArchConfig, init: Any) -> None
     names = [field.name for field in dataclasses.fields(ArchConfig) if field.name not in _REGULARIZATION]
     differing = [name for name in names if getattr(given, name) != getattr(wanted, name)]
     if differing:
-        name = differing[0]
+        name, title = differing[0], "the weights" if origin is None else origin.title
         raise ConfigError(
-            f"{init} is a {given.label}, the recipe's model a {wanted.label}: {', '.join(differing)} differ "
+            f"{title} is a {given.label}, the recipe's model a {wanted.label}: {', '.join(differing)} differ "
             f"({name} is {getattr(given, name)}, in the recipe {getattr(wanted, name)}); choose the recipe of that "
             f"model, or override its model section (model.{name}=...)"
         )

@@ -10,13 +10,13 @@ import hashlib
 import posixpath
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rszoo.errors import SourceNotFoundError
-from rszoo.folder.model_folder import sha256_of
+from rszoo.folder.model_folder import ModelFolder, sha256_of
 from rszoo.pipeline.sources import ImageSource, ShardSource, Source
 from rszoo.recipes.recipe import Recipe
+from rszoo.train.start import Start
 
 # Object stores answer many questions at once as fast as one.
 _QUESTIONS_AT_ONCE = 32
@@ -50,12 +50,14 @@ class Identity:
         }
 
 
-def identify(recipe: Recipe, images: Source, init: str | None) -> Identity:
-    """Look at data and weights; the weights are read in full, and fetched if they are not on this machine.
+def identify(recipe: Recipe, images: Source, start: Start | None, weights: ModelFolder | None) -> Identity:
+    """Look at data and weights; the weights are read in full.
+
+    `weights`: the folder of what `start` names.
 
     Raises:
-        SourceNotFoundError: the data or the weights are not there.
-        RszooError: the weights cannot be had, as `rszoo.cache.fill.find_folder` says.
+        SourceNotFoundError: the data are not there.
+        WeightsError: the weights are not there.
     """
     return Identity(
         recipe,
@@ -63,8 +65,8 @@ def identify(recipe: Recipe, images: Source, init: str | None) -> Identity:
         images.num_images,
         images.class_names,
         data_sha256(images),
-        None if init is None else _name_of(init),
-        None if init is None else _weights_sha256(init),
+        None if start is None else start.name,
+        None if weights is None else sha256_of(weights.weights_path),
     )
 
 
@@ -93,14 +95,3 @@ def _size_of(path: str) -> int:
         return int(tf.io.gfile.stat(path).length)
     except tf.errors.OpError as error:
         raise SourceNotFoundError(f"cannot read {path}: {error.message}") from error
-
-
-def _name_of(init: str) -> str:
-    """Return a name that is the same wherever a folder lies."""
-    return Path(init).name if Path(init).is_dir() else init
-
-
-def _weights_sha256(init: str) -> str:
-    from rszoo.cache.fill import find_folder
-
-    return sha256_of(find_folder(init).weights_path)

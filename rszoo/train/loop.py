@@ -139,7 +139,7 @@ class Loop:
         """Let go of the files."""
         self._metrics.close()
 
-    def _after_step(self, bar: tqdm, stop: StopRequest) -> None:
+    def _after_step(self, bar: tqdm[NoReturn], stop: StopRequest) -> None:
         settings, last = self._recipe.train, self.step == self.plan.target
         records = last or self.step % settings.log_every_steps == 0
         evaluates = self._evaluates()
@@ -178,7 +178,7 @@ class Loop:
             self._fail(first_step + int(bad[0]), float(figures[bad[0], 0]))
         self._pending += [(float(loss), float(top1)) for loss, top1 in figures]
 
-    def _record(self, bar: tqdm) -> None:
+    def _record(self, bar: tqdm[NoReturn]) -> None:
         loss, top1 = np.mean(self._pending, axis=0)
         rate, speed = learning_rate(self._recipe, self.step - 1), self._watch.rate() * self._recipe.train.batch_size
         self._pending = []

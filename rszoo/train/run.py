@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from rszoo.cache.find import fetch
 from rszoo.errors import ConfigError, OutputError
 from rszoo.extras import installed_versions
 from rszoo.folder.evaluations import Evaluation, record_evaluation
@@ -32,6 +33,7 @@ from rszoo.train.loop import Data, Loop, Plan
 from rszoo.train.metrics import Record, last_evaluation, read_records
 from rszoo.train.output import check_writable, writing
 from rszoo.train.run_folder import RunFolder
+from rszoo.train.start import Start
 from rszoo.train.stopping import StopRequest
 from rszoo.version import __version__
 
@@ -45,7 +47,7 @@ class Job:
     """What is to be done with a recipe.
 
     `images`: to train on; `held_out`: to measure with, None if there are none. `output`: the run's folder. `init`:
-    weights to start from, as `rszoo.create` takes them. `max_steps`: end before the recipe does. `max_faults`: broken
+    weights to start from. `max_steps`: end before the recipe does. `max_faults`: broken
     images that are put up with. `command`: what the user typed. `note`: what the user should know before it begins.
     """
 
@@ -53,7 +55,7 @@ class Job:
     held_out: Source | None
     output: Path
     engine: EngineName = "torch"
-    init: str | None = None
+    init: Start | None = None
     resume: Resume = "auto"
     max_steps: int | None = None
     max_faults: int = DEFAULT_LIMIT
@@ -82,7 +84,8 @@ def train(recipe: Recipe, job: Job) -> Path:
     _check_data(recipe, job.images)
     folder = RunFolder(job.output)
     folder.check_usable(may_resume=job.resume == "auto")
-    identity = identify(recipe, job.images, job.init)
+    weights = None if job.init is None else fetch(job.init.found)
+    identity = identify(recipe, job.images, job.init, weights)
     folder.check_same(identity)
     target = recipe.total_steps if job.max_steps is None else min(job.max_steps, recipe.total_steps)
     folder.check_step(folder.finished_step, target)
@@ -92,7 +95,7 @@ def train(recipe: Recipe, job: Job) -> Path:
         return folder.model
     check_writable(folder.path)
     with StopRequest() as stop:
-        engine = _start_engine(recipe, job)
+        engine = _start_engine(recipe, job, weights)
         try:
             with _alone(engine, folder):
                 if engine.rank == 0:
@@ -169,14 +172,14 @@ def _labels(recipe: Recipe, images: Source) -> tuple[str, ...] | None:
     return known if len(known) == recipe.model.num_classes else None
 
 
-def _start_engine(recipe: Recipe, job: Job) -> Engine:
+def _start_engine(recipe: Recipe, job: Job, weights: ModelFolder | None) -> Engine:
     if job.engine == "torch":
         from rszoo.train.torch.engine import TorchEngine
 
-        return TorchEngine(recipe, init=job.init, classes=job.images.class_names)
+        return TorchEngine(recipe, init=weights, classes=job.images.class_names)
     from rszoo.train.keras.engine import KerasEngine
 
-    return KerasEngine(recipe, init=job.init, classes=job.images.class_names)
+    return KerasEngine(recipe, init=weights, classes=job.images.class_names)
 
 
 def _open_data(recipe: Recipe, job: Job) -> Data:

@@ -12,11 +12,13 @@ import numpy as np
 
 from converters.convert import convert
 from rszoo.assets import asset
-from rszoo.errors import MissingPackageError, RszooError, VerificationError
-from rszoo.folder.model_folder import read_folder
+from rszoo.errors import MissingPackageError, RszooError
+from rszoo.folder.model_folder import ModelFolder, read_folder
 from rszoo.inference.classifier import Classifier
 from rszoo.models.factory import Framework
-from rszoo.verify.checks import save_verification, verify
+from rszoo.terminal import printable
+from rszoo.verify.checks import Check
+from rszoo.verify.model import verify_model
 
 MODEL = "resnet-rs-demo"
 _DIGITS = asset("demo_digits.npz")
@@ -38,17 +40,16 @@ def run_demo(output: Path) -> None:
     report = convert(MODEL, output, overwrite=_is_former_demo(output))
     print(f"converted {report['source']['name']} to {output}: {len(report['mapped'])} tensors, all accounted for")
     folder = read_folder(output)
-    checks = []
-    for check in verify(folder):
-        checks.append(check)
-        print(f"{check.status:8} {check.name}: {check.detail}", flush=True)
-    save_verification(folder, checks)
-    if any(check.status == "failed" for check in checks):
-        raise VerificationError(f"{output} failed verification")
+    verify_model(folder, report=print_check).raise_for_failure()
     images, labels = held_out_digits()
-    ran = [framework for framework in ("torch", "keras") if _print_accuracy(output, framework, images, labels)]
+    ran = [framework for framework in ("torch", "keras") if _print_accuracy(folder, framework, images, labels)]
     if not ran:
         raise MissingPackageError('neither framework is installed; run: pip install "rszoo[torch]" or "rszoo[keras]"')
+
+
+def print_check(check: Check) -> None:
+    """Print a check's outcome as soon as it is known."""
+    print(printable(f"{check.status:8} {check.name}: {check.detail}"), flush=True)
 
 
 def _is_former_demo(output: Path) -> bool:
@@ -58,9 +59,9 @@ def _is_former_demo(output: Path) -> bool:
         return False
 
 
-def _print_accuracy(output: Path, framework: Framework, images: np.ndarray, labels: np.ndarray) -> bool:
+def _print_accuracy(folder: ModelFolder, framework: Framework, images: np.ndarray, labels: np.ndarray) -> bool:
     try:
-        classifier = Classifier(read_folder(output), framework)
+        classifier = Classifier(folder, framework)
     except MissingPackageError as error:
         print(f"not run  {framework}: {error}")
         return False

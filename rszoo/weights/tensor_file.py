@@ -93,7 +93,7 @@ class Header:
 
     @functools.cached_property
     def _entries(self) -> dict[str, Any]:
-        entries = json.loads(self._text)
+        entries: dict[str, Any] = json.loads(self._text)
         entries.pop("__metadata__", None)
         return entries
 

@@ -203,7 +203,7 @@ def _find_devices() -> Any:
     if backend not in _BACKENDS:
         raise UsageError(
             f"Keras runs on {backend}, on which the Keras engine does not train; set KERAS_BACKEND to tensorflow or "
-            "jax, or use --engine torch"
+            "jax, or use --framework torch"
         )
     if backend == "jax":
         from rszoo.train.keras.jax_devices import JaxDevices

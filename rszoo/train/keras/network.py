@@ -110,7 +110,7 @@ def start_values(
         in_chans=arch.in_chans,
         dtype="float32",
     )
-    check_architecture(given.config, arch, init)
+    check_architecture(given.config, arch, given.origin)
     values = {name: ops.convert_to_numpy(variable) for name, variable in _variables(given).items()}
     order, origin = decide_head(given.origin, classes)
     for name in [keras_name(spec) for spec in iter_tensors(arch) if spec.layer.startswith("head.")]:

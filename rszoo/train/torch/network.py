@@ -35,7 +35,7 @@ def build_network(recipe: Recipe, init: Any | None, classes: Sequence[str] | Non
     else:
         arch = recipe.model
         given = create(init, pretrained=True, num_classes=arch.num_classes, in_chans=arch.in_chans)
-        check_architecture(given.config, arch, init)
+        check_architecture(given.config, arch, given.origin)
         order, origin = decide_head(given.origin, classes)
         tensors = given.state_dict()
         for name in _HEAD:
@@ -45,8 +45,8 @@ def build_network(recipe: Recipe, init: Any | None, classes: Sequence[str] | Non
                 tensors[name] = tensors[name][list(order)]
         assign_weights(network, tensors)
         # For `rszoo.save`: what the model was trained from.
-        setattr(network, "origin", origin)  # noqa: B010
-    setattr(network, "preprocessing", recipe.data.preprocessing)  # noqa: B010
+        network.origin = origin
+    network.preprocessing = recipe.data.preprocessing
     freeze(network, through=recipe.train.freeze_through, bn=recipe.train.bn)
     network.set_grad_checkpointing(recipe.train.gradient_checkpointing)
     return network.train()

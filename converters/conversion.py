@@ -1,0 +1,59 @@
+"""`rszoo.convert_checkpoint`: a checkpoint by its name in, a model folder and its account out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converters.convert import Identity, convert
+from converters.read.source import Source, find_entry, find_source
+from rszoo.errors import UsageError
+from rszoo.folder.model_folder import ModelFolder, WeightSet, read_folder
+from rszoo.refs import Ref
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion made: the model folder, and the account that its `conversion.json` holds."""
+
+    folder: ModelFolder
+    account: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the account."""
+        return self.account
+
+
+def convert_checkpoint(
+    source: str | os.PathLike[str] | Ref | Source,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    weights: WeightSet = "ema",
+    identity: Identity | None = None,
+    overwrite: bool = False,
+    keep_archive: bool = False,
+) -> Conversion:
+    """Convert a checkpoint to a model folder, accounting for every variable.
+
+    Args:
+        source: archive, folder, prefix (`folder/model.ckpt`), URL, or registered name.
+        output: the new folder; of the registered name if left out.
+        weights: "ema", the averages whose accuracy is published, or "raw".
+        identity: what the checkpoint is, where its name does not say.
+        overwrite: replace a former model folder.
+        keep_archive: keep what is downloaded, in the cache's archives folder.
+
+    Raises:
+        UsageError: `output` is left out and `source` names no registered model; else as `converters.convert.convert`.
+    """
+    found = find_source(source)
+    if output is None:
+        entry = find_entry(found)
+        if entry is None:
+            raise UsageError(f"{found} names no registered model; give --output FOLDER")
+        output = entry.name
+    target = Path(output)
+    account = convert(found, target, weights=weights, identity=identity, overwrite=overwrite, keep_archive=keep_archive)
+    return Conversion(read_folder(target), account)

@@ -1,0 +1,82 @@
+"""`rszoo.prefetch_models`: names in, model folders in the cache out, one by one; one that fails stops no other."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rszoo.cache.cached import find_cached
+from rszoo.cache.fill import copy_cached, copy_pinned, fill_cache
+from rszoo.disk.paths import kept_archive
+from rszoo.errors import RszooError, UsageError
+from rszoo.folder.model_folder import ModelFolder, WeightSet
+from rszoo.registry.entry import PretrainedEntry
+from rszoo.registry.manifest import get_entry, names_of
+from rszoo.registry.trust import read_record, remember
+
+log = logging.getLogger("rszoo")
+
+
+@dataclass(frozen=True)
+class Prefetched:
+    """What came of one model: its folder in the cache, or why there is none."""
+
+    name: str
+    path: Path | None
+    error: RszooError | None = None
+
+    def to_dict(self) -> dict[str, str]:
+        """Return name and path, or name and error, as JSON values."""
+        return {"name": self.name} | ({"path": str(self.path)} if self.error is None else {"error": str(self.error)})
+
+
+def prefetch_models(
+    patterns: Sequence[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    weights: WeightSet = "ema",
+    keep_archive: bool = False,
+) -> Iterator[Prefetched]:
+    """Download and convert registered models, for later use without a network; yield the outcome of each.
+
+    Args:
+        patterns: names or shell patterns.
+        output: fill this folder instead of the cache. From then on it is this process's cache, as if RSZOO_CACHE named
+            it; what the former cache has is copied, and the hashes that it knows bind there.
+        weights: "ema", the averages whose accuracy is published, or "raw".
+        keep_archive: keep the archives, too.
+
+    Raises:
+        UnknownModelError: a pattern matches nothing.
+        UsageError: `output` is not the name of a folder.
+    """
+    names = list(dict.fromkeys(name for pattern in patterns for name in names_of(pattern)))
+    here = {name: (find_cached(get_entry(name), weights), read_record(name)) for name in names}
+    if output is not None:
+        if not Path(output).name:
+            raise UsageError(f"--output is {str(output)!r}; give a folder to fill")
+        os.environ["RSZOO_CACHE"] = str(output)
+    for name, (known, record) in here.items():
+        entry = get_entry(name)
+        try:
+            if record is not None:
+                # What is known here binds there.
+                remember(entry, record)
+            yield Prefetched(name, _fetch(entry, known, weights, keep_archive).path)
+        except RszooError as error:
+            yield Prefetched(name, None, error)
+
+
+def _fetch(entry: PretrainedEntry, known: ModelFolder | None, weights: WeightSet, keep_archive: bool) -> ModelFolder:
+    """Return the model folder in the cache: found, copied from `known` of another cache, or made."""
+    found = find_cached(entry, weights) or (copy_cached(known) if known else None)
+    if found is None and weights == "ema" and not keep_archive:
+        found = copy_pinned(entry)
+    if found is None:
+        return fill_cache(entry, weights, keep_archive=keep_archive)
+    if keep_archive and entry.source.url and not kept_archive(entry.source.url, entry.name).is_file():
+        log.warning("%s was there already: no archive to keep; `rszoo cache clear %s` first", entry.name, entry.name)
+    return found
