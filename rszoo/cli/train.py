@@ -101,7 +101,7 @@ def _choose(
         UsageError: one of them is not named, or too many are.
     """
     from rszoo.recipes.ablation import BASELINE
-    from rszoo.recipes.recipe import load_recipe
+    from rszoo.recipes.load import load_recipe
     from rszoo.train.fine_tuning import RECIPE
 
     if ablate is not None and (init is not None or recipe not in (None, BASELINE)):
@@ -127,11 +127,12 @@ def _open(data: str, cache: Path | None) -> tuple[Source, Source | None]:
 
 def _build(name: str, changes: list[str], ablate: str | None) -> Recipe:
     from rszoo.recipes.ablation import ablate as add_steps
-    from rszoo.recipes.recipe import load_recipe
+    from rszoo.recipes.ablation import split_steps
+    from rszoo.recipes.load import load_recipe
 
     if ablate is None:
         return load_recipe(name, changes)
-    return add_steps([step.strip() for step in ablate.split(",") if step.strip()], changes)
+    return add_steps(split_steps(ablate), changes)
 
 
 def _print_outcome(job: Job) -> None:

@@ -19,7 +19,8 @@ from rszoo.folder.model_folder import looks_like_folder, read_folder
 from rszoo.hub.address import parse_address
 from rszoo.net.urls import is_hub_name
 from rszoo.pipeline.sources import Source
-from rszoo.recipes.recipe import Recipe, load_recipe
+from rszoo.recipes.load import load_recipe
+from rszoo.recipes.recipe import Recipe
 from rszoo.registry.manifest import get_entry
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.train.run_folder import RECIPE_FILE, RunFolder
