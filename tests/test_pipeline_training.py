@@ -170,7 +170,7 @@ def test_augmentation_belongs_to_the_image_whoever_reads_it(sources):
 
 def test_fewer_images_than_readers_are_refused(tmp_path):
     images = open_source(str(write_images(tmp_path / "a", (2, 2, 2))), "all")
-    with pytest.raises(UsageError, match="at most 6"):
+    with pytest.raises(UsageError, match="start 6 at most"):
         training_dataset(images, recipe(), share=Share(0, 7), batch_size=1, faults=Faults())
     shards = open_source(str(write_shards(tmp_path / "b", "train", (2,))), "train")
     with pytest.raises(UsageError, match="process 2 of 3"):
