@@ -56,7 +56,7 @@ from rszoo.pipeline.faults import Faults
 from rszoo.pipeline.share import Share
 from rszoo.pipeline.sources import open_source
 from rszoo.pipeline.training import training_dataset
-from rszoo.recipes.recipe import load_recipe
+from rszoo.recipes.load import load_recipe
 data, layers, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 settings = ["data.image_size=224", "model.num_classes=2", "augment.randaugment_magnitude=15"]
 recipe = load_recipe("resnet-rs-50-i160", [*settings, f"augment.randaugment_layers={layers}"])

@@ -21,7 +21,7 @@ _TARGETS = {"cpu": 1.0, "cuda": 1.2}
 _RSZOO = """
 import numpy as np
 from dataclasses import replace
-from rszoo.recipes.recipe import load_recipe
+from rszoo.recipes.load import load_recipe
 from rszoo.train.torch.engine import TorchEngine
 recipe = load_recipe(pair)
 recipe = replace(recipe, train=replace(recipe.train, batch_size=batch, precision=precision, compile=compiled))

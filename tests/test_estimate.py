@@ -20,7 +20,7 @@ from rszoo.cli.recipes import recipes_app
 from rszoo.errors import UsageError
 from rszoo.models.torch_resnet_rs import ResNetRS
 from rszoo.recipes.estimate import DEVICES, count_activations, count_fixed_bytes, estimate
-from rszoo.recipes.recipe import load_recipe
+from rszoo.recipes.load import load_recipe
 
 IMAGES = 4
 NETWORKS = {

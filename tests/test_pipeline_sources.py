@@ -220,8 +220,9 @@ def test_the_command(tmp_path):
 @pytest.mark.slow
 def test_tensorflow_keeps_off_accelerators():
     program = (
-        "from rszoo.pipeline.devices import keep_off_accelerators; keep_off_accelerators(); import tensorflow as tf; "
-        "tf.constant(1) + 1; keep_off_accelerators(); print(tf.config.get_visible_devices('GPU'))"
+        "from rszoo.pipeline.tensorflow_reader import keep_off_accelerators; keep_off_accelerators(); "
+        "import tensorflow as tf; tf.constant(1) + 1; keep_off_accelerators(); "
+        "print(tf.config.get_visible_devices('GPU'))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

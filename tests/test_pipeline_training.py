@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from rszoo.errors import UsageError
 from rszoo.inference.images import resize_legacy_bicubic
-from rszoo.pipeline import crops, records, shard_records, training
+from rszoo.pipeline import crops, order, shard_records, training
 from rszoo.pipeline.faults import Faults
 from rszoo.pipeline.randaugment import randaugment
 from rszoo.pipeline.share import Position, Share
@@ -40,15 +40,15 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
 
 @pytest.fixture(autouse=True)
 def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "FILES_IN_GROUP", 2)
-    monkeypatch.setattr(records, "SHUFFLED_RECORDS", 4)
-    monkeypatch.setattr(records, "_FILES_EACH", 3)
+    monkeypatch.setattr(order, "FILES_IN_GROUP", 2)
+    monkeypatch.setattr(order, "SHUFFLED_RECORDS", 4)
+    monkeypatch.setattr(order, "_FILES_EACH", 3)
 
 
 def stream(source: Source, share: Share, position: Position, count: int, seed: int = 0) -> list[tuple[int, ...]]:
     """Return (epoch, group, image, file, record) of the first elements."""
     faults = Faults()
-    dataset = records.training_stream(source, seed, share, position, faults).take(count)
+    dataset = order.training_stream(source, seed, share, position, faults).take(count)
     found = []
     # In one batch: Python takes long for each element.
     for batch in dataset.batch(count).as_numpy_iterator():
@@ -170,7 +170,7 @@ def test_augmentation_belongs_to_the_image_whoever_reads_it(sources):
 
 def test_fewer_images_than_readers_are_refused(tmp_path):
     images = open_source(str(write_images(tmp_path / "a", (2, 2, 2))), "all")
-    with pytest.raises(UsageError, match="at most 6"):
+    with pytest.raises(UsageError, match="start 6 at most"):
         training_dataset(images, recipe(), share=Share(0, 7), batch_size=1, faults=Faults())
     shards = open_source(str(write_shards(tmp_path / "b", "train", (2,))), "train")
     with pytest.raises(UsageError, match="process 2 of 3"):
@@ -237,7 +237,7 @@ def test_an_image_is_cropped_resized_flipped_augmented_and_normalized_in_this_or
         dataset.take(12), stream(sources["folder"], Share(), Position(), 12, seed=3), strict=True
     ):
         seeds = tf.random.experimental.stateless_split(
-            records.image_seed(
+            order.image_seed(
                 3, {"file": tf.constant(file, tf.int64), "record": 0, "position": tf.constant([epoch, 0, 0])}
             ),
             3,

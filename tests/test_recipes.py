@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +16,9 @@ import rszoo
 from rszoo.cli.recipes import recipes_app
 from rszoo.errors import ConfigError, UnknownModelError, UsageError
 from rszoo.recipes.ablation import ABLATION_STEPS, ablate
-from rszoo.recipes.recipe import RECIPES, Recipe, list_recipes, load_recipe
+from rszoo.recipes.layers import RECIPES, Origin
+from rszoo.recipes.load import list_recipes, load_recipe, trace_recipe
+from rszoo.recipes.recipe import Recipe
 from rszoo.recipes.scaling import Budget, advise
 
 # Of resnet_rs/configs/*.yaml: RandAugment's magnitude, dropout, drop-connect.
@@ -67,15 +71,109 @@ def test_a_pairs_recipe_is_what_was_published(name):
     assert entry.config_url.rpartition("/")[2] in " ".join(recipe.sources)
 
 
+def flat(values: dict[str, Any]) -> dict[str, object]:
+    """Return values by their dotted keys."""
+    flattened: dict[str, object] = {}
+    for key, value in values.items():
+        flattened |= {f"{key}.{name}": value[name] for name in value} if isinstance(value, dict) else {key: value}
+    return flattened
+
+
 @pytest.mark.parametrize("name", [*PUBLISHED, *OTHERS])
-def test_a_file_is_complete_and_survives_being_written(name, tmp_path):
-    written = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+def test_every_value_is_the_one_that_was_checked_against_its_source(name):
+    # All values of one recipe, and what differs from it in the others: written down when each file was complete.
+    known = json.loads((Path(__file__).parent / "data" / "recipes.json").read_text())
+    assert list(known) == list_recipes()
+    assert flat(load_recipe(name).to_dict()) == known["resnet-rs-50-i160"] | known[name]
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *OTHERS])
+def test_no_value_is_left_to_the_code_or_written_twice(name):
+    traced = trace_recipe(name)
+    assert {origin.place for origin in traced.origins.values()} <= {"base.yaml", f"{name}.yaml"}
+    marks = {mark for origin in traced.origins.values() for mark in re.findall(r"\[(\w+)\]", origin.note)}
+    assert set(traced.marks) == marks
+    base, own = (flat(yaml.safe_load((RECIPES / f"{file}.yaml").read_text())) for file in ("base", name))
+    # Said again is only what has another reason here.
+    again = [key for key, value in own.items() if key in base and value == base[key]]
+    assert [key for key in again if not traced.origins[key].note] == []
+    assert not (name in PUBLISHED and again)
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *OTHERS])
+def test_a_recipe_survives_being_written(name, tmp_path):
     recipe = load_recipe(name)
-    for section, values in sections(recipe).items():
-        assert {"blocks" if key == "depth" else key for key in written[section]} == set(values), section
-    copy = tmp_path / "mine.yaml"
-    copy.write_text(recipe.to_yaml())
-    assert load_recipe(str(copy)) == recipe == Recipe.from_dict(json.loads(json.dumps(recipe.to_dict())))
+    for text in (recipe.to_yaml(), trace_recipe(name).to_yaml()):
+        (tmp_path / "mine.yaml").write_text(text)
+        assert load_recipe(str(tmp_path / "mine.yaml")) == recipe
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def write(folder: Path, **files: str) -> str:
+    """Write recipe files; return the path of the last."""
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return str(folder / f"{name}.yaml")
+
+
+def test_files_are_based_on_files_and_recipes(tmp_path):
+    (tmp_path / "mine").mkdir()
+    write(tmp_path, ours="base: resnet-rs-50-i160\ntrain: {batch_size: 1024, seed: 3}  # our eight GPUs\n")
+    path = write(
+        tmp_path / "mine",
+        small="base: ../ours.yaml\nname: small\n"
+        "model: {blocks: [1, 1, 1, 1]}\n"
+        "train:\n  seed: 4  # [x] the fourth\n"
+        "augment:\n  crop_area:  # most of it\n    - 0.5\n    - 1\n"
+        "marks: {x: a die}\n",
+    )
+    traced = trace_recipe(path, ["train.epochs=10", "data={image_size: 96, train_images: 10}"])
+    changes = ["name=small", "train.batch_size=1024", "train.seed=4", "train.epochs=10", "augment.crop_area=[0.5, 1]"]
+    changes += ["model.blocks=[1, 1, 1, 1]", "data.image_size=96", "data.train_images=10"]
+    assert traced.recipe == load_recipe("resnet-rs-50-i160", changes)
+    origins = traced.origins
+    assert list(origins) == list(flat(traced.recipe.to_dict()))
+    assert str(origins["train.seed"]) == f"{path}:5: [x] the fourth"
+    assert str(origins["augment.crop_area"]) == f"{path}:7: most of it"
+    assert str(origins["train.batch_size"]) == f"{tmp_path / 'mine' / '..' / 'ours.yaml'}:2"
+    assert origins["model.blocks"] == Origin(path, 3)
+    assert origins["data.image_size"] == origins["train.epochs"] == Origin("override")
+    assert origins["data.crop"] == Origin("default")
+    line = "  nesterov: true  # [m]; [g] leaves it off"
+    number = (RECIPES / "base.yaml").read_text().splitlines().index(line) + 1
+    assert origins["optimizer.nesterov"] == Origin("base.yaml", number, "[m]; [g] leaves it off")
+    assert traced.marks["x"] == "a die"
+    assert "p" not in traced.marks
+    # Line breaks in a text are escaped: a value stays one line, with its origin after it.
+    odd = trace_recipe(path, ["title='a # b: \\\n\n  \u2028 c'", "data.source='*x'"])
+    copy = write(tmp_path, copy=odd.to_yaml())
+    assert load_recipe(copy) == odd.recipe
+    assert len(odd.to_yaml().splitlines()) == len(traced.to_yaml().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("base: mine.yaml", r"mine.yaml is its own base, which cannot be: .*mine.yaml -> .*mine.yaml; delete"),
+        ("base: a.yaml", r"mine.yaml is its own base, .*mine.yaml -> .*a.yaml -> .*b.yaml -> .*a.yaml"),
+        ("base: c.yaml", r"has the base 'c.yaml', and there is no file .*c.yaml\. A base is the path of a .yaml file"),
+        ("base: resnet-rs-50-i161", "no recipe has that name; nearest: resnet-rs-50-i160"),
+        ("base: [a.yaml]", r"base in .*mine.yaml must be the path .* received \['a.yaml'\]"),
+        ("base: broken.yaml", "broken.yaml is not YAML"),
+        ("base: base", "name is missing"),
+        ("base: fine-tune\nmodel: {depth: 50, blocks: [3, 4, 6, 3]}", "depth must be one of .*, without blocks"),
+        ("base: a2.yaml", r"recipe .*mine.yaml: train.seed must be a whole number, received 'x' \(.*a2.yaml:2\)"),
+        ("base: fine-tune\ntrain: 3", "train must be a section with keys, received 3"),
+        ("base: fine-tune\nmarks: [c]", r"marks in .*mine.yaml must give .* received \['c'\]"),
+        ("base: fine-tune\ntrain: &t {seed: *t}", "train.seed must be a whole number"),
+    ],
+)
+def test_wrong_bases_say_which_file_and_what_is_allowed(text, error, tmp_path):
+    path = write(
+        tmp_path, a="base: b.yaml", a2="base: fine-tune\ntrain: {seed: x}", b="base: a.yaml", broken="a: [", mine=text
+    )
+    with pytest.raises(ConfigError, match=error):
+        load_recipe(path)
 
 
 def test_the_demo_is_the_registered_demo_model():
@@ -113,7 +211,7 @@ def test_any_value_can_be_overridden():
         ("optimizer.nesterov=1", "optimizer.nesterov must be true or false"),
         ("optimizer.weight_decay=.nan", "optimizer.weight_decay must be a number"),
         ("augment.crop_area=[1, 0.5]", "augment.crop_area must be two rising fractions"),
-        ("augment.crop_area=[0.1, 0.5, 1]", "augment.crop_area must be a list of 2 values"),
+        ("augment.crop_area=[0.1, 0.5, 1]", "augment.crop_area must be a list of 2 numbers"),
         ("schedule.kind=steps", "schedule.step_epochs belongs to schedule.kind steps"),
         ("schedule.warmup_epochs=350", "schedule.warmup_epochs must be below train.epochs (350)"),
         ("status=reproduced", "status must be transcribed or run"),
@@ -132,6 +230,8 @@ def test_impossible_values_say_what_is_allowed(override, text):
 def test_missing_and_broken_files_say_what_to_do(tmp_path):
     with pytest.raises(UnknownModelError, match=r"nearest: resnet-rs-50-i160.*rszoo recipes"):
         load_recipe("resnet-rs-50-i161")
+    with pytest.raises(UnknownModelError, match="no recipe 'base'"):
+        load_recipe("base")
     broken = tmp_path / "broken.yaml"
     broken.write_text("name: [")
     with pytest.raises(ConfigError, match="is not YAML"):
@@ -218,8 +318,15 @@ def test_the_commands(tmp_path):
     copy = tmp_path / "shown.yaml"
     copy.write_text(shown.stdout)
     assert load_recipe(str(copy)) == load_recipe("resnet-rs-50-i160", ["train.batch_size=1024"])
-    steps = ["show", "resnet-200-baseline", "--ablate", "cosine, ema", "--json"]
-    assert json.loads(runner.invoke(recipes_app, steps).stdout) == ablate(["cosine", "ema"]).to_dict()
+    assert "\n  batch_size: 1024  # override\n" in shown.stdout
+    assert re.search(r"\n  momentum: 0\.9  # base\.yaml:\d+: \[c\]\n", shown.stdout)
+    assert "\nmarks:\n  c: tensorflow/tpu, " in shown.stdout
+    steps = ["show", "resnet-200-baseline", "train.seed=7", "--ablate", "cosine, ema", "--json"]
+    values = json.loads(runner.invoke(recipes_app, steps).stdout)
+    assert values["recipe"] == ablate(["cosine", "ema"], ["train.seed=7"]).to_dict()
+    assert values["origins"]["schedule.kind"] == {"place": "step cosine", "line": None, "note": ""}
+    assert values["origins"]["train.seed"]["place"] == "override"
+    assert values["marks"]["p"] == "the paper's table, quoted from memory"
     assert len(json.loads(runner.invoke(recipes_app, ["ladder", "--json"]).stdout)["steps"]) == 10
     advice = json.loads(runner.invoke(recipes_app, ["advise", "--epochs", "350", "--json"]).stdout)
     assert advice[0]["published"] == "resnet-rs-420-i320"

@@ -20,6 +20,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from rszoo.errors import (
+    CheckpointError,
     ConfigError,
     ImageError,
     OutputError,
@@ -29,14 +30,16 @@ from rszoo.errors import (
     UsageError,
 )
 from rszoo.pipeline.faults import Faults
+from rszoo.pipeline.share import Position
 from rszoo.pipeline.sources import ImageSource, ShardSource
-from rszoo.recipes.recipe import Recipe, load_recipe
+from rszoo.recipes.load import load_recipe
+from rszoo.recipes.recipe import Recipe
 from rszoo.recipes.schedule import learning_rate
 from rszoo.train.checkpoints import Checkpoints, Progress, read_checkpoint, save_state
 from rszoo.train.curves import plot_curves
 from rszoo.train.fine_tuning import lost_start
 from rszoo.train.identity import Identity, data_sha256
-from rszoo.train.loop import Loop, Plan
+from rszoo.train.loop import Loop, Task
 from rszoo.train.metrics import Metrics, read_records
 from rszoo.train.run_folder import RunFolder
 from rszoo.train.stopping import StopRequest
@@ -57,7 +60,7 @@ def run(path: Path, recipe: Recipe | None = None, *, engine: FakeEngine | None =
     folder.check_same(identity)
     folder.open(identity, {"command": "test"})
     plan = {"data": fake_data(), "quiet": True} | plan
-    loop = Loop(engine, Plan(recipe, plan.pop("engine_name", "torch"), target=steps, **plan), folder)
+    loop = Loop(engine, Task(recipe, plan.pop("engine_name", "torch"), target=steps, **plan), folder)
     with StopRequest() as stop:
         try:
             loop.begin()
@@ -174,6 +177,26 @@ def test_the_last_checkpoints_stay_and_the_best(tmp_path):
     assert checkpoints(tmp_path / "run") == [12, 25, 30] or checkpoints(tmp_path / "run") == [12, 24, 30]
     best = read_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000012")
     assert (best.top1, best.progress.step) == (90.0, 12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "format_version 2, this rszoo reads 1 .*pip install --upgrade rszoo"),
+        ({"step": "3"}, "step must be a whole number, received '3'"),
+        ({"positions": [[0, 1]]}, r"positions\[0\] must be a list of 3 whole numbers"),
+        ({"pending": [[0.5, None]]}, r"pending\[0\]\[1\] must be a number, received None"),
+        ({"top2": 1}, "unknown key 'top2'; did you mean top1"),
+    ],
+)
+def test_what_a_checkpoint_says_is_checked(change, message, tmp_path):
+    progress = Progress(3, "torch", (Position(0, 1, 2),), ((0.5, 0.25),))
+    written = save_state(tmp_path / "step-00000003", {"model/w": np.ones(2, np.float32)}, progress)
+    assert (written.progress, written.top1) == (progress, None)
+    path = tmp_path / "step-00000003" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=f"state.json is missing or cannot be read: {message}"):
+        read_checkpoint(path.parent)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(reference, tmp_path, capsys):
@@ -344,9 +367,11 @@ def test_another_run_s_folder_is_refused_with_what_differs(tmp_path):
             folder.check_same(dataclasses.replace(identity, **change))
     with pytest.raises(OutputError, match="--resume is never"):
         folder.check_usable(may_resume=False)
-    (path / "run.json").write_text("{}")
-    with pytest.raises(ConfigError, match="damaged"):
-        folder.check_same(identity)
+    newer = r"run\.json cannot be read: format_version 2, this rszoo reads 1 .*pip install --upgrade rszoo"
+    for text, message in {"{}": "format_version None", "{": "it is not JSON", '{"format_version": 2}': newer}.items():
+        (path / "run.json").write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            folder.check_same(identity)
     for name, other in {"file": tmp_path / "file", "folder": tmp_path}.items():
         (tmp_path / "file").write_text(name)
         with pytest.raises(OutputError, match="is not a run"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rszoo.recipes.recipe import load_recipe
+from rszoo.recipes.load import load_recipe
 from rszoo.recipes.schedule import ema_decay, learning_rate, warmup_steps
 
 # How the step schedule of the published TF1 code is asked for; docs/recipes.md gives the same line.

@@ -26,7 +26,7 @@ from rszoo.folder.model_folder import read_folder
 from rszoo.inference.classifier import Classifier
 from rszoo.models.saving import save
 from rszoo.publish.plan import Target, planned
-from rszoo.recipes.recipe import load_recipe
+from rszoo.recipes.load import load_recipe
 from rszoo.train.checkpoints import Checkpoints
 from rszoo.train.metrics import read_records
 from rszoo.train.run_folder import RunFolder

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rszoo.arch.config import ArchConfig
-from rszoo.pipeline import devices
+from rszoo.pipeline import tensorflow_reader
 from rszoo.pipeline.share import Position, Share
 from rszoo.recipes.recipe import DataSettings, OptimizerSettings, Recipe, TrainSettings
 from rszoo.train.torch.engine import TorchEngine
@@ -104,7 +104,7 @@ def take_steps(engine: TorchEngine, rates: Sequence[float]) -> np.ndarray:
 def main() -> None:
     recipe, result = Recipe.from_dict(json.loads(Path(sys.argv[1]).read_text())), sys.argv[2]
     # TensorFlow has nothing to read here, and takes seconds to import.
-    devices.keep_off_accelerators = lambda: None
+    tensorflow_reader.keep_off_accelerators = lambda: None
     engine = start_engine(recipe, random_weights(recipe.model))
     figures = take_steps(engine, RATES[-3:])
     scores = [engine.evaluate(Validation, "raw").to_array(), engine.evaluate(Validation, "ema").to_array()]

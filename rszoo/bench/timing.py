@@ -22,9 +22,11 @@ import numpy as np
 
 from rszoo.errors import RszooError
 from rszoo.extras import installed_versions
-from rszoo.recipes.recipe import Recipe, load_recipe
+from rszoo.recipes.load import load_recipe
+from rszoo.recipes.recipe import Recipe
 from rszoo.registry.manifest import get_entry
 from rszoo.train.engine import Engine, EngineName
+from rszoo.train.engines import start_engine
 from rszoo.train.memory import is_out_of_memory
 
 Precision = Literal["float32", "bfloat16"]
@@ -200,15 +202,7 @@ def _start(recipe: Recipe, engine_name: EngineName) -> Engine:
         }
         return tf.data.Dataset.from_tensors(element).repeat()
 
-    engine: Engine
-    if engine_name == "torch":
-        from rszoo.train.torch.engine import TorchEngine
-
-        engine = TorchEngine(recipe)
-    else:
-        from rszoo.train.keras.engine import KerasEngine
-
-        engine = KerasEngine(recipe)
+    engine = start_engine(engine_name, recipe)
     engine.start(open_noise, [])
     return engine
 

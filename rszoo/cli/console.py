@@ -90,7 +90,7 @@ def load_frameworks(*frameworks: Framework | Literal["tensorflow"]) -> None:
     shows them. "tensorflow" is what reads images, whatever Keras is set to.
     """
     from rszoo.models.factory import import_model_module
-    from rszoo.pipeline.devices import require_tensorflow
+    from rszoo.pipeline.tensorflow_reader import require_tensorflow
 
     with tempfile.TemporaryFile() as held_back:
         stderr = os.dup(2)

@@ -36,7 +36,7 @@ class HardwareChoice(StrEnum):
 )
 def recipes(context: typer.Context, as_json: Json = False) -> None:
     """List the recipes, or show one, the steps of the additive study, costs, or advice on scaling."""
-    from rszoo.recipes.recipe import list_recipes, load_recipe
+    from rszoo.recipes.load import list_recipes, load_recipe
 
     if context.invoked_subcommand is not None:
         return
@@ -75,23 +75,19 @@ def show(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print a recipe in full as YAML, with what follows from it as comments."""
+    """Print a whole recipe as YAML, with the source of each value as a comment; the text is a recipe file itself."""
     from rszoo.errors import UsageError
-    from rszoo.recipes.ablation import BASELINE
-    from rszoo.recipes.ablation import ablate as add_steps
-    from rszoo.recipes.recipe import load_recipe
-    from rszoo.recipes.schedule import warmup_steps
+    from rszoo.recipes.ablation import BASELINE, trace_ablation
+    from rszoo.recipes.load import trace_recipe
 
     if ablate is not None and name != BASELINE:
         raise UsageError(f"the additive study starts from {BASELINE}: rszoo recipes show {BASELINE} --ablate {ablate}")
     changes = overrides or []
-    recipe = load_recipe(name, changes) if ablate is None else add_steps(split_steps(ablate), changes)
+    traced = trace_recipe(name, changes) if ablate is None else trace_ablation(split_steps(ablate), changes)
     if as_json:
-        print_json(recipe.to_dict())
-        return
-    peak, warmup = f"{recipe.learning_rate:g}", f"{warmup_steps(recipe):,g}"
-    print(f"# {recipe.total_steps:,} steps, the first {warmup} of them warm-up; peak learning rate {peak}")
-    print(recipe.to_yaml(), end="")
+        print_json(traced.to_dict())
+    else:
+        print(traced.to_yaml(), end="")
 
 
 @recipes_app.command(epilog=examples("rszoo recipes ladder", "rszoo recipes ladder --json"))
@@ -127,7 +123,7 @@ def estimate(
 ) -> None:
     """Compute operations, memory and time of training. Computed, not measured."""
     from rszoo.recipes.estimate import estimate as compute
-    from rszoo.recipes.recipe import load_recipe
+    from rszoo.recipes.load import load_recipe
     from rszoo.registry.manifest import list_models
 
     names = list_models("*-i*") if name is None else [name]

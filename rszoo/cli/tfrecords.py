@@ -28,7 +28,7 @@ def make_tfrecords(
     as_json: Json = False,
 ) -> None:
     """Write a folder of images as TFRecords in the published layout, which training reads faster than single files."""
-    from rszoo.pipeline.devices import require_tensorflow
+    from rszoo.pipeline.tensorflow_reader import require_tensorflow
 
     require_tensorflow()
     from rszoo.pipeline.writer import write_tfrecords

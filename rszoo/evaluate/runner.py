@@ -103,7 +103,7 @@ def evaluate(
 
 def _leave_accelerators_to(framework: Framework) -> None:
     """Have TensorFlow read images on the CPU alone, unless it is what computes."""
-    from rszoo.pipeline.devices import keep_off_accelerators
+    from rszoo.pipeline.tensorflow_reader import keep_off_accelerators
 
     if framework == "keras":
         import_model_module(framework)

@@ -12,7 +12,7 @@ from rszoo.folder.evaluations import Transform
 from rszoo.pipeline import crops
 from rszoo.pipeline.decoding import Decoder, open_rgb
 from rszoo.pipeline.faults import Faults
-from rszoo.pipeline.records import evaluation_stream, share_range
+from rszoo.pipeline.order import evaluation_stream, share_range
 from rszoo.pipeline.share import Share
 from rszoo.pipeline.sources import ShardSource, Source
 from rszoo.pipeline.training import with_options

@@ -28,7 +28,7 @@ class ShardReader:
     _empty_row: int = field(default=0, init=False)
 
     def records(self, file: tf.Tensor) -> tf.data.Dataset:
-        """Return the elements of the file with this number, in order; see `rszoo.pipeline.records`.
+        """Return the elements of the file with this number, in order; see `rszoo.pipeline.order`.
 
         A file ends where it is damaged.
         """

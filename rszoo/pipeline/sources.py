@@ -18,7 +18,7 @@ import numpy as np
 
 from rszoo.disk.paths import expand_user
 from rszoo.errors import UsageError, nearest
-from rszoo.pipeline.devices import require_tensorflow
+from rszoo.pipeline.tensorflow_reader import require_tensorflow
 
 #: "all" is every image of a folder of images without splits.
 Split = Literal["train", "validation", "all"]

@@ -8,8 +8,8 @@ from rszoo.errors import UsageError
 from rszoo.pipeline import crops
 from rszoo.pipeline.decoding import Decoder
 from rszoo.pipeline.faults import Faults
+from rszoo.pipeline.order import image_seed, training_stream
 from rszoo.pipeline.randaugment import randaugment
-from rszoo.pipeline.records import image_seed, training_stream
 from rszoo.pipeline.share import Position, Share
 from rszoo.pipeline.sources import Source
 from rszoo.recipes.recipe import Recipe

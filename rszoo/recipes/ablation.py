@@ -1,17 +1,18 @@
 """The paper's additive study as recipes: from the ResNet-200 of before to ResNet-RS-200, step by step.
 
 Names of steps go in, a `Recipe` comes out. Source: arXiv 2103.07579, Table 1; its figures are quoted from memory, and
-what the table leaves open is marked in `recipes/resnet-200-baseline.yaml`.
+what the table leaves open is marked in `resnet-200-baseline.yaml`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rszoo.errors import UsageError, nearest
-from rszoo.recipes.recipe import Recipe, load_recipe
+from rszoo.recipes.layers import Origin
+from rszoo.recipes.load import TracedRecipe, build_recipe, read_recipe
+from rszoo.recipes.recipe import Recipe
 
 BASELINE = "resnet-200-baseline"
 #: The baseline's top-1 on ImageNet in percent, as the paper reports it.
@@ -50,6 +51,16 @@ ABLATION_STEPS = (
 def ablate(steps: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
     """Return the baseline with some of `ABLATION_STEPS`, in whatever order they are named, then with `overrides`.
 
+    Raises:
+        UsageError: there is no such step.
+        ConfigError: an override has an unknown key or an impossible value.
+    """
+    return trace_ablation(steps, overrides).recipe
+
+
+def trace_ablation(steps: Sequence[str], overrides: Sequence[str] = ()) -> TracedRecipe:
+    """Return what `ablate` does, with the origin of each value.
+
     Without `cosine`, `epochs_350` stretches the step schedule with the epochs, as the published code does.
 
     Raises:
@@ -62,16 +73,19 @@ def ablate(steps: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
             ordered = dict.fromkeys([*nearest(name, known), *known])
             raise UsageError(f"no step {name!r} in the additive study; there are: {', '.join(ordered)}")
     chosen = [step for step in ABLATION_STEPS if step.name in steps]
-    changes = [override for step in chosen for override in step.overrides]
+    layers = read_recipe(BASELINE)
+    for step in chosen:
+        for override in step.overrides:
+            layers.override(override, f"step {step.name}")
     if "epochs_350" in steps and "cosine" not in steps:
-        changes += _LONG_STEPS
-    recipe = load_recipe(BASELINE, [*changes, *overrides])
-    if not chosen:
-        return recipe
-    names = [step.name for step in chosen]
-    return dataclasses.replace(
-        recipe,
-        name="-".join([BASELINE, *names]),
-        title=f"{recipe.title}, with {', '.join(step.title for step in chosen)}",
-        follows=f"the additive study: {', '.join(names)}",
-    )
+        for override in _LONG_STEPS:
+            layers.override(override, "step epochs_350")
+    if chosen:
+        names, titles = [step.name for step in chosen], [step.title for step in chosen]
+        study = Origin("the additive study")
+        layers.put(("name",), "-".join([BASELINE, *names]), study)
+        layers.put(("title",), f"{layers.values['title']}, with {', '.join(titles)}", study)
+        layers.put(("follows",), f"the additive study: {', '.join(names)}", study)
+    for override in overrides:
+        layers.override(override)
+    return build_recipe(BASELINE, layers)

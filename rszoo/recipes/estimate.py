@@ -146,7 +146,7 @@ def count_activations(arch: ArchConfig, image_size: int, *, checkpointing: bool 
         inputs.append(block.in_channels * size**2)
         inside.append(_block_activations(block, size))
         size = _halved(size, block.stride)
-    # The pooled features before and behind the dropout, its mask, and the probabilities.
+    # The pooled features before and after the dropout, its mask, and the probabilities.
     total += 3 * arch.num_features + arch.num_classes
     # The first block's input is the stem's output.
     return total + (sum(inputs[1:]) + max(inside) if checkpointing else sum(inside))

@@ -1,29 +1,24 @@
-"""How a model is trained, as data: a `Recipe` is one YAML file, read, checked and overridden here.
+"""How a model is trained, as data: YAML values in, a checked `Recipe` out. `load.py` reads the files.
 
-A recipe belongs to a pair of depth and resolution, not to a depth. It is complete in itself: nothing that decides the
-result is left to a default of the code, but for what a file of one's own leaves out. Facts: tensorflow/tpu
-`models/official/resnet/resnet_rs/configs/*.yaml` and `resnet_main.py`, and arXiv 2103.07579.
+A recipe belongs to a pair of depth and resolution, not to a depth. Those that come with rszoo are complete:
+nothing that decides the result is left to a default of the code, which is for what a user's own file leaves out. Facts:
+tensorflow/tpu `models/official/resnet/resnet_rs/configs/*.yaml` and `resnet_main.py`, and arXiv 2103.07579.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from rszoo.arch.config import ArchConfig
-from rszoo.disk.paths import expand_user
-from rszoo.errors import ConfigError, UnknownModelError, nearest
-from rszoo.recipes.yaml_values import build, override_value, plain
+from rszoo.errors import ConfigError
+from rszoo.fields import build, plain
+from rszoo.limits import check_range
 from rszoo.registry.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-
-RECIPES = Path(__file__).parent.parent / "recipes"
 
 #: Whether anyone ran it: figures taken over from a source, or a run of which the recipe names the result.
 Status = Literal["transcribed", "run"]
@@ -37,12 +32,6 @@ BatchNorm = Literal["train", "frozen"]
 def _require(condition: bool, text: str, received: object) -> None:
     if not condition:
         raise ConfigError(f"{text}, received {received!r}")
-
-
-def _check_range(section: str, settings: object, low: float, high: float, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        _require(value is None or low <= value <= high, f"{section}.{name} must be from {low:g} to {high:g}", value)
 
 
 @dataclass(frozen=True)
@@ -61,7 +50,7 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         _ = self.preprocessing
-        _check_range("data", self, 1, 1e12, "train_images")
+        check_range(self, "train_images", low=1, high=1e12)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -87,11 +76,11 @@ class AugmentSettings:
 
     def __post_init__(self) -> None:
         (low, high), (narrow, wide) = self.crop_area, self.crop_aspect_ratio
-        _require(0 < low <= high <= 1, "augment.crop_area must be two rising fractions above 0, to 1", self.crop_area)
-        _require(0 < narrow <= wide < math.inf, "augment.crop_aspect_ratio must be two rising ratios", (narrow, wide))
-        _check_range("augment", self, 0, 10, "randaugment_layers")
-        _check_range("augment", self, 0, 30, "randaugment_magnitude")
-        _check_range("augment", self, 0, 64, "shift")
+        _require(0 < low <= high <= 1, "crop_area must be two rising fractions above 0, to 1", self.crop_area)
+        _require(0 < narrow <= wide < math.inf, "crop_aspect_ratio must be two rising ratios", (narrow, wide))
+        check_range(self, "randaugment_layers", low=0, high=10)
+        check_range(self, "randaugment_magnitude", low=0, high=30)
+        check_range(self, "shift", low=0, high=64)
 
 
 @dataclass(frozen=True)
@@ -100,7 +89,7 @@ class OptimizerSettings:
 
     `weight_decay` is an L2 term of the loss, wd * sum(v^2) / 2 over every trainable variable that is not of a batch
     normalization. `ema_decay` null means no averages. `layer_decay` multiplies the learning rate of each group of
-    layers by that of the group behind it (1: all alike), for fine-tuning.
+    layers by that of the group after it (1: all alike), for fine-tuning.
     """
 
     learning_rate_per_256: float = 0.1
@@ -113,10 +102,10 @@ class OptimizerSettings:
     layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_range("optimizer", self, 0, 1000, "learning_rate_per_256", "learning_rate")
-        _check_range("optimizer", self, 0, 0.999999, "momentum", "label_smoothing", "ema_decay")
-        _check_range("optimizer", self, 0, 10, "weight_decay")
-        _check_range("optimizer", self, 1e-3, 1, "layer_decay")
+        check_range(self, "learning_rate_per_256", "learning_rate", low=0, high=1000)
+        check_range(self, "momentum", "label_smoothing", "ema_decay", low=0, high=0.999999)
+        check_range(self, "weight_decay", low=0, high=10)
+        check_range(self, "layer_decay", low=1e-3, high=1)
 
 
 @dataclass(frozen=True)
@@ -129,13 +118,13 @@ class ScheduleSettings:
     step_factor: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_range("schedule", self, 0, 1e6, "warmup_epochs")
-        _check_range("schedule", self, 0, 1, "step_factor")
+        check_range(self, "warmup_epochs", low=0, high=1e6)
+        check_range(self, "step_factor", low=0, high=1)
         rising = all(epoch > 0 for epoch in self.step_epochs) and list(self.step_epochs) == sorted(self.step_epochs)
-        _require(rising, "schedule.step_epochs must be rising numbers above 0", self.step_epochs)
+        _require(rising, "step_epochs must be rising numbers above 0", self.step_epochs)
         _require(
             (self.kind == "steps") == bool(self.step_epochs),
-            "schedule.step_epochs belongs to schedule.kind steps, and only to it",
+            "step_epochs belongs to schedule.kind steps, and only to it",
             (self.kind, self.step_epochs),
         )
 
@@ -167,12 +156,12 @@ class TrainSettings:
     evaluate_every_epochs: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_range("train", self, 1, 1e7, "batch_size", "log_every_steps", "checkpoint_every_steps")
-        _check_range("train", self, 1, 1e4, "accumulate", "keep_checkpoints")
-        _check_range("train", self, 1e-6, 1e6, "epochs", "evaluate_every_epochs")
-        _check_range("train", self, 0, 0.999999, "bn_momentum")
-        _check_range("train", self, 0, 4, "freeze_through")
-        _check_range("train", self, 0, 2**31 - 1, "seed")
+        check_range(self, "batch_size", "log_every_steps", "checkpoint_every_steps", low=1, high=1e7)
+        check_range(self, "accumulate", "keep_checkpoints", low=1, high=1e4)
+        check_range(self, "epochs", "evaluate_every_epochs", low=1e-6, high=1e6)
+        check_range(self, "bn_momentum", low=0, high=0.999999)
+        check_range(self, "freeze_through", low=0, high=4)
+        check_range(self, "seed", low=0, high=2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -182,7 +171,7 @@ class EvaluationSettings:
     batch_size: int = 200
 
     def __post_init__(self) -> None:
-        _check_range("evaluation", self, 1, 1e6, "batch_size")
+        check_range(self, "batch_size", low=1, high=1e6)
 
 
 @dataclass(frozen=True)
@@ -231,11 +220,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as YAML and JSON values; `from_dict` takes them back."""
-        return {
-            field.name: value.to_dict() if isinstance(value, ArchConfig) else plain(value)
-            for field in dataclasses.fields(self)
-            for value in (getattr(self, field.name),)
-        }
+        values: dict[str, Any] = plain(self)
+        return values
 
     def to_yaml(self) -> str:
         """Return the recipe as the text of a file that `load_recipe` reads."""
@@ -248,43 +234,4 @@ class Recipe:
         Raises:
             ConfigError: a key is unknown or missing, or a value impossible.
         """
-        return build(cls, values)
-
-
-def list_recipes() -> list[str]:
-    """Return the names of the recipes that come with the package: pairs by depth and resolution, then the others."""
-    return sorted((path.stem for path in RECIPES.glob("*.yaml")), key=_order)
-
-
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Return a recipe by its name, or by the path of a YAML file, with values overridden: `train.batch_size=1024`.
-
-    Raises:
-        UnknownModelError: there is no such recipe.
-        ConfigError: it, or an override, has an unknown key or an impossible value.
-    """
-    path = expand_user(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        likely = nearest(name, list_recipes()) or list_recipes()[:3]
-        raise UnknownModelError(
-            f"no recipe {name!r}; nearest: {', '.join(likely)}. Run `rszoo recipes`; one of your own is given by the "
-            "path of its .yaml file"
-        )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold the recipe's sections, received {type(values).__name__}")
-    for override in overrides:
-        override_value(values, override, cls=Recipe)
-    try:
-        return Recipe.from_dict(values)
-    except ConfigError as error:
-        raise ConfigError(f"recipe {name}: {error}") from error
-
-
-def _order(name: str) -> tuple[int, int, str]:
-    pair = re.fullmatch(r"resnet-rs-(\d+)-i(\d+)", name)
-    # No network has as many layers.
-    return (int(pair[1]), int(pair[2]), name) if pair else (10**6, 0, name)
+        return build(cls, values, number_texts=True)

@@ -23,7 +23,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
       W, step / W * P.
     - `constant`: P; before W, step / W * P.
 
-    Behind the last step the rate is that of the schedule's end.
+    After the last step the rate is that of the schedule's end.
     """
     warmup = warmup_steps(recipe)
     if step < warmup:

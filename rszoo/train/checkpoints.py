@@ -21,7 +21,8 @@ from safetensors.numpy import save_file
 
 from rszoo.disk.staging import staged_folder, sweep
 from rszoo.disk.temporary import remove_folder, write_whole
-from rszoo.errors import CheckpointError
+from rszoo.errors import CheckpointError, ConfigError
+from rszoo.fields import build, check_format, parse_json
 from rszoo.folder.model_folder import sha256_of
 from rszoo.pipeline.share import Position
 from rszoo.train.output import writing
@@ -71,6 +72,18 @@ class Checkpoint:
             raise CheckpointError(f"{path} is missing or damaged: {error}") from error
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What `state.json` says: a `Progress`, and what a `Checkpoint` has besides."""
+
+    step: int
+    engine: str
+    positions: tuple[tuple[int, int, int], ...]
+    pending: tuple[tuple[float, float], ...]
+    top1: float | None
+    sha256: str
+
+
 def save_state(folder: Path, tensors: Mapping[str, np.ndarray], progress: Progress) -> Checkpoint:
     """Write a checkpoint to a folder, whole or not at all; a former one of the same name is replaced.
 
@@ -99,19 +112,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     path = folder / _FACTS
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if facts["format_version"] != _FORMAT_VERSION:
-            raise ValueError(f"format_version {facts['format_version']!r}, this rszoo reads {_FORMAT_VERSION}")
-        progress = Progress(
-            int(facts["step"]),
-            str(facts["engine"]),
-            tuple(Position(*map(int, position)) for position in facts["positions"]),
-            tuple((float(loss), float(top1)) for loss, top1 in facts["pending"]),
-        )
-        top1 = None if facts["top1"] is None else float(facts["top1"])
-        return Checkpoint(folder, progress, top1, str(facts["sha256"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is missing or damaged: {error}") from error
+        facts = build(_Facts, check_format(parse_json(path.read_bytes()), _FORMAT_VERSION))
+    except (FileNotFoundError, ConfigError) as error:
+        raise CheckpointError(f"{path} is missing or cannot be read: {error}") from error
+    progress = Progress(facts.step, facts.engine, tuple(map(Position._make, facts.positions)), facts.pending)
+    return Checkpoint(folder, progress, facts.top1, facts.sha256)
 
 
 class Checkpoints:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rszoo.extras import needs
-from rszoo.train.metrics import Record
+from rszoo.train.metrics import MetricRecord
 from rszoo.train.output import writing
 
 _INCHES = (7.0, 8.0)
@@ -21,7 +21,7 @@ def check_plotting() -> None:
         import matplotlib.figure  # noqa: F401
 
 
-def plot_curves(records: Sequence[Record], title: str, path: Path) -> None:
+def plot_curves(records: Sequence[MetricRecord], title: str, path: Path) -> None:
     """Write the picture of a run's records.
 
     Raises:
@@ -50,7 +50,7 @@ def plot_curves(records: Sequence[Record], title: str, path: Path) -> None:
         figure.savefig(path, format="png")
 
 
-def _line(axes: Any, records: Sequence[Record], values: Sequence[float], style: tuple[str, str]) -> None:
+def _line(axes: Any, records: Sequence[MetricRecord], values: Sequence[float], style: tuple[str, str]) -> None:
     label, color = style
     # A point where there is no line to see.
     marker = "o" if len(values) < 2 else None

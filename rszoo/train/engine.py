@@ -15,12 +15,11 @@ import numpy as np
 
 from rszoo.errors import ConfigError
 from rszoo.evaluate.scores import Scores
+from rszoo.folder.model_folder import WeightSet
 from rszoo.pipeline.share import Position, Share
 from rszoo.recipes.recipe import Recipe
 
 EngineName = Literal["torch", "keras"]
-#: The averaged weights, or those that the optimizer moves.
-Weights = Literal["ema", "raw"]
 
 #: (share, images per batch, position) to an endless `tf.data.Dataset` of {"image": float32 (B, H, W, 3), "label":
 #: int32 (B,), "position": int64 (B, 3)}. The position is each image's own, so the place to go on is behind the last.
@@ -64,10 +63,10 @@ class Engine(Protocol):
     def load_state(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Go on from a state. Random numbers of another engine or number of processes are started anew."""
 
-    def evaluate(self, open_dataset: OpenEvaluation, weights: Weights) -> Scores:
-        """Count the accuracy over all readers' shares, each image once."""
+    def evaluate(self, open_dataset: OpenEvaluation, weights: WeightSet) -> Scores:
+        """Count the accuracy over all readers' shares, each image once: of the averaged weights, or of the raw ones."""
 
-    def network(self, weights: Weights) -> Any:
+    def network(self, weights: WeightSet) -> Any:
         """Return a model that `rszoo.save` takes."""
 
     def close(self) -> None:

@@ -15,7 +15,8 @@ import yaml
 from rszoo.disk.paths import expand_user
 from rszoo.errors import ConfigError
 from rszoo.pipeline.sources import Source
-from rszoo.recipes.recipe import Recipe, load_recipe
+from rszoo.recipes.load import load_recipe
+from rszoo.recipes.recipe import Recipe
 from rszoo.train.run_folder import RECIPE_FILE, RunFolder
 from rszoo.train.start import Start
 

@@ -45,7 +45,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Task:
     """What is to be trained, on what, and up to which step; `quiet`: nothing is printed on stdout."""
 
     recipe: Recipe
@@ -58,11 +58,11 @@ class Plan:
 class Loop:
     """Takes an engine through the steps of a recipe. All processes run it; the first one writes."""
 
-    def __init__(self, engine: Engine, plan: Plan, folder: RunFolder) -> None:
-        self.plan = plan
-        self._engine, self._recipe, self._folder = engine, plan.recipe, folder
+    def __init__(self, engine: Engine, task: Task, folder: RunFolder) -> None:
+        self.task = task
+        self._engine, self._recipe, self._folder = engine, task.recipe, folder
         self._first = engine.rank == 0
-        self._checkpoints = Checkpoints(folder.checkpoints, plan.recipe.train.keep_checkpoints)
+        self._checkpoints = Checkpoints(folder.checkpoints, task.recipe.train.keep_checkpoints)
         self._metrics = Metrics(folder.metrics, folder.tensorboard)
         self.step = 0
         self._saved: Checkpoint | None = None
@@ -73,7 +73,7 @@ class Loop:
 
     def say(self, text: str) -> None:
         """Print a line of results."""
-        if self._first and not self.plan.quiet:
+        if self._first and not self.task.quiet:
             tqdm.write(printable(text), file=sys.stdout)
             sys.stdout.flush()
 
@@ -106,10 +106,10 @@ class Loop:
             break
         # From here on nobody looks for checkpoints.
         self._engine.agree(False)
-        self._folder.check_step(self.step, self.plan.target)
+        self._folder.check_step(self.step, self.task.target)
         if self._first:
             self._metrics.start(self.step, evaluated=self._saved is not None and self._saved.top1 is not None)
-        self._engine.start(self.plan.data.open_training, positions)
+        self._engine.start(self.task.data.open_training, positions)
 
     def run(self, stop: StopRequest) -> None:
         """Take the steps that are left, and evaluate at the end.
@@ -120,10 +120,10 @@ class Loop:
             OutputError: something cannot be written.
             RszooError: the data cannot be read.
         """
-        if self.plan.data.open_evaluation is None:
+        if self.task.data.open_evaluation is None:
             self.note("the data has no validation images, so nothing is measured while training")
-        title, target = f"{self._recipe.name} ({self.plan.engine})", self.plan.target
-        with reading(self.plan.data.faults), progress_bar(title, target, unit="step", initial=self.step) as bar:
+        title, target = f"{self._recipe.name} ({self.task.engine})", self.task.target
+        with reading(self.task.data.faults), progress_bar(title, target, unit="step", initial=self.step) as bar:
             if self._saved is not None and self._saved.top1 is None and self._evaluates():
                 self._evaluate(stop)
             self._watch.start()
@@ -140,7 +140,7 @@ class Loop:
         self._metrics.close()
 
     def _after_step(self, bar: tqdm[NoReturn], stop: StopRequest) -> None:
-        settings, last = self._recipe.train, self.step == self.plan.target
+        settings, last = self._recipe.train, self.step == self.task.target
         records = last or self.step % settings.log_every_steps == 0
         evaluates = self._evaluates()
         saves = last or evaluates or self.step % settings.checkpoint_every_steps == 0
@@ -156,11 +156,11 @@ class Loop:
 
     def _evaluates(self) -> bool:
         """Whether the network is evaluated at this step: after every so many epochs, and at the end."""
-        if self.plan.data.open_evaluation is None:
+        if self.task.data.open_evaluation is None:
             return False
         interval = self._recipe.train.evaluate_every_epochs * self._recipe.steps_per_epoch
         count = round(self.step / interval)
-        return self.step == self.plan.target or (count > 0 and round(count * interval) == self.step)
+        return self.step == self.task.target or (count > 0 and round(count * interval) == self.step)
 
     def _read(self) -> None:
         """Wait for the figures of the steps so far.
@@ -194,7 +194,7 @@ class Loop:
 
     def _evaluate(self, stop: StopRequest) -> None:
         """Measure the weights that were just saved; of a run that is stopped meanwhile, when it goes on."""
-        started, opened = time.monotonic(), self.plan.data.open_evaluation
+        started, opened = time.monotonic(), self.task.data.open_evaluation
         if opened is None:
             return
         self._stop_if_asked(stop)
@@ -235,7 +235,7 @@ class Loop:
         # No process ends, and takes the others with it, before the first has written.
         self._engine.agree(False)
         raise TrainingStoppedError(
-            f"stopped by {stop.signal or 'a signal to another process'} at step {self.step} of {self.plan.target}; its "
+            f"stopped by {stop.signal or 'a signal to another process'} at step {self.step} of {self.task.target}; its "
             f"state is saved in {self._folder.path}, and the same command goes on from there"
         )
 
@@ -253,11 +253,11 @@ class Loop:
         )
 
     def _progress(self) -> Progress:
-        return Progress(self.step, self.plan.engine, tuple(self._engine.positions()), tuple(self._pending))
+        return Progress(self.step, self.task.engine, tuple(self._engine.positions()), tuple(self._pending))
 
     def _positions(self, progress: Progress) -> tuple[Position, ...]:
         """Return where each reader goes on; with another number of them, all at the beginning of the epoch."""
-        if progress.engine != self.plan.engine:
+        if progress.engine != self.task.engine:
             self.note(f"the state is of the {progress.engine} engine; the random numbers of dropout start anew")
         former, readers = len(progress.positions), self._engine.readers
         if former == readers:

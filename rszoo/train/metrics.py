@@ -17,7 +17,7 @@ from rszoo.disk.temporary import write_whole
 from rszoo.train.output import writing
 
 #: One line: "kind" is train or evaluation; "step", "epoch" and "time" (seconds since 1970) are in each.
-Record = dict[str, Any]
+MetricRecord = dict[str, Any]
 
 _TAGS = {"loss": "train/loss", "top1": "train/top1", "images_per_second": "train/images_per_second"}
 
@@ -45,7 +45,7 @@ class Metrics:
                 self._add_events(record)
             self._events.flush()
 
-    def add(self, record: Record) -> None:
+    def add(self, record: MetricRecord) -> None:
         """Add a record.
 
         Raises:
@@ -68,7 +68,7 @@ class Metrics:
             with writing(self._folder):
                 self._events.close()
 
-    def _add_events(self, record: Record) -> None:
+    def _add_events(self, record: MetricRecord) -> None:
         from tensorflow.compat import v1
 
         values = [v1.Summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(record)]
@@ -76,7 +76,7 @@ class Metrics:
         self._events.write(event.SerializeToString())
 
 
-def read_records(lines: Path) -> list[Record]:
+def read_records(lines: Path) -> list[MetricRecord]:
     """Return the records of a `metrics.jsonl`, none if it is not there; what a killed process left of a line is not."""
     if not lines.is_file():
         return []
@@ -89,17 +89,17 @@ def read_records(lines: Path) -> list[Record]:
     return records
 
 
-def last_evaluation(lines: Path, step: int) -> Record | None:
+def last_evaluation(lines: Path, step: int) -> MetricRecord | None:
     """Return the evaluation of a step, if there was one."""
     evaluations = [record for record in read_records(lines) if record["kind"] == "evaluation"]
     return next((record for record in reversed(evaluations) if record["step"] == step), None)
 
 
-def _is_before(record: Record, step: int, evaluated: bool) -> bool:
+def _is_before(record: MetricRecord, step: int, evaluated: bool) -> bool:
     return record["step"] < step or (record["step"] == step and (evaluated or record["kind"] != "evaluation"))
 
 
-def _to_line(record: Record) -> str:
+def _to_line(record: MetricRecord) -> str:
     return json.dumps(record) + "\n"
 
 
@@ -115,7 +115,7 @@ def _open_events(folder: Path) -> Any:
     return events
 
 
-def _scalars(record: Record) -> Iterator[tuple[str, float]]:
+def _scalars(record: MetricRecord) -> Iterator[tuple[str, float]]:
     if record["kind"] == "train":
         yield "learning_rate", record["learning_rate"]
         yield from ((tag, record[key]) for key, tag in _TAGS.items())

@@ -19,7 +19,8 @@ from rszoo.pipeline.faults import DEFAULT_LIMIT
 from rszoo.pipeline.sources import Source, open_source
 from rszoo.recipes.ablation import BASELINE
 from rszoo.recipes.ablation import ablate as add_steps
-from rszoo.recipes.recipe import Recipe, load_recipe
+from rszoo.recipes.load import load_recipe
+from rszoo.recipes.recipe import Recipe
 from rszoo.train.fine_tuning import RECIPE, fine_tuning_recipe, lost_start
 from rszoo.train.metrics import last_evaluation
 from rszoo.train.run import Job, Resume, train

@@ -28,9 +28,10 @@ from rszoo.recipes.recipe import Recipe
 from rszoo.registry.manifest import get_entry, list_models
 from rszoo.train.curves import check_plotting, plot_curves
 from rszoo.train.engine import Engine, EngineName
+from rszoo.train.engines import start_engine
 from rszoo.train.identity import identify
-from rszoo.train.loop import Data, Loop, Plan
-from rszoo.train.metrics import Record, last_evaluation, read_records
+from rszoo.train.loop import Data, Loop, Task
+from rszoo.train.metrics import MetricRecord, last_evaluation, read_records
 from rszoo.train.output import check_writable, writing
 from rszoo.train.run_folder import RunFolder
 from rszoo.train.start import Start
@@ -95,13 +96,13 @@ def train(recipe: Recipe, job: Job) -> Path:
         return folder.model
     check_writable(folder.path)
     with StopRequest() as stop:
-        engine = _start_engine(recipe, job, weights)
+        engine = start_engine(job.engine, recipe, init=weights, classes=job.images.class_names)
         try:
             with _alone(engine, folder):
                 if engine.rank == 0:
                     folder.open(identity, _session(recipe, job, engine))
-                plan = Plan(recipe, job.engine, _open_data(recipe, job), target, job.quiet)
-                loop = Loop(engine, plan, folder)
+                task = Task(recipe, job.engine, _open_data(recipe, job), target, job.quiet)
+                loop = Loop(engine, task, folder)
                 if job.note is not None:
                     loop.note(job.note)
                 try:
@@ -132,7 +133,7 @@ def _finish(recipe: Recipe, job: Job, engine: Engine, loop: Loop, folder: RunFol
         with writing(folder.model):
             model = save(network, folder.model, title=recipe.title, labels=_labels(recipe, job.images), overwrite=True)
         record = last_evaluation(folder.metrics, loop.step)
-        faults = loop.plan.data.faults
+        faults = loop.task.data.faults
         if faults.count:
             loop.note(f"{faults.count} broken images or files were left out: {'; '.join(faults.first[:3])}")
         elif (evaluation := _evaluation(recipe, job, model, record)) is not None:
@@ -144,7 +145,7 @@ def _finish(recipe: Recipe, job: Job, engine: Engine, loop: Loop, folder: RunFol
     engine.agree(False)
 
 
-def _evaluation(recipe: Recipe, job: Job, model: ModelFolder, record: Record | None) -> Evaluation | None:
+def _evaluation(recipe: Recipe, job: Job, model: ModelFolder, record: MetricRecord | None) -> Evaluation | None:
     """Return the last measurement, if a model folder may keep it: of all images, and in float32."""
     if record is None or job.held_out is None or recipe.train.precision != "float32":
         return None
@@ -170,16 +171,6 @@ def _labels(recipe: Recipe, images: Source) -> tuple[str, ...] | None:
         return images.class_names
     known = get_entry(recipe.name).labels if recipe.name in list_models() else ()
     return known if len(known) == recipe.model.num_classes else None
-
-
-def _start_engine(recipe: Recipe, job: Job, weights: ModelFolder | None) -> Engine:
-    if job.engine == "torch":
-        from rszoo.train.torch.engine import TorchEngine
-
-        return TorchEngine(recipe, init=weights, classes=job.images.class_names)
-    from rszoo.train.keras.engine import KerasEngine
-
-    return KerasEngine(recipe, init=weights, classes=job.images.class_names)
 
 
 def _open_data(recipe: Recipe, job: Job) -> Data:

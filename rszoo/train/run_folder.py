@@ -18,6 +18,7 @@ import yaml
 from rszoo.disk.locks import held
 from rszoo.disk.temporary import abandoned, write_whole
 from rszoo.errors import ConfigError, OutputError, UsageError
+from rszoo.fields import check_format, parse_json
 from rszoo.recipes.recipe import Recipe
 from rszoo.train.identity import Identity
 from rszoo.train.output import writing
@@ -131,11 +132,8 @@ class RunFolder:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self.resume.unlink(missing_ok=True)
-            text = yaml.safe_dump(
-                identity.recipe.to_dict(), sort_keys=False, default_flow_style=None, allow_unicode=True
-            )
-            write_whole(self.path / RECIPE_FILE, text)
-            facts = self._read() or {"format_version": _FORMAT_VERSION, **identity.facts(), "finished_step": None}
+            write_whole(self.path / RECIPE_FILE, identity.recipe.to_yaml())
+            facts = self._read() or {**identity.facts(), "finished_step": None}
             sessions = [*facts.get("sessions", []), dict(session)]
             self._write({**facts, "sessions": sessions, "finished_step": None})
 
@@ -178,15 +176,12 @@ class RunFolder:
         if not path.is_file():
             return {}
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            if facts["format_version"] != _FORMAT_VERSION:
-                raise ValueError(f"format_version {facts['format_version']!r}, this rszoo reads {_FORMAT_VERSION}")
-            return dict(facts)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ConfigError(f"{path} is damaged: {error}; choose another --output") from error
+            return dict(check_format(parse_json(path.read_bytes()), _FORMAT_VERSION))
+        except ConfigError as error:
+            raise ConfigError(f"{path} cannot be read: {error}; or choose another --output") from error
 
     def _write(self, facts: Mapping[str, Any]) -> None:
-        write_whole(self.path / _RUN, json.dumps(facts, indent=1) + "\n")
+        write_whole(self.path / _RUN, json.dumps({"format_version": _FORMAT_VERSION, **facts}, indent=1) + "\n")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,11 +17,12 @@ from rszoo.arch.names import to_tf_layout, to_torch_layout, torch_name, torch_sh
 from rszoo.arch.walk import TensorSpec
 from rszoo.errors import UsageError
 from rszoo.evaluate.scores import Scores
+from rszoo.folder.model_folder import WeightSet
 from rszoo.models.factory import import_model_module, keras_weights
 from rszoo.pipeline.share import Position, Share
 from rszoo.recipes.recipe import Recipe
 from rszoo.recipes.schedule import ema_decay
-from rszoo.train.engine import OpenEvaluation, OpenTraining, Weights, micro_batch
+from rszoo.train.engine import OpenEvaluation, OpenTraining, micro_batch
 from rszoo.train.memory import memory_errors
 from rszoo.train.state import check_state
 
@@ -141,7 +142,7 @@ class KerasEngine:
         self._devices.load(values)
         self._steps = int(tensors["step"])
 
-    def evaluate(self, open_dataset: OpenEvaluation, weights: Weights) -> Scores:
+    def evaluate(self, open_dataset: OpenEvaluation, weights: WeightSet) -> Scores:
         """Count the accuracy over all processes' shares, each image once."""
         averaged, local = self._averaged(weights), self._devices.local
         classes = self._recipe.model.num_classes
@@ -157,7 +158,7 @@ class KerasEngine:
         self._count(scores, waiting)
         return Scores.from_array(self._devices.sum(scores.to_array()), classes)
 
-    def network(self, weights: Weights) -> Any:
+    def network(self, weights: WeightSet) -> Any:
         """Return a new model of stock layers, float32, with the values as they are now, for `rszoo.save`."""
         from rszoo.models.keras_resnet_rs import build_model
 
@@ -174,7 +175,7 @@ class KerasEngine:
         """Stop reading."""
         self._devices.close()
 
-    def _averaged(self, weights: Weights) -> bool:
+    def _averaged(self, weights: WeightSet) -> bool:
         return weights == "ema" and self._recipe.optimizer.ema_decay is not None
 
     def _count(self, scores: Scores, computed: tuple[Any, Any] | None) -> None:

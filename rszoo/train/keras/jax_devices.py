@@ -37,7 +37,7 @@ class JaxDevices:
     def __init__(self) -> None:
         _join()
         # The input pipeline is TensorFlow's, which would take the accelerators away from JAX.
-        from rszoo.pipeline.devices import keep_off_accelerators
+        from rszoo.pipeline.tensorflow_reader import keep_off_accelerators
 
         keep_off_accelerators()
         self._distribution = keras.distribution.DataParallel(auto_shard_dataset=False)

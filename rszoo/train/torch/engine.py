@@ -21,10 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rszoo.errors import UsageError
 from rszoo.evaluate.scores import Scores
-from rszoo.pipeline import devices
+from rszoo.folder.model_folder import WeightSet
+from rszoo.pipeline import tensorflow_reader
 from rszoo.pipeline.share import Position, Share
 from rszoo.recipes.recipe import Recipe
-from rszoo.train.engine import OpenEvaluation, OpenTraining, Weights, micro_batch
+from rszoo.train.engine import OpenEvaluation, OpenTraining, micro_batch
 from rszoo.train.memory import memory_errors
 from rszoo.train.torch.averages import start_averages
 from rszoo.train.torch.batches import Batch, Batches
@@ -94,7 +95,7 @@ class TorchEngine:
             )
         self._close_batches()
         self._position = positions[self.rank] if positions else Position()
-        devices.keep_off_accelerators()
+        tensorflow_reader.keep_off_accelerators()
         dataset = open_dataset(Share(self.rank, self.ranks), self._micro_batch, self._position)
         self._batches = Batches(dataset, self._world.device)
 
@@ -138,12 +139,12 @@ class TorchEngine:
         """
         self._state.load(tensors, self._recipe.train.seed)
 
-    def evaluate(self, open_dataset: OpenEvaluation, weights: Weights) -> Scores:
+    def evaluate(self, open_dataset: OpenEvaluation, weights: WeightSet) -> Scores:
         """Count the accuracy over all processes' shares, each image once."""
         network = self._chosen(weights)
         trains = network.training
         scores = Scores.empty(self._recipe.model.num_classes)
-        devices.keep_off_accelerators()
+        tensorflow_reader.keep_off_accelerators()
         dataset = open_dataset(Share(self.rank, self.ranks), self._recipe.evaluation.batch_size)
         batches = Batches(dataset, self._world.device)
         try:
@@ -158,7 +159,7 @@ class TorchEngine:
         counts = self._world.sum_(torch.from_numpy(scores.to_array()).to(self._world.device))
         return Scores.from_array(counts.cpu().numpy(), self._recipe.model.num_classes)
 
-    def network(self, weights: Weights) -> nn.Module:
+    def network(self, weights: WeightSet) -> nn.Module:
         """Return the network itself, not a copy, for `rszoo.save`."""
         return self._chosen(weights)
 
@@ -167,7 +168,7 @@ class TorchEngine:
         self._close_batches()
         self._world.leave()
 
-    def _chosen(self, weights: Weights) -> nn.Module:
+    def _chosen(self, weights: WeightSet) -> nn.Module:
         return self._network if weights == "raw" or self._averages is None else self._averages.module
 
     def _next_batch(self) -> Batch:

@@ -1,0 +1,157 @@
+"""Recipes by name or by path, whole: what a file leaves to its `base` is filled in, and overrides are applied.
+
+`load_recipe` is for training; `trace_recipe` also says where each value is from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from rszoo.disk.paths import expand_user
+from rszoo.errors import ConfigError, UnknownModelError, nearest
+from rszoo.recipes.layers import RECIPES, Layers, Origin, read_layers
+from rszoo.recipes.recipe import Recipe
+from rszoo.recipes.schedule import warmup_steps
+from rszoo.terminal import printable
+
+#: What the others are based on; it is no recipe by itself.
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class TracedRecipe:
+    """A recipe, and the origin of each of its values by its dotted key, such as `train.batch_size`.
+
+    `marks`: what the letters in brackets mean that the origins' notes have.
+    """
+
+    recipe: Recipe
+    origins: Mapping[str, Origin]
+    marks: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe, the origins and the marks as JSON values."""
+        origins = {key: dataclasses.asdict(origin) for key, origin in self.origins.items()}
+        return {"recipe": self.recipe.to_dict(), "origins": origins, "marks": dict(self.marks)}
+
+    def to_yaml(self) -> str:
+        """Return the text of a file that `load_recipe` reads as this recipe, with the origins as comments."""
+        return "\n".join(self._lines()) + "\n"
+
+    def _lines(self) -> Iterator[str]:
+        recipe = self.recipe
+        yield (
+            f"# {recipe.total_steps:,} steps, the first {warmup_steps(recipe):,g} of them warm-up; peak learning rate "
+            f"{recipe.learning_rate:g}"
+        )
+        yield "# After each value: its file and line, or what changed it, and the comment that the file has there."
+        if self.marks:
+            yield from ["marks:", *(f"  {_dump(letter)}: {_dump(text)}" for letter, text in self.marks.items())]
+        for key, value in recipe.to_dict().items():
+            if isinstance(value, dict):
+                yield f"{key}:"
+                for name in value:
+                    yield from self._entry("  ", name, value[name], f"{key}.{name}")
+            else:
+                yield from self._entry("", key, value, key)
+
+    def _entry(self, indent: str, name: str, value: Any, dotted: str) -> Iterator[str]:
+        comment = f"# {printable(str(self.origins[dotted]))}"
+        if name == "sources":
+            yield from [f"{indent}{name}:  {comment}", *(f"{indent}  - {_dump(url)}" for url in value)]
+            return
+        yield f"{indent}{name}: {_dump(value)}  {comment}"
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package: pairs by depth and resolution, then the others."""
+    return sorted((path.stem for path in RECIPES.glob("*.yaml") if path.stem != BASE), key=_order)
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Return a recipe by its name, or by the path of a YAML file, with values overridden: `train.batch_size=1024`.
+
+    Raises:
+        UnknownModelError: there is no such recipe.
+        ConfigError: it, a base of it or an override has an unknown key or an impossible value.
+    """
+    return trace_recipe(name, overrides).recipe
+
+
+def trace_recipe(name: str, overrides: Sequence[str] = ()) -> TracedRecipe:
+    """Return a recipe as `load_recipe` does, with the origin of each value.
+
+    Raises:
+        UnknownModelError: there is no such recipe.
+        ConfigError: it, a base of it or an override has an unknown key or an impossible value.
+    """
+    layers = read_recipe(name)
+    for override in overrides:
+        layers.override(override)
+    return build_recipe(name, layers)
+
+
+def read_recipe(name: str) -> Layers:
+    """Return a recipe's values as its files have them, not checked yet.
+
+    Raises:
+        UnknownModelError: there is no such recipe.
+        ConfigError: a file is not YAML, or its base is not there.
+    """
+    path = expand_user(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if name == BASE or not path.is_file():
+        likely = nearest(name, list_recipes()) or list_recipes()[:3]
+        raise UnknownModelError(
+            f"no recipe {name!r}; nearest: {', '.join(likely)}. Run `rszoo recipes`; one of your own is given by the "
+            "path of its .yaml file"
+        )
+    return read_layers(path)
+
+
+def build_recipe(name: str, layers: Layers) -> TracedRecipe:
+    """Check values and build the recipe; `name` is for error texts.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value impossible.
+    """
+    try:
+        recipe = Recipe.from_dict(layers.values)
+    except ConfigError as error:
+        # The key that the text begins with may be of a file far below.
+        key = re.match(r"(?:unknown key ')?([\w.]+)", str(error))
+        origin = layers.origins.get(key[1]) if key else None
+        where = "" if origin is None or origin.line is None else f" ({origin.place}:{origin.line})"
+        raise ConfigError(f"recipe {name}: {error}{where}") from error
+    origins = dict(layers.origins)
+    if depth := origins.get("model.depth"):
+        note = ", ".join(filter(None, [f"depth {recipe.model.depth}", depth.note]))
+        origins["model.blocks"] = dataclasses.replace(depth, note=note)
+    everything = {key: origins.get(key, Origin("default")) for key in _keys(recipe.to_dict())}
+    used = {mark for origin in everything.values() for mark in re.findall(r"\[(\w+)\]", origin.note)}
+    return TracedRecipe(recipe, everything, {mark: text for mark, text in layers.marks.items() if mark in used})
+
+
+def _keys(values: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in values.items():
+        yield from (f"{key}.{name}" for name in value) if isinstance(value, Mapping) else (key,)
+
+
+def _dump(value: Any) -> str:
+    """Return a value as YAML in one line."""
+    text = yaml.safe_dump(value, default_flow_style=None, allow_unicode=True, width=10**6).removesuffix("...\n")
+    if len(text.splitlines()) > 1:
+        # Only in double quotes can a text have its line breaks escaped.
+        text = yaml.safe_dump(value, default_style='"', width=10**6)
+    return text.rstrip("\n")
+
+
+def _order(name: str) -> tuple[int, int, str]:
+    pair = re.fullmatch(r"resnet-rs-(\d+)-i(\d+)", name)
+    # No network has as many layers.
+    return (int(pair[1]), int(pair[2]), name) if pair else (10**6, 0, name)
