@@ -27,6 +27,7 @@ from rszoo.errors import (
     FILE_SYSTEM_ERRORS,
     ConfigError,
     NetworkError,
+    NewerFormatError,
     OutputError,
     SourceNotFoundError,
     WeightsError,
@@ -86,7 +87,7 @@ def open_cached(path: Path) -> ModelFolder | None:
     try:
         folder = read_folder(path)
         return folder if folder.weights_path else None
-    except (SourceNotFoundError, ConfigError, WeightsError):
+    except (SourceNotFoundError, ConfigError, NewerFormatError, WeightsError):
         return None
 
 

@@ -22,9 +22,11 @@ from safetensors.numpy import save_file
 from rszoo.disk.staging import staged_folder, sweep
 from rszoo.disk.temporary import remove_folder, write_whole
 from rszoo.errors import CheckpointError
+from rszoo.fields import check_format
 from rszoo.folder.model_folder import sha256_of
 from rszoo.pipeline.share import Position
 from rszoo.train.output import writing
+from rszoo.version import __version__
 
 _TENSORS = "state.safetensors"
 _FACTS = "state.json"
@@ -83,6 +85,7 @@ def save_state(folder: Path, tensors: Mapping[str, np.ndarray], progress: Progre
         save_file({name: np.asarray(values, order="C") for name, values in tensors.items()}, staging / _TENSORS)
         facts = {
             "format_version": _FORMAT_VERSION,
+            "rszoo_version": __version__,
             **dataclasses.asdict(progress),
             "top1": None,
             "sha256": sha256_of(staging / _TENSORS),
@@ -95,13 +98,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """Read what a checkpoint says of itself; its tensors are looked at when they are asked for.
 
     Raises:
-        CheckpointError: it is missing, damaged or of another version.
+        CheckpointError: it is missing or damaged.
+        NewerFormatError: a newer rszoo wrote it.
     """
     path = folder / _FACTS
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if facts["format_version"] != _FORMAT_VERSION:
-            raise ValueError(f"format_version {facts['format_version']!r}, this rszoo reads {_FORMAT_VERSION}")
+        facts = check_format(json.loads(path.read_text(encoding="utf-8")), _FORMAT_VERSION, path)
         progress = Progress(
             int(facts["step"]),
             str(facts["engine"]),

@@ -14,7 +14,7 @@ import yaml
 
 from rszoo.arch.config import ArchConfig
 from rszoo.disk.paths import expand_user
-from rszoo.errors import ConfigError
+from rszoo.errors import ConfigError, NewerFormatError
 from rszoo.folder.model_folder import looks_like_folder, read_folder
 from rszoo.hub.address import parse_address
 from rszoo.net.urls import is_hub_name
@@ -72,7 +72,7 @@ def lost_start(recipe: str) -> str | None:
     path = expand_user(recipe)
     try:
         init = RunFolder(path.parent).init if path.name == RECIPE_FILE and path.is_file() else None
-    except ConfigError:
+    except (ConfigError, NewerFormatError):
         return None
     if init is None:
         return None

@@ -18,9 +18,11 @@ import yaml
 from rszoo.disk.locks import held
 from rszoo.disk.temporary import abandoned, write_whole
 from rszoo.errors import ConfigError, OutputError, UsageError
+from rszoo.fields import check_format
 from rszoo.recipes.recipe import Recipe
 from rszoo.train.identity import Identity
 from rszoo.train.output import writing
+from rszoo.version import __version__
 
 #: The recipe in a run's folder.
 RECIPE_FILE = "recipe.yaml"
@@ -179,14 +181,12 @@ class RunFolder:
             return {}
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-            if facts["format_version"] != _FORMAT_VERSION:
-                raise ValueError(f"format_version {facts['format_version']!r}, this rszoo reads {_FORMAT_VERSION}")
-            return dict(facts)
+            return {"format_version": _FORMAT_VERSION, **check_format(facts, _FORMAT_VERSION, path)}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(f"{path} is damaged: {error}; choose another --output") from error
 
     def _write(self, facts: Mapping[str, Any]) -> None:
-        write_whole(self.path / _RUN, json.dumps(facts, indent=1) + "\n")
+        write_whole(self.path / _RUN, json.dumps({**facts, "rszoo_version": __version__}, indent=1) + "\n")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

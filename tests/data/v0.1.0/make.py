@@ -124,7 +124,7 @@ def make_tfrecords(output: Path, images: Path) -> None:
 
 
 def make_logits(output: Path) -> None:
-    """For every model folder, logits of the same images in both frameworks."""
+    """For every model folder, PyTorch's logits of the same images."""
     images = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
     logits = {"images": images}
     for config in sorted(output.rglob("config.json")):
@@ -150,5 +150,5 @@ if __name__ == "__main__":
     make_cache(output, archive)
     make_hub(output, work / "home")
     make_tfrecords(output, work / "images")
-    make_logits(output)
     shutil.rmtree(work)
+    make_logits(output)
