@@ -48,7 +48,9 @@ def run_demo(output: Path) -> None:
     images, labels = held_out_digits()
     ran = [framework for framework in ("torch", "keras") if _print_accuracy(output, framework, images, labels)]
     if not ran:
-        raise MissingPackageError('neither framework is installed; run: pip install "rszoo[torch]" or "rszoo[keras]"')
+        raise MissingPackageError(
+            'neither framework is installed; run: pip install "rszoo[torch]" or "rszoo[keras,tensorflow]"'
+        )
 
 
 def _is_former_demo(output: Path) -> bool:
