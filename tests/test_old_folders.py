@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -253,6 +254,8 @@ def test_a_newer_folder_in_the_cache_hides_no_older_one(tmp_path, monkeypatch):
     old = find_cached(entry).path
     new = Path(shutil.copytree(old, old.with_name(f"{entry.name}-ema-{'0' * 16}")))
     newer(new, "config.json", "rszoo_version")
+    # The newest is looked at first.
+    os.utime(new, (old.stat().st_mtime + 10,) * 2)
     assert find_cached(entry).path == old
 
 
