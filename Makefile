@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint constraints clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/rszoo demo --output demo-model
@@ -29,12 +29,20 @@ $(VENV)/installed-torch:
 	touch $@
 
 $(VENV)/installed-demo: pyproject.toml $(VENV)/installed-torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[torch,keras]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[torch,keras,tensorflow]"
 	touch $@
 
 $(VENV)/installed-test: pyproject.toml $(VENV)/installed-torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
 	touch $@
+
+# What CI installs, anew: the newest versions that go together, with PyTorch and its CUDA left to TORCH.
+constraints: $(VENV)/installed-test
+	echo '# What `make test` installs beside PyTorch, on Linux x86-64 with Python 3.11. Made by `make constraints`.' > $@.new
+	echo "$(TORCH)" | $(BIN)/uv pip compile --quiet pyproject.toml - --extra test --no-header --no-annotate \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	  | grep -Ev '^(torch|triton|nvidia-.*|cuda-.*)==' >> $@.new
+	mv $@.new constraints.txt
 
 clean:
 	rm -rf $(VENV) demo-model build dist .pytest_cache .mypy_cache .ruff_cache

@@ -52,6 +52,10 @@ class ConfigError(RszooError, ValueError):
     """An architecture, manifest or config.json with an impossible or unknown value."""
 
 
+class NewerFormatError(RszooError, RuntimeError):
+    """A file that a newer version of rszoo wrote: not damaged, so what repairs or replaces damaged files leaves it."""
+
+
 class SourceNotFoundError(RszooError, FileNotFoundError):
     """A checkpoint, folder or image that does not exist."""
 

@@ -19,7 +19,7 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from rszoo.errors import ConfigError, nearest
+from rszoo.errors import ConfigError, NewerFormatError, nearest
 from rszoo.limits import is_a, require, shown
 from rszoo.version import __version__
 
@@ -90,18 +90,30 @@ def parse_json(text: str | bytes) -> Any:
         raise ConfigError(f"it is not JSON: {error}") from error
 
 
-def check_format(values: object, version: int) -> Mapping[str, Any]:
-    """Check the `format_version` of a file's values, and return the others.
+def check_format(values: object, version: int, where: object, *, key: str = "format_version") -> Mapping[str, Any]:
+    """Check the version of a file's format, and return its other values.
+
+    Args:
+        values: what the file says.
+        version: the one that is read.
+        where: the file, for error texts.
+        key: which value is the version.
 
     Raises:
-        ConfigError: the values are no section, or of another version than `version`.
+        NewerFormatError: a newer rszoo wrote the file; the text names the one to install.
+        ConfigError: the values are no section, or the version is none that any rszoo writes.
     """
     section = {**_as_section(values, "the file")}
-    found = section.pop("format_version", None)
+    found = section.pop(key, None)
+    if isinstance(found, int) and not isinstance(found, bool) and found > version:
+        writer = _writer(section)
+        by, wanted = (f"rszoo {writer}", f"'rszoo>={writer}'") if writer else ("a newer rszoo", "rszoo")
+        raise NewerFormatError(
+            f"{where} has {key} {found}, written by {by}; this is rszoo {__version__}, which reads {version}: "
+            f"pip install -U {wanted}"
+        )
     if found != version or isinstance(found, bool):
-        newer = isinstance(found, int) and found > version
-        remedy = f" (rszoo {__version__}); `pip install --upgrade rszoo` reads newer ones" if newer else ""
-        raise ConfigError(f"format_version {shown(found)}, this rszoo reads {version}{remedy}")
+        raise ConfigError(f"{key} must be {version}, received {shown(found)}")
     return section
 
 
@@ -113,6 +125,21 @@ def check_fields(instance: Any) -> None:
     """
     for name, hint in _fields(type(instance))[0].items():  # type: ignore[arg-type]
         object.__setattr__(instance, name, _value(hint, getattr(instance, name), name, False))
+
+
+def _writer(section: Mapping[str, Any]) -> str | None:
+    """Return the version of rszoo that a file says wrote it; None if it does not, or says no version."""
+    versions = section.get("versions")
+    for text in (
+        section.get("rszoo_version"),
+        section.get("converter"),
+        section.get("rszoo"),
+        versions.get("rszoo") if isinstance(versions, Mapping) else None,
+    ):
+        # It becomes part of a command to type.
+        if match := re.fullmatch(r"(?:rszoo )?(\d{1,9}(?:\.\w{1,9}){0,4})", str(text), re.ASCII):
+            return match[1]
+    return None
 
 
 @functools.cache

@@ -362,7 +362,7 @@ def test_a_verification_of_other_weights_is_not_shown(folder):
 
 @pytest.mark.parametrize(
     "change",
-    [{"passed": False}, {"format_version": 2}, {"checks": [{"name": "x"}]}, {"checks": 3}, {"versions": None}],
+    [{"passed": False}, {"format_version": 0}, {"checks": [{"name": "x"}]}, {"checks": 3}, {"versions": None}],
 )
 def test_a_damaged_verification_is_refused(folder, change):
     record = json.loads((verified(folder).path / VERIFICATION).read_text())
@@ -531,7 +531,7 @@ def test_impossible_evaluations_are_refused(folder, change, message):
         card_of(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 2, "results": []}', "[" * 10_000])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 0, "results": []}', "[" * 10_000])
 def test_a_damaged_evaluation_is_refused(folder, text):
     (folder.path / EVALUATION).write_text(text)
     with pytest.raises(ConfigError, match=r"evaluation\.json is damaged"):

@@ -25,7 +25,15 @@ import rszoo
 from converters.convert import convert
 from rszoo.arch.config import ArchConfig
 from rszoo.cli.main import app
-from rszoo.errors import ConfigError, ImageError, OutputError, RszooError, UsageError, VerificationError
+from rszoo.errors import (
+    ConfigError,
+    ImageError,
+    NewerFormatError,
+    OutputError,
+    RszooError,
+    UsageError,
+    VerificationError,
+)
 from rszoo.evaluate import Result, Runtime, evaluate
 from rszoo.evaluate.classes import match_classes
 from rszoo.evaluate.report import class_scores, summary, worst_classes, write_report
@@ -442,7 +450,7 @@ def test_results_are_recorded_in_the_place_of_former_ones(folder):
 def test_a_record_that_cannot_be_read_or_written_stays_as_it_is(folder, monkeypatch):
     result = dataclasses.replace(RESULT, weights_sha256=sha256_of(folder / WEIGHTS))
     (folder / EVALUATION).write_text('{"format_version": 2, "results": []}')
-    with pytest.raises(ConfigError, match=r"format_version 2, this rszoo reads 1 .*pip install --upgrade rszoo"):
+    with pytest.raises(NewerFormatError, match="which reads 1: pip install -U rszoo"):
         record_evaluation(folder, result)
     assert '"format_version": 2' in (folder / EVALUATION).read_text()
     (folder / EVALUATION).unlink()

@@ -134,7 +134,7 @@ def test_a_wrong_family_is_refused(change, message):
 
 
 def test_a_manifest_of_an_older_rszoo_is_refused():
-    with pytest.raises(ConfigError, match="schema_version 1, this rszoo reads 2"):
+    with pytest.raises(ConfigError, match="schema_version must be 2, received 1"):
         parse_manifest({**MANIFEST, "schema_version": 1})
 
 

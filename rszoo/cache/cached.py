@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rszoo.disk import temporary
 from rszoo.disk.paths import models_folder
-from rszoo.errors import ConfigError, OutputError, SourceNotFoundError, WeightsError
+from rszoo.errors import ConfigError, NewerFormatError, OutputError, SourceNotFoundError, WeightsError
 from rszoo.folder.model_folder import ModelFolder, WeightSet, read_folder
 from rszoo.registry.entry import PretrainedEntry
 
@@ -31,7 +31,7 @@ def open_cached(path: Path) -> ModelFolder | None:
     try:
         folder = read_folder(path)
         return folder if folder.weights_path else None
-    except (SourceNotFoundError, ConfigError, WeightsError):
+    except (SourceNotFoundError, ConfigError, NewerFormatError, WeightsError):
         return None
 
 

@@ -19,6 +19,7 @@ from rszoo.errors import ConfigError, OutputError
 from rszoo.fields import build, check_format, parse_json, plain
 from rszoo.folder.model_folder import EVALUATION, WEIGHTS, sha256_of
 from rszoo.limits import check_count, check_pattern, check_percent, check_text
+from rszoo.version import __version__
 
 #: What the images went through: rszoo's published preprocessing, or timm's transform of the same size.
 Transform = Literal["published", "timm"]
@@ -71,6 +72,7 @@ class Evaluation:
 @dataclass(frozen=True)
 class _File:
     results: tuple[Evaluation, ...]
+    rszoo_version: str | None = __version__
 
 
 def read_evaluations(folder: Path) -> tuple[Evaluation, ...]:
@@ -140,7 +142,7 @@ def _read(folder: Path) -> tuple[Evaluation, ...]:
     if not path.is_file():
         return ()
     try:
-        results = build(_File, check_format(parse_json(path.read_bytes()), _FORMAT_VERSION)).results
+        results = build(_File, check_format(parse_json(path.read_bytes()), _FORMAT_VERSION, path)).results
         for index, result in enumerate(results):
             if any(result.conditions == former.conditions for former in results[:index]):
                 raise ConfigError(f"two results of {result.conditions}; keep one")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from rszoo.fields import build, check_format, parse_json, plain
 from rszoo.folder.timm_config import parse_timm_config, timm_keys
 from rszoo.refs import DEFAULT_FILE
 from rszoo.registry.preprocessing import Preprocessing
+from rszoo.version import __version__
 
 CONFIG = "config.json"
 WEIGHTS = DEFAULT_FILE
@@ -50,7 +51,8 @@ _FORMAT_VERSION = 1
 class ModelConfig:
     """What `config.json` says: the pair's name or the architecture's label, and all that is needed to run it.
 
-    `pair` is the registry's name, or None for a network of the user's own.
+    `pair` is the registry's name, or None for a network of the user's own. `rszoo_version` wrote the file, None in
+    files of 0.1.0: it is kept, since the text of a file that was read must come out the same.
     """
 
     title: str
@@ -59,6 +61,7 @@ class ModelConfig:
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None
     weights: WeightKind
+    rszoo_version: str | None = field(default=__version__, compare=False)
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != self.arch.num_classes:
@@ -68,11 +71,13 @@ class ModelConfig:
     def to_json(self) -> str:
         """Return the text of `config.json`."""
         facts = plain(self)
+        writer = facts.pop("rszoo_version")
+        version = {"format_version": _FORMAT_VERSION} | ({} if writer is None else {"rszoo_version": writer})
         # The long list last.
         facts["labels"] = facts.pop("labels")
         keys = timm_keys(self.arch, self.preprocessing, self.labels)
         # rszoo's come first, so that the head of a long file is enough to read them.
-        return json.dumps({"rszoo": {"format_version": _FORMAT_VERSION, **facts}, **keys}, indent=1) + "\n"
+        return json.dumps({"rszoo": {**version, **facts}, **keys}, indent=1) + "\n"
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,8 @@ def read_folder(path: str | os.PathLike[str]) -> ModelFolder:
 
     Raises:
         SourceNotFoundError: there is no such folder, or it is not a model folder.
-        ConfigError: its `config.json` is damaged or of another version.
+        ConfigError: its `config.json` is damaged.
+        NewerFormatError: a newer rszoo wrote it.
     """
     folder = expand_user(path)
     config_path = folder / CONFIG
@@ -124,7 +130,8 @@ def parse_config(text: str | bytes, label: str) -> ModelConfig:
     `label` names the file in error texts, and the model if timm's keys are all that is there.
 
     Raises:
-        ConfigError: it is damaged, of another version, or of a network that is not a ResNet-RS.
+        ConfigError: it is damaged, or of a network that is not a ResNet-RS.
+        NewerFormatError: a newer rszoo wrote it.
     """
     try:
         keys = parse_json(text)
@@ -134,7 +141,7 @@ def parse_config(text: str | bytes, label: str) -> ModelConfig:
             return ModelConfig(label, None, arch, preprocessing, labels, "trained")
         if not isinstance(keys, dict) or "rszoo" not in keys:
             raise ConfigError("it has neither the key 'rszoo' nor timm's 'architecture'")
-        return build(ModelConfig, check_format(keys["rszoo"], _FORMAT_VERSION))
+        return build(ModelConfig, {"rszoo_version": None, **check_format(keys["rszoo"], _FORMAT_VERSION, label)})
     except ConfigError as error:
         raise ConfigError(f"{label} is damaged or not a ResNet-RS's: {error}") from error
 
@@ -154,9 +161,14 @@ def _without_keras(text: str) -> dict[str, Any]:
 
 
 def find_damage(path: Path) -> str | None:
-    """Read a model folder in full; return what is wrong with it, or None if it is what was once converted."""
+    """Read a model folder in full; return what is wrong with it, or None if it is what was once converted.
+
+    Raises:
+        NewerFormatError: a newer rszoo wrote its account.
+    """
     try:
-        account = json.loads((path / CONVERSION).read_text(encoding="utf-8"))["result"]
+        text = (path / CONVERSION).read_text(encoding="utf-8")
+        account = check_format(json.loads(text), _FORMAT_VERSION, path / CONVERSION)["result"]
         recorded = {CONFIG: account["config_sha256"], WEIGHTS: account["sha256"]}
         config = (path / CONFIG).read_text(encoding="utf-8")
         found = {CONFIG: config_sha256(config), WEIGHTS: sha256_of(path / WEIGHTS)}

@@ -121,7 +121,7 @@ def find_doubt(
 
 def _read(path: Path, parse: Callable[[Mapping[str, Any]], _T], remedy: str) -> _T | None:
     try:
-        return parse(check_format(parse_json(path.read_bytes()), _FORMAT_VERSION))
+        return parse(check_format(parse_json(path.read_bytes()), _FORMAT_VERSION, path))
     except FileNotFoundError:
         return None
     except (OSError, ConfigError) as error:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rszoo.errors import ConfigError, SplitNotFoundError, UsageError, summarize
+from rszoo.fields import check_format
 from rszoo.pipeline.files import list_folder, read_text
 
 #: The file that `rszoo tfrecords` writes next to the records: classes, and the number of records in each file.
@@ -72,20 +73,19 @@ def read_description(root: str, shards: Sequence[str], split: str) -> Known:
 
     Raises:
         ConfigError: it is damaged, or describes other files.
+        NewerFormatError: a newer rszoo wrote it.
     """
     path = posixpath.join(root, DESCRIPTION)
     text = read_text(path)
     if text is None:
         return Known()
     try:
-        return _parse(json.loads(text), len(shards), split)
+        return _parse(check_format(json.loads(text), FORMAT_VERSION, path), len(shards), split)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: {error}; delete it, or write the TFRecords again") from error
 
 
 def _parse(values: Any, num_shards: int, split: str) -> Known:
-    if values["format_version"] != FORMAT_VERSION:
-        raise ConfigError(f"format_version {values['format_version']!r}, this rszoo reads {FORMAT_VERSION}")
     names, counts = values["class_names"], values["splits"][split]["records"]
     if not names or not all(isinstance(name, str) for name in names):
         raise ConfigError("class_names must be strings")

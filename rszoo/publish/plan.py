@@ -27,8 +27,8 @@ from rszoo.folder.model_folder import (
     VERIFICATION,
     WEIGHTS,
     ModelFolder,
-    config_sha256,
     find_damage,
+    parse_config,
     strip_config,
 )
 from rszoo.folder.records import read_conversion, read_verification
@@ -174,9 +174,10 @@ def _gather(folder: ModelFolder, raw: ModelFolder | None, made: Path) -> dict[st
 
 def _make_config(folder: ModelFolder, made: Path, keras: bool) -> dict[str, Path]:
     """Write `config.json`, with Keras's keys behind the others if they are wanted, and then also Keras's weights."""
-    text = strip_config((folder.path / CONFIG).read_text(encoding="utf-8"))
-    if config_sha256(text) != config_sha256(folder.config.to_json()):
-        raise VerificationError(f"{folder.path / CONFIG} was changed while it was read; verify and push again")
+    path = folder.path / CONFIG
+    text = strip_config(path.read_text(encoding="utf-8"))
+    if parse_config(text, str(path)) != folder.config:
+        raise VerificationError(f"{path} was changed while it was read; verify and push again")
     if not keras:
         (made / CONFIG).write_text(text, encoding="utf-8")
         return {CONFIG: made / CONFIG}

@@ -19,7 +19,7 @@ from rszoo.arch.config import ArchConfig
 from rszoo.assets import asset
 from rszoo.disk.paths import expand_user
 from rszoo.errors import ConfigError, SourceNotFoundError, UnknownModelError, nearest, summarize
-from rszoo.fields import build, parse_json
+from rszoo.fields import build, check_format, parse_json
 from rszoo.registry.entry import Converted, Family, Golden, PretrainedEntry, Published, Source
 from rszoo.registry.preprocessing import Preprocessing
 
@@ -90,9 +90,10 @@ def parse_manifest(values: object) -> dict[str, PretrainedEntry]:
 
     Raises:
         ConfigError: a field is unknown, missing or impossible; the text names the family or the model.
+        NewerFormatError: it is of a newer rszoo.
     """
     try:
-        manifest = build(_Manifest, values)
+        manifest = build(_Manifest, check_format(values, _SCHEMA_VERSION, "the weights manifest", key="schema_version"))
         families = {
             name: build(Family, {"name": name, **facts}, f"families.{name}")
             for name, facts in manifest.families.items()
@@ -114,13 +115,8 @@ def parse_manifest(values: object) -> dict[str, PretrainedEntry]:
 
 @dataclass(frozen=True)
 class _Manifest:
-    schema_version: int
     families: Mapping[str, Mapping[str, Any]]
     models: tuple[Mapping[str, Any], ...]
-
-    def __post_init__(self) -> None:
-        if self.schema_version != _SCHEMA_VERSION:
-            raise ConfigError(f"schema_version {self.schema_version}, this rszoo reads {_SCHEMA_VERSION}")
 
 
 @dataclass(frozen=True)

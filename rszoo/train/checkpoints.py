@@ -26,6 +26,7 @@ from rszoo.fields import build, check_format, parse_json
 from rszoo.folder.model_folder import sha256_of
 from rszoo.pipeline.share import Position
 from rszoo.train.output import writing
+from rszoo.version import __version__
 
 _TENSORS = "state.safetensors"
 _FACTS = "state.json"
@@ -82,6 +83,8 @@ class _Facts:
     pending: tuple[tuple[float, float], ...]
     top1: float | None
     sha256: str
+    # Version 0.1.0 did not write it.
+    rszoo_version: str | None = None
 
 
 def save_state(folder: Path, tensors: Mapping[str, np.ndarray], progress: Progress) -> Checkpoint:
@@ -96,6 +99,7 @@ def save_state(folder: Path, tensors: Mapping[str, np.ndarray], progress: Progre
         save_file({name: np.asarray(values, order="C") for name, values in tensors.items()}, staging / _TENSORS)
         facts = {
             "format_version": _FORMAT_VERSION,
+            "rszoo_version": __version__,
             **dataclasses.asdict(progress),
             "top1": None,
             "sha256": sha256_of(staging / _TENSORS),
@@ -108,11 +112,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """Read what a checkpoint says of itself; its tensors are looked at when they are asked for.
 
     Raises:
-        CheckpointError: it is missing, damaged or of another version.
+        CheckpointError: it is missing or damaged.
+        NewerFormatError: a newer rszoo wrote it.
     """
     path = folder / _FACTS
     try:
-        facts = build(_Facts, check_format(parse_json(path.read_bytes()), _FORMAT_VERSION))
+        facts = build(_Facts, check_format(parse_json(path.read_bytes()), _FORMAT_VERSION, path))
     except (FileNotFoundError, ConfigError) as error:
         raise CheckpointError(f"{path} is missing or cannot be read: {error}") from error
     progress = Progress(facts.step, facts.engine, tuple(map(Position._make, facts.positions)), facts.pending)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from rszoo.disk.paths import expand_user
-from rszoo.errors import ConfigError
+from rszoo.errors import ConfigError, NewerFormatError
 from rszoo.pipeline.sources import Source
 from rszoo.recipes.load import load_recipe
 from rszoo.recipes.recipe import Recipe
@@ -61,7 +61,7 @@ def lost_start(recipe: str) -> str | None:
     path = expand_user(recipe)
     try:
         init = RunFolder(path.parent).init if path.name == RECIPE_FILE and path.is_file() else None
-    except ConfigError:
+    except (ConfigError, NewerFormatError):
         return None
     if init is None:
         return None

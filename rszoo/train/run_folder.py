@@ -22,6 +22,7 @@ from rszoo.fields import check_format, parse_json
 from rszoo.recipes.recipe import Recipe
 from rszoo.train.identity import Identity
 from rszoo.train.output import writing
+from rszoo.version import __version__
 
 #: The recipe in a run's folder.
 RECIPE_FILE = "recipe.yaml"
@@ -176,12 +177,13 @@ class RunFolder:
         if not path.is_file():
             return {}
         try:
-            return dict(check_format(parse_json(path.read_bytes()), _FORMAT_VERSION))
+            return dict(check_format(parse_json(path.read_bytes()), _FORMAT_VERSION, path))
         except ConfigError as error:
             raise ConfigError(f"{path} cannot be read: {error}; or choose another --output") from error
 
     def _write(self, facts: Mapping[str, Any]) -> None:
-        write_whole(self.path / _RUN, json.dumps({"format_version": _FORMAT_VERSION, **facts}, indent=1) + "\n")
+        versions = {"format_version": _FORMAT_VERSION, "rszoo_version": __version__}
+        write_whole(self.path / _RUN, json.dumps({**facts, **versions}, indent=1) + "\n")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

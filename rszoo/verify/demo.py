@@ -44,7 +44,9 @@ def run_demo(output: Path) -> None:
     images, labels = held_out_digits()
     ran = [framework for framework in ("torch", "keras") if _print_accuracy(folder, framework, images, labels)]
     if not ran:
-        raise MissingPackageError('neither framework is installed; run: pip install "rszoo[torch]" or "rszoo[keras]"')
+        raise MissingPackageError(
+            'neither framework is installed; run: pip install "rszoo[torch]" or "rszoo[keras,tensorflow]"'
+        )
 
 
 def print_check(check: Check) -> None:

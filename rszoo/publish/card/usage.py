@@ -27,7 +27,7 @@ def usage(findings: Findings) -> str:
 def _rszoo_usage(name: str, findings: Findings) -> str:
     size = findings.facts.folder.config.preprocessing.image_size
     return f"""\
-With rszoo (`pip install "rszoo[torch]"` or `"rszoo[keras]"`):
+With rszoo (`pip install "rszoo[torch]"` or `"rszoo[keras,tensorflow]"`):
 
 ```python
 import rszoo
