@@ -234,22 +234,20 @@ def test_killed_at_a_change_of_the_disk(server, tmp_path, undisturbed, power, py
 
 def test_killed_at_any_time_and_again(server, tmp_path, undisturbed, pytestconfig):
     rng, killed = random.Random(0), 0
-    began = time.monotonic()
-    server.bytes_per_second = 2_000_000
-    finish(Job(tmp_path / "timed", server.endpoint))
-    duration = time.monotonic() - began
     for number in range(100 if pytestconfig.getoption("slow") else 2):
         folder = tmp_path / str(number)
         server.bytes_per_second = 2_000_000
         for _ in range(rng.randint(1, 3)):
             process = start(Job(folder, server.endpoint))
-            process.join(rng.uniform(0, 0.8 * duration))
+            enough = server.sent_bytes + rng.randrange(len(ARCHIVE) * 9 // 10)
+            while process.is_alive() and server.sent_bytes < enough:
+                time.sleep(0.001)
             process.kill()
             process.join()
             killed += process.exitcode == -signal.SIGKILL
         assert_recovers(server, folder, undisturbed[1])
-    print(killed, "killed")
-    assert killed > 0
+    # What an earlier one left can be less than enough: the later ones of a folder may end.
+    assert killed > number
 
 
 def run_together(job: Job, count: int) -> list[int | None]:
@@ -301,10 +299,9 @@ def test_a_process_that_holds_the_lock_and_does_nothing_is_not_waited_for(server
     monkeypatch.setattr(registry, "_entries", published_entries)
     monkeypatch.setattr(cache, "_HUNG_S", 0.5)
     (tmp_path / "busy").mkdir()
-    began = time.monotonic()
+    # Held until the cache is filled: who waits for it waits forever.
     with filelock.FileLock(tmp_path / "busy" / NAME):
         assert fill_cache(get_entry(NAME)).weights_path.is_file()
-    assert time.monotonic() - began < 10
     assert_tidy(tmp_path)
 
 
@@ -335,14 +332,12 @@ def test_a_signal_ends_a_stalled_download_soon(server, tmp_path, number, at):
     environment = {"RSZOO_CACHE": str(tmp_path), "RSZOO_GCS_ENDPOINT": server.endpoint, "NO_PROXY": "127.0.0.1"}
     command = [sys.executable, "-c", PROGRAM.format(block=BLOCK), "prefetch", "resnet-rs-50-i160"]
     with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 20
-        while (len(stalled) < 4 or len(arrived(tmp_path)) < 8) and time.monotonic() < deadline:
+        while process.poll() is None and (len(stalled) < 4 or len(arrived(tmp_path)) < 8):
             time.sleep(0.01)
-        assert len(stalled) == 4
-        began = time.monotonic()
         process.send_signal(number)
-        process.wait(10)
-        assert time.monotonic() - began < 2
+        process.wait()
+        # Not served in the end.
+        assert [request.sent for request in stalled] == [at or 0] * 4
         assert "Traceback" not in process.stderr.read()
     assert process.returncode == 128 + number
     assert list((tmp_path / "models").iterdir()) == []
