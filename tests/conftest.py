@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from filelock import FileLock
 
 from converters.convert import Identity, convert
 from rszoo.folder.model_folder import ModelFolder, read_folder
@@ -62,29 +64,54 @@ def use_manifest(
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Tf1Checkpoint:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Make a folder once for all workers of this run; it is not to be changed."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / name).is_dir():
+                fill(shared / f"{name}.unfinished")
+                (shared / f"{name}.unfinished").rename(shared / name)
+        return shared / name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(once: Callable[[str, Callable[[Path], object]], Path]) -> Tf1Checkpoint:
     """A checkpoint of a small network, written by the TF1 training graph."""
-    return write_checkpoint(TINY, tmp_path_factory.mktemp("tf1"))
+
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        np.savez(folder / "values.npz", **write_checkpoint(TINY, folder).values)
+
+    folder = once("tf1", fill)
+    with np.load(folder / "values.npz") as values:
+        return Tf1Checkpoint(TINY, folder / "model.ckpt", folder / "checkpoint.tar.gz", dict(values))
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tiny_checkpoint: Tf1Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+def tiny_folder(tiny_checkpoint: Tf1Checkpoint, once: Callable[[str, Callable[[Path], object]], Path]) -> ModelFolder:
     """The small network's averages, converted."""
-    output = tmp_path_factory.mktemp("converted") / "tiny"
-    convert(str(tiny_checkpoint.archive), output, identity=Identity(image_size=64))
-    return read_folder(output)
+    archive, identity = str(tiny_checkpoint.archive), Identity(image_size=64)
+    return read_folder(once("tiny", lambda folder: convert(archive, folder, identity=identity)))
 
 
 @pytest.fixture(scope="session")
-def verified(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def verified(once: Callable[[str, Callable[[Path], object]], Path]) -> dict[str, Path]:
     """The demo's averaged and plain weights, converted and verified; not to be changed."""
-    folders = {}
-    for weights in ("ema", "raw"):
-        folders[weights] = tmp_path_factory.mktemp("verified") / weights
-        convert("resnet-rs-demo", folders[weights], weights=weights)
-        opened = read_folder(folders[weights])
-        parity.save_verification(opened, list(parity.verify(opened)))
-    return folders
+
+    def make(weights: str) -> Path:
+        def fill(folder: Path) -> None:
+            convert("resnet-rs-demo", folder, weights=weights)
+            opened = read_folder(folder)
+            parity.save_verification(opened, list(parity.verify(opened)))
+
+        return once(f"verified-{weights}", fill)
+
+    return {weights: make(weights) for weights in ("ema", "raw")}
 
 
 @pytest.fixture

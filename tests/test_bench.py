@@ -75,5 +75,5 @@ def test_published_times_stand_beside(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_real_step() -> None:
     result = time_step(DEMO, "torch", ["train.precision=float32"], Timing(warmup_steps=1, steps=2, batch_size=4))
     assert (result.batch_size, result.too_large, result.steps) == (4, (), 2)
-    assert 0 < result.seconds < 60
+    assert result.seconds > 0
     assert "torch" in result.versions

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from rszoo.verify.demo import held_out_digits
+from tests.commands import PROGRAMS, call
 
-PROGRAMS = {"rszoo": "rszoo.cli.main", "rszoo-convert": "rszoo.cli.convert"}
 
-
-def run(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", PROGRAMS[words[0]], *words[1:]]
+def start(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `rszoo` in a process of its own."""
+    command = [sys.executable, "-m", "rszoo.cli.main", *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment})
 
 
@@ -26,7 +26,7 @@ def run(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.
 def demo_model(tmp_path_factory) -> str:
     """The demo converted by the program."""
     folder = tmp_path_factory.mktemp("cli") / "demo"
-    done = run("rszoo-convert", "--ckpt", "resnet-rs-demo", "--output", str(folder))
+    done = call("rszoo-convert", "--ckpt", "resnet-rs-demo", "--output", str(folder))
     assert (done.returncode, done.stderr) == (0, "")
     assert f"rszoo verify {folder}" in done.stdout
     return str(folder)
@@ -44,17 +44,17 @@ def digit_files(tmp_path_factory) -> list[str]:
 
 
 def test_list_and_info_as_json():
-    listed = json.loads(run("rszoo", "list", "*-152-*", "--json").stdout)
+    listed = json.loads(call("rszoo", "list", "*-152-*", "--json").stdout)
     assert [entry["name"] for entry in listed] == [f"resnet-rs-152-i{size}" for size in (192, 224, 256)]
     assert listed[0]["parameters"] == 86_621_576
-    info = json.loads(run("rszoo", "info", "resnetrs152", "--json").stdout)
+    info = json.loads(call("rszoo", "info", "resnetrs152", "--json").stdout)
     assert (info["name"], info["published"]["top1"]) == ("resnet-rs-152-i256", 83.0)
-    assert "resnet-rs-420-i320" in run("rszoo", "list").stdout
+    assert "resnet-rs-420-i320" in call("rszoo", "list").stdout
 
 
 def test_predict_names_the_digits(demo_model, digit_files):
     for framework in ("torch", "keras"):
-        done = run("rszoo", "predict", demo_model, *digit_files, "--framework", framework, "--top", "2", "--json")
+        done = call("rszoo", "predict", demo_model, *digit_files, "--framework", framework, "--top", "2", "--json")
         results = json.loads(done.stdout)
         for result in results:
             label = Path(result["image"]).name[0]
@@ -63,7 +63,7 @@ def test_predict_names_the_digits(demo_model, digit_files):
 
 
 def test_verify_passes_and_is_recorded(demo_model):
-    done = run("rszoo", "verify", demo_model, "--json")
+    done = call("rszoo", "verify", demo_model, "--json")
     checks = {check["name"]: check for check in json.loads(done.stdout)}
     assert done.returncode == 0, done.stdout
     assert [check["status"] for check in checks.values()] == ["passed"] * 6 + ["not run"]
@@ -81,7 +81,7 @@ def test_verify_finds_a_changed_weight(demo_model, tmp_path):
     data = bytearray((tmp_path / "model.safetensors").read_bytes())
     data[-2] ^= 1
     (tmp_path / "model.safetensors").write_bytes(data)
-    done = run("rszoo", "verify", str(tmp_path), "--json")
+    done = call("rszoo", "verify", str(tmp_path), "--json")
     assert done.returncode == 1
     assert {check["name"] for check in json.loads(done.stdout) if check["status"] == "failed"} == {"file", "source"}
     assert "failed 2 of 7 checks: file, source" in done.stderr
@@ -101,7 +101,7 @@ def test_verify_says_what_it_could_not_do_without_frameworks(demo_model):
 
 
 def test_convert_back_and_forth_on_the_command_line(demo_model, tmp_path):
-    done = run("rszoo-convert", "--ckpt", demo_model, "--to", "tf1", "--output", str(tmp_path / "tf1"), "--json")
+    done = call("rszoo-convert", "--ckpt", demo_model, "--to", "tf1", "--output", str(tmp_path / "tf1"), "--json")
     assert json.loads(done.stdout) == {"prefix": str(tmp_path / "tf1" / "model.ckpt")}
     words = (
         "--ckpt",
@@ -112,12 +112,12 @@ def test_convert_back_and_forth_on_the_command_line(demo_model, tmp_path):
         str(tmp_path / "again"),
         "--json",
     )
-    report = json.loads(run("rszoo-convert", *words).stdout)
+    report = json.loads(call("rszoo-convert", *words).stdout)
     assert (report["model"], report["result"]["tensors"]) == ("resnet-rs-demo", 194)
 
 
 def test_demo_runs_from_an_empty_folder(tmp_path):
-    done = run("rszoo", "demo", cwd=tmp_path)
+    done = start("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "torch: 359 of 360 held-out digits right" in done.stdout
     assert "keras: 359 of 360 held-out digits right" in done.stdout
@@ -149,7 +149,7 @@ def test_mistakes_get_a_line_a_hint_and_a_code(demo_model, tmp_path, words, code
     (tmp_path / "file").write_text("")
     places = {"MODEL": demo_model, "TEXT": "text.txt", "EMPTY": "empty", "EMPTYFILE": "file"}
     before = sorted(tmp_path.rglob("*"))
-    done = run(*(places.get(word, word) for word in words), cwd=tmp_path, RSZOO_OFFLINE="1")
+    done = call(*(places.get(word, word) for word in words), cwd=tmp_path, RSZOO_OFFLINE="1")
     assert done.returncode == code, done.stderr
     assert hint in done.stderr
     assert "Traceback" not in done.stderr
@@ -158,8 +158,8 @@ def test_mistakes_get_a_line_a_hint_and_a_code(demo_model, tmp_path, words, code
 
 
 def test_unknown_keras_backend_is_a_line(demo_model, digit_files):
-    words = ("rszoo", "predict", demo_model, digit_files[0], "--framework", "keras")
-    done = run(*words, KERAS_BACKEND="tensorflwo")
+    words = ("predict", demo_model, digit_files[0], "--framework", "keras")
+    done = start(*words, KERAS_BACKEND="tensorflwo")
     assert (done.returncode, done.stderr) == (
         2,
         "error: KERAS_BACKEND is 'tensorflwo'; set it to tensorflow, or leave it out\n",
@@ -167,19 +167,19 @@ def test_unknown_keras_backend_is_a_line(demo_model, digit_files):
 
 
 def test_debug_shows_the_traceback():
-    assert "Traceback" in run("rszoo", "info", "nothing", RSZOO_DEBUG="1").stderr
+    assert "Traceback" in call("rszoo", "info", "nothing", RSZOO_DEBUG="1").stderr
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_ends_with_examples_and_exit_codes(program):
     words = (program,) if program == "rszoo-convert" else (program, "predict")
-    text = run(*words, "--help").stdout
+    text = call(*words, "--help").stdout
     assert text.index("Examples:") < text.index("Exit codes:")
     assert text.count(f"{program} ") >= 2
 
 
 def test_output_is_plain_without_a_terminal(demo_model):
-    done = run("rszoo", "info", demo_model)
+    done = call("rszoo", "info", demo_model)
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
     assert np.char.count(done.stdout, "parameters") == 1

@@ -49,6 +49,7 @@ from rszoo.publish.plan import Target, planned
 from rszoo.registry.manifest import load_labels
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.verify.demo import held_out_digits
+from tests.commands import call
 from tests.test_timm import timm_run
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -469,11 +470,6 @@ def test_writers_at_the_same_time_lose_nothing(folder):
     assert {one.dataset for one in read_evaluations(folder)} == {one.dataset for one in results}
 
 
-def rszoo_eval(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rszoo.cli.main", "eval", *words]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
-
-
 def test_the_command_line_starts_without_numpy_and_frameworks():
     slow = {"numpy", "PIL", "torch", "tensorflow", "keras", "jax", "sklearn"}
     program = f"import sys, rszoo.cli.main; print(sorted({slow} & set(sys.modules)))"
@@ -483,7 +479,7 @@ def test_the_command_line_starts_without_numpy_and_frameworks():
 
 def test_what_the_command_records_is_on_the_card(folder, tmp_path):
     words = (str(folder), "--data", "digits", "--record", "--output", str(tmp_path / "scores"), "--json")
-    done = rszoo_eval(*words, "--framework", "keras")
+    done = call("rszoo", "eval", *words, "--framework", "keras")
     assert done.returncode == 0, done.stderr
     assert (facts := json.loads(done.stdout))["top1"]["right"] == 359
     assert json.loads((tmp_path / "scores" / "result.json").read_text()) == facts
@@ -543,10 +539,12 @@ def test_mistakes_get_a_line_a_hint_and_a_code(words, code, hint, demo, tmp_path
 
 
 def test_a_mistake_is_one_line_on_the_terminal(demo, tmp_path):
-    done = rszoo_eval(str(demo), "--data", str(tmp_path / "nowhere"))
-    assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    program = [sys.executable, "-m", "rszoo.cli.main", "eval", "nothing", "--data", "digits"]
+    started = subprocess.run(program, capture_output=True, text=True)
+    for done, code in ((call("rszoo", "eval", demo, "--data", tmp_path / "nowhere"), 3), (started, 2)):
+        assert (done.returncode, done.stdout) == (code, "")
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
 
 
 _TIMM = """

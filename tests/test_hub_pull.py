@@ -33,6 +33,7 @@ from rszoo.refs import parse_ref
 from rszoo.registry.manifest import get_entry, parse_manifest
 from rszoo.registry.preprocessing import Preprocessing
 from tests import manifests
+from tests.commands import call
 from tests.conftest import ME, READER
 from tests.hub_server import HubFault, hub_environment, use_hub
 
@@ -382,7 +383,7 @@ def test_one_stage_read_lazily_moves_its_bytes(hub, files, source):
         assert all(torch.equal(loaded[name], local[name]) for name in names)
 
 
-def test_info_reads_headers_only(hub, tmp_path):
+def test_info_reads_headers_only(hub):
     # The 420's many tensors with few values each, and Keras's long part of the config behind rszoo's and timm's.
     arch = ArchConfig((4, 44, 87, 4), num_classes=1000, width_multiplier=0.02)
     labels = tuple(f"a class with the number {number}" for number in range(1000))
@@ -391,9 +392,7 @@ def test_info_reads_headers_only(hub, tmp_path):
     tensors = {torch_name(spec): np.zeros(torch_shape(spec), np.float32) for spec in iter_tensors(arch)}
     files = {"config.json": json.dumps(keys).encode(), "model.safetensors": safetensors.numpy.save(tensors)}
     hub.put_repo("me/wide", files | {"verification.json": b"{}"})
-    environment = {**os.environ, **hub_environment(hub, tmp_path / "home", ME)}
-    command = [sys.executable, "-m", "rszoo.cli.main", "info", "hf-hub:me/wide", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = call("rszoo", "info", "hf-hub:me/wide", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     facts = json.loads(done.stdout)
     assert facts["commit"] == hub.head("me/wide")
@@ -413,7 +412,7 @@ def test_pull_makes_a_model_folder(hub, files, source, tmp_path):
         pulled, original = read_folder(tmp_path / weights), read_folder(source[weights])
         assert pulled.config == original.config
         assert pulled.weights_path.read_bytes() == original.weights_path.read_bytes()
-        again = subprocess.run(command, capture_output=True, text=True, env=environment)
+        again = call("rszoo", "pull", name, "--output", tmp_path / weights)
         assert again.returncode == OutputError.exit_code
         assert "--overwrite" in again.stderr
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
@@ -446,10 +445,16 @@ def test_a_pull_is_whole_or_fails_and_works_offline_when_repeated(hub, files, tm
 @pytest.mark.parametrize("endpoint", ["http://[bad", "http://host:99999", "huggingface.co", "ftp://host"])
 def test_an_endpoint_that_is_no_url_is_named(tmp_path, endpoint):
     for words in (["pull", "me/demo"], ["push", str(tmp_path), "me/demo", "--dry-run"], ["info", "hf-hub:me/demo"]):
-        command = [sys.executable, "-m", "rszoo.cli.main", *words]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_ENDPOINT": endpoint})
+        done = call("rszoo", *words, HF_ENDPOINT=endpoint)
         assert done.returncode == UsageError.exit_code
         assert done.stderr.startswith(f"error: HF_ENDPOINT is {endpoint!r}")
+
+
+def test_the_endpoint_is_checked_before_the_client_is_imported_which_would_break():
+    command = [sys.executable, "-m", "rszoo.cli.main", "info", "hf-hub:me/demo"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_ENDPOINT": "http://[bad"})
+    assert (done.returncode, done.stderr.count("\n")) == (UsageError.exit_code, 1)
+    assert done.stderr.startswith("error: HF_ENDPOINT is 'http://[bad'")
 
 
 @pytest.mark.parametrize("answer", [b"[]", b"null", b"{}", b'{"siblings": 5}', b"<html>"])

@@ -24,6 +24,7 @@ from rszoo.publish.plan import Target, planned
 from rszoo.publish.push import upload
 from rszoo.registry.manifest import get_entry
 from tests import manifests
+from tests.commands import call
 from tests.conftest import ME, READER
 from tests.hub_server import HubFault, HubRequest, hub_environment
 
@@ -37,11 +38,6 @@ ALL = PLAIN | {"conversion.raw.json", "model.raw.safetensors", "verification.raw
 def folder(verified, tmp_path) -> Path:
     """The verified averaged weights, to be changed."""
     return Path(shutil.copytree(verified["ema"], tmp_path / "model"))
-
-
-def rszoo_command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rszoo.cli.main", *words]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
 def run(model) -> torch.Tensor:
@@ -81,7 +77,8 @@ _SAVE = "\nnp.save(sys.argv[2], logits)"
 def test_what_the_program_pushes_every_library_loads(hub, verified, tmp_path):
     environment = hub_environment(hub, tmp_path / "home", ME)
     words = ("push", str(verified["ema"]), "me/demo", "--keras", "--raw-folder", str(verified["raw"]))
-    done = rszoo_command(*words, **environment)
+    program = [sys.executable, "-m", "rszoo.cli.main", *words]
+    done = subprocess.run(program, capture_output=True, text=True, env={**os.environ, **environment})
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{hub.endpoint}/me/demo/commit/{hub.head('me/demo')}" in done.stdout
     assert names(hub, "me/demo") == ALL
@@ -100,7 +97,7 @@ def test_what_the_program_pushes_every_library_loads(hub, verified, tmp_path):
 
     # Again: no weights move, there is no commit, and the program says so.
     since = len(hub.requests)
-    done = rszoo_command(*words, **environment)
+    done = call("rszoo", *words)
     assert "nothing to push" in done.stdout
     assert (uploads(hub, since), len(hub.commits("me/demo"))) == ([], 2)
     # A copy of the repository is a model folder, too; Keras's keys go where Keras's weights are.
@@ -114,15 +111,16 @@ def test_what_the_program_pushes_every_library_loads(hub, verified, tmp_path):
     assert ME not in done.stdout + done.stderr
 
 
-def test_dry_run_shows_files_and_card_and_asks_nobody(hub, verified, tmp_path, monkeypatch):
-    environment = hub_environment(hub, tmp_path / "home", None) | {"HF_HUB_OFFLINE": "1"}
-    done = rszoo_command("push", str(verified["ema"]), "me/demo", "--dry-run", "--json", **environment)
+def test_dry_run_shows_files_and_card_and_asks_nobody(hub, verified, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    environment = {"HF_HUB_OFFLINE": "1"}
+    done = call("rszoo", "push", str(verified["ema"]), "me/demo", "--dry-run", "--json", **environment)
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
     assert set(told["files"]) == PLAIN
     assert told["files"]["model.safetensors"] == (verified["ema"] / "model.safetensors").stat().st_size
     assert told["card"].startswith("---\n")
-    done = rszoo_command("push", str(verified["ema"]), "me/demo", "--dry-run", **environment)
+    done = call("rszoo", "push", str(verified["ema"]), "me/demo", "--dry-run", **environment)
     assert told["card"] in done.stdout
     assert changes(hub) == []
 
@@ -222,11 +220,8 @@ def test_a_public_repository_gets_nothing_that_was_to_be_private(hub, folder):
     ],
     ids=["no token", "wrong token", "read-only token", "other's account"],
 )
-def test_without_the_right_login(hub, folder, tmp_path, repo, token, said):
-    environment = hub_environment(hub, tmp_path / "home", token)
-    if token is None:
-        environment["HF_TOKEN"] = ""
-    done = rszoo_command("push", str(folder), repo, **environment)
+def test_without_the_right_login(hub, folder, repo, token, said):
+    done = call("rszoo", "push", folder, repo, HF_TOKEN=token or "")
     assert done.returncode == HubError.exit_code
     assert said in done.stderr
     assert done.stderr.count("\n") == 1

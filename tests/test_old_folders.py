@@ -69,7 +69,7 @@ def copied(name: str, folder: Path) -> Path:
 
 
 def train(folder: Path, engine: str) -> str:
-    done = CliRunner().invoke(app, ["train", *TRAIN, "--engine", engine, "--output", str(folder)])
+    done = CliRunner().invoke(app, ["train", *TRAIN, "--framework", engine, "--output", str(folder)])
     assert done.exit_code == 0, done.output
     return done.output
 

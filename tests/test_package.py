@@ -1,4 +1,4 @@
-"""The package as such: what importing it costs, what it offers, and a wheel installed elsewhere."""
+"""The package as such: what importing it costs, and what it offers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pkgutil
 import re
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import pytest
@@ -81,33 +80,3 @@ def test_readme_lists_the_registered_models_with_their_facts():
         entry = rszoo.get_entry(name)
         millions = f"{count_parameters(entry.arch) / 1e6:.1f} M"
         assert f"| {name} | {millions} | {entry.image_size} | {entry.published.top1:.1f} |" in readme
-
-
-def test_a_wheel_works_where_the_checkout_is_not(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)],
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.glob("rszoo-*.whl")
-    venv.create(tmp_path / "venv", with_pip=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    # The dependencies come from this environment: what is tested is the wheel's own content.
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True, capture_output=True)
-    here = Path(pytest.__file__).parent.parent
-    (tmp_path / "venv" / "lib").glob("python*/site-packages").__next__().joinpath("deps.pth").write_text(f"{here}\n")
-    code = (
-        "import rszoo, sys; print(rszoo.__file__); print(len(rszoo.list_models()));"
-        "print(rszoo.get_entry('resnet-rs-50').labels[388]); print(len(rszoo.load_weights('resnet-rs-demo')))"
-    )
-    run = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    path, count, panda, tensors = run.stdout.splitlines()
-    assert path.startswith(str(tmp_path))
-    assert all((Path(path).parents[1] / package / "py.typed").is_file() for package in ("rszoo", "converters"))
-    assert (int(count), int(tensors)) == (12, 194)
-    assert panda.startswith("giant panda")
-    program = tmp_path / "venv" / "bin" / "rszoo"
-    listed = subprocess.run([program, "list", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert len(json.loads(listed.stdout)) == 12
-    recipes = subprocess.run([program, "recipes", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert len(json.loads(recipes.stdout)) == 14

@@ -51,9 +51,14 @@ def test_small_network_equals_tf1_session(tiny_checkpoint, tmp_path, weights):
     assert_same_stages(read_folder(tmp_path / "m"), tiny_checkpoint.prefix, ema=weights == "ema")
 
 
-@pytest.mark.parametrize(
-    "depth", [50, *(pytest.param(depth, marks=pytest.mark.slow) for depth in list(BLOCKS_OF_DEPTH)[1:])]
-)
+def test_the_blocks_of_depth_50_equal_the_tf1_session_at_an_eighth_of_the_width(tmp_path):
+    checkpoint = write_checkpoint(replace(rszoo.get_entry("resnet-rs-50").arch, width_multiplier=0.125), tmp_path)
+    convert(str(checkpoint.archive), tmp_path / "m", identity=Identity(image_size=64))
+    assert_same_stages(read_folder(tmp_path / "m"), checkpoint.prefix, ema=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", BLOCKS_OF_DEPTH)
 def test_every_depth_equals_tf1_session(depth, tmp_path, record_property):
     checkpoint = write_checkpoint(rszoo.get_entry(f"resnet-rs-{depth}").arch, tmp_path)
     convert(str(checkpoint.archive), tmp_path / "m", identity=Identity(model=f"resnet-rs-{depth}"))
@@ -66,7 +71,9 @@ def test_every_depth_equals_tf1_session(depth, tmp_path, record_property):
 BEFORE = {"stem": "classic", "shortcut_pool": "never", "se_ratio": 0.0}
 
 
-@pytest.mark.parametrize("fields", [BEFORE, {"se_ratio": 0.0}, {"stem": "classic"}, {"shortcut_pool": "never"}])
+@pytest.mark.parametrize(
+    "fields", [BEFORE, *(pytest.param({key: value}, marks=pytest.mark.slow) for key, value in BEFORE.items())], ids=str
+)
 def test_networks_of_the_papers_study_equal_the_tf1_session(fields, tmp_path):
     arch = replace(TINY, **fields)
     checkpoint = write_checkpoint(arch, tmp_path)
@@ -86,7 +93,8 @@ def test_torch_equals_keras_in_float64(tiny_folder):
     assert max(errors.values()) <= 1e-12, errors
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+# On JAX, tests/test_keras_engine.py holds whole training steps against the TF1 graph in any run.
+@pytest.mark.parametrize("backend", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
 def test_other_keras_backends_equal_torch(tiny_folder, backend):
     # The backend is chosen when Keras is imported, so each needs a process of its own.
     code = (

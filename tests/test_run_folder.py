@@ -152,20 +152,22 @@ def in_process(path: Path, kill_at: int | None, moments=None) -> int:
     return process.exitcode
 
 
-def test_killed_at_any_moment_and_gone_on_with_it_ends_the_same(reference, tmp_path):
+def test_killed_at_any_moment_and_gone_on_with_it_ends_the_same(reference, tmp_path, pytestconfig):
     moments = PROCESSES.SimpleQueue()
     assert in_process(tmp_path / "whole", None, moments) == 0
     assert_same_end(tmp_path / "whole", reference)
     count = moments.get()
     assert count > 100
-    # The last ones always: behind them no later checkpoint takes away what is left.
-    anywhere, last = np.random.default_rng().permutation(np.arange(1, count - 9))[:8], np.arange(count - 9, count + 1)
-    chosen = [*anywhere, *last]
-    for kill_at in map(int, chosen):
+    # The last ones always: no later checkpoint takes away what they leave.
+    last, anywhere = range(count - 9, count + 1), range(1, count - 9)
+    if not pytestconfig.getoption("slow"):
+        anywhere = np.random.default_rng(0).permutation(anywhere)[:6]
+    for kill_at in map(int, [*anywhere, *last]):
         path = tmp_path / f"killed-{kill_at}"
         assert in_process(path, kill_at) == -signal.SIGKILL
-        # And once more, somewhere in what is left.
-        assert in_process(path, max(1, kill_at // 3)) in (0, -signal.SIGKILL)
+        if kill_at not in last:
+            # And once more, soon after it resumed.
+            assert in_process(path, 1 + kill_at % 9) == -signal.SIGKILL
         assert in_process(path, None) == 0, kill_at
         assert_same_end(path, reference)
         left = [item for item in path.rglob("*") if item.name.endswith(".tmp")]
@@ -174,7 +176,7 @@ def test_killed_at_any_moment_and_gone_on_with_it_ends_the_same(reference, tmp_p
 
 def test_the_last_checkpoints_stay_and_the_best(tmp_path):
     run(tmp_path / "run", engine=FakeEngine(top1={6: 60, 12: 90, 18: 90, 24: 70, 30: 80}))
-    assert checkpoints(tmp_path / "run") == [12, 25, 30] or checkpoints(tmp_path / "run") == [12, 24, 30]
+    assert checkpoints(tmp_path / "run") == [12, 25, 30]
     best = read_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000012")
     assert (best.top1, best.progress.step) == (90.0, 12)
 

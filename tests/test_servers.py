@@ -17,6 +17,7 @@ from typing import Any
 import google_crc32c
 import pytest
 import requests
+import urllib3
 
 from tests.servers import Fault, FaultServer, fake_gcs, random_schedule
 
@@ -141,19 +142,22 @@ def test_options_and_schedules(server):
     assert ask(server)[1]["retry-after"] == "Wed, 02 Jan 2030 03:04:05 GMT"
 
 
-@pytest.mark.parametrize(
-    ("fault", "rate", "silent"),
-    [(Fault(stall=0.5), None, 0), (Fault(stall=0.5, stall_at=9), None, 9), (Fault(), 200, 0)],
-)
-def test_slow(server, fault, rate, silent):
-    server.faults, server.bytes_per_second = [fault], rate
-    begun = time.monotonic()
-    response = fetch(server.endpoint + "/o", stream=True, headers={"Range": "bytes=100-199"})
-    assert response.raw.read(silent) == ASKED[:silent]
-    at_silence = time.monotonic() - begun
-    assert response.raw.read() == ASKED[silent:]
-    assert time.monotonic() - begun >= 0.499
-    assert (at_silence < 0.45) == bool(rate or silent)
+@pytest.mark.parametrize("at", [None, 0, 9])
+def test_a_stall_is_silence_and_then_the_rest(server, at):
+    asked = {"stream": True, "headers": {"Range": "bytes=100-199"}, "timeout": 0.1}
+    server.faults = [Fault(stall=60, stall_at=at)]
+    with pytest.raises(requests.exceptions.ReadTimeout if at is None else urllib3.exceptions.ReadTimeoutError):
+        fetch(server.endpoint + "/o", **asked).raw.read(100)
+    assert server.requests[-1].sent == (at or 0)
+    server.faults = [Fault(stall=0.02, stall_at=at)]
+    assert fetch(server.endpoint + "/o", **asked | {"timeout": 60}).raw.read() == ASKED
+
+
+def test_slow(server):
+    server.bytes_per_second = 10
+    with fetch(server.endpoint + "/o", stream=True, headers={"Range": "bytes=100-199"}) as response:
+        assert response.raw.read(2) == ASKED[:2]
+        assert server.requests[-1].sent < 50
 
 
 def test_tls_needs_the_authority():
@@ -173,13 +177,11 @@ def test_hanging_clients_do_not_delay_the_end(capfd, https):
         for client in clients[:6]:
             client.sendall(b"GET /o HTTP/1.1\r\n\r\n")
         clients[5].close()
-        deadline = time.monotonic() + 5
-        while len(server.requests) < 5 and not https and time.monotonic() < deadline:
+        while len(server.requests) < 5 and not https:
             time.sleep(0.005)
-        begun = time.monotonic()
-    assert time.monotonic() - begun < 0.5
+    # Whoever stalled was cut off.
     assert threading.active_count() == before
-    assert https or len(server.requests) >= 5
+    assert max((request.sent for request in server.requests[:2]), default=0) <= 5
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
     for client in clients:

@@ -187,7 +187,7 @@ def test_ways_to_compute_give_the_same(setting: dict[str, Any]) -> None:
     assert max(distances(*states).values()) < 2e-5
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_network_compiles_as_one_graph(checkpointing: bool) -> None:
     network = rszoo.create(NOISY)
     network.set_grad_checkpointing(checkpointing)

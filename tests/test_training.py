@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +20,6 @@ from PIL import Image
 import rszoo
 from converters.convert import convert
 from converters.write_back import write_checkpoint
-from rszoo.cli import main as cli
 from rszoo.folder.evaluations import read_evaluations
 from rszoo.folder.model_folder import read_folder
 from rszoo.inference.classifier import Classifier
@@ -28,10 +27,13 @@ from rszoo.models.saving import save
 from rszoo.publish.plan import Target, planned
 from rszoo.recipes.load import load_recipe
 from rszoo.train.checkpoints import Checkpoints
+from rszoo.train.keras.engine import KerasEngine
 from rszoo.train.metrics import read_records
 from rszoo.train.run_folder import RunFolder
+from rszoo.train.torch.engine import TorchEngine
 from rszoo.verify.checks import save_verification, verify
 from rszoo.verify.demo import held_out_digits
+from tests.commands import call
 
 ENGINES = ("torch", "keras")
 # A step in milliseconds, and a record of each.
@@ -43,39 +45,38 @@ STEPS = 14
 PARTS = ("train", "validation")
 
 
-@pytest.fixture
-def command(capsys, monkeypatch):
-    """`rszoo` in this process: words in, exit code, stdout and stderr out."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rszoo", *map(str, words)])
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return call
-
-
-def start(*words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "rszoo.train", *words], stderr=subprocess.PIPE, text=True)
+def command(*words: object) -> tuple[int, str, str]:
+    """Run `rszoo` in this process; return its exit code, stdout and stderr."""
+    done = call("rszoo", *words)
+    return done.returncode, done.stdout, done.stderr
 
 
 def steps_of(path: Path) -> list[int]:
     return [record["step"] for record in read_records(path / "metrics.jsonl") if record["kind"] == "train"]
 
 
-def stop_at(process: subprocess.Popen[str], path: Path, step: int, number: signal.Signals) -> tuple[int, str]:
-    """Send a signal to a training when it has taken a step; return its exit code and what it said."""
-    while process.poll() is None and max(steps_of(path), default=0) < step:
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, told = process.communicate(timeout=120)
-    return process.returncode, told
+def signal_at(engine: str, step: int, number: int, patched: pytest.MonkeyPatch | None = None) -> None:
+    """Have this process send itself a signal as it takes a step."""
+    kind: Any = {"torch": TorchEngine, "keras": KerasEngine}[engine]
+    genuine, taken = kind.step, itertools.count(1)
+
+    def step_with_signal(self: Any, learning_rate: float) -> object:
+        if next(taken) == step:
+            os.kill(os.getpid(), number)
+        return genuine(self, learning_rate)
+
+    (patched or pytest.MonkeyPatch()).setattr(kind, "step", step_with_signal)
+
+
+KILLED = """
+import signal, sys
+from tests.test_training import signal_at
+engine, step, *words = sys.argv[1:]
+signal_at(engine, int(step), signal.SIGKILL)
+from rszoo.cli.main import main
+sys.argv = ["rszoo", *words]
+main()
+"""
 
 
 def figures(path: Path) -> list[dict]:
@@ -87,16 +88,27 @@ def figures(path: Path) -> list[dict]:
     ]
 
 
-# What Keras does with a step is in the default run all the same; this is four times 225 of them.
-@pytest.fixture(scope="module", params=["torch", pytest.param("keras", marks=pytest.mark.slow)])
+# Half the size of the images and half the epochs: a sixth of the work.
+SHORT = ("data.image_size=32", "train.epochs=10")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("torch", SHORT), id="torch"),
+        *(pytest.param((engine, ()), marks=pytest.mark.slow, id=f"{engine} in full") for engine in ENGINES),
+    ],
+)
 def demo(request, tmp_path_factory) -> tuple[str, Path]:
-    """The demo's recipe in full, as a user runs it; an engine and the run's folder."""
-    path = tmp_path_factory.mktemp("demo") / request.param
-    words = ("train", "--recipe", "resnet-rs-demo", "--framework", request.param, "--output", str(path), "--json")
-    done = subprocess.run([sys.executable, "-m", "rszoo.cli.main", *words], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["evaluation"]["ema"]["top1"] >= 97
-    return request.param, path
+    """The demo's recipe as a user runs it; an engine and the run's folder."""
+    engine, changes = request.param
+    path = tmp_path_factory.mktemp("demo") / engine
+    code, told, noted = command(
+        "train", "--recipe", "resnet-rs-demo", "--framework", engine, "--output", path, "--json", *changes
+    )
+    assert (code, noted) == (0, "")
+    assert json.loads(told)["evaluation"]["ema"]["top1"] >= 97
+    return engine, path
 
 
 def test_the_demo_s_recipe_reaches_97_percent_of_digits_it_never_saw(demo):
@@ -120,42 +132,51 @@ def test_a_trained_model_is_verified_pushed_and_exported_like_any_other(demo, tm
     _, path = demo
     folder = read_folder(path / "model")
     assert folder.config.labels == tuple("0123456789")
-    assert folder.config.preprocessing == load_recipe("resnet-rs-demo").data.preprocessing
+    assert folder.config.preprocessing == load_recipe(str(path / "recipe.yaml")).data.preprocessing
     checks = list(verify(folder))
     assert {check.status for check in checks} <= {"passed", "not run"}
     save_verification(folder, checks)
     with planned(folder, Target("me/digits")) as plan:
         assert {"model.safetensors", "evaluation.json"} <= set(plan.files)
     assert write_checkpoint(folder, tmp_path / "tf1", "tf1")
-    images = np.random.default_rng(0).standard_normal((4, 64, 64, 3)).astype(np.float32)
+    size = folder.config.preprocessing.image_size
+    images = np.random.default_rng(0).standard_normal((4, size, size, 3)).astype(np.float32)
     with torch.no_grad():
         logits = rszoo.create(folder.path)(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     np.testing.assert_allclose(np.asarray(rszoo.create(folder.path, framework="keras")(images)), logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_stopped_and_killed_at_any_step_it_ends_with_the_same_bits(engine, tmp_path, command):
-    words = (*TINY, "--framework", engine, "--max-steps", str(STEPS), "--output")
+@pytest.mark.parametrize(
+    ("engine", "killed_at"), [("torch", 5), ("keras", None), pytest.param("keras", 5, marks=pytest.mark.slow)]
+)
+def test_stopped_and_killed_it_ends_with_the_same_bits(engine, killed_at, tmp_path, monkeypatch):
+    """Between two checkpoints; tests/test_run_folder.py does it at every moment, with an engine of numpy."""
+    words = ("train", *TINY, "--framework", engine, "--max-steps", str(STEPS), "--output")
     whole, path = tmp_path / "whole", tmp_path / "stopped"
-    assert command("train", *words, whole)[0] == 0
-    first, second = sorted(random.sample(range(1, STEPS - 1), 2))
-    code, told = stop_at(start(*words, str(path)), path, first, signal.SIGTERM)
-    assert code == 75, told
-    assert "the same command goes on" in told
-    assert steps_of(path)[-1] >= first
-    if steps_of(path)[-1] < second:
-        code, told = stop_at(start(*words, str(path)), path, second, signal.SIGKILL)
-        assert code == -signal.SIGKILL, told
-    code, told, _ = command("train", *words, path)
+    assert command(*words, whole)[0] == 0
+    with monkeypatch.context() as patched:
+        signal_at(engine, 4, signal.SIGTERM, patched)
+        code, _, noted = command(*words, path)
+    assert code == 75, noted
+    assert "stopped by SIGTERM at step 4" in noted
+    assert "the same command goes on" in noted
+    if killed_at is not None:
+        # The fifth from there on: step 9, after the checkpoint of step 6.
+        program = [sys.executable, "-c", KILLED, engine, str(killed_at), *words, str(path)]
+        done = subprocess.run(program, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert steps_of(path)[-1] == 8
+    code, told, _ = command(*words, path)
     assert code == 0
     assert "going on from step" in told
-    assert figures(path) == figures(whole), (first, second)
+    assert figures(path) == figures(whole)
     for name in ("model/model.safetensors", f"checkpoints/step-{STEPS:08d}/state.safetensors"):
-        assert (path / name).read_bytes() == (whole / name).read_bytes(), (name, first, second)
-    assert len(json.loads((path / "run.json").read_text())["sessions"]) == 3
+        assert (path / name).read_bytes() == (whole / name).read_bytes(), name
+    sessions = json.loads((path / "run.json").read_text())["sessions"]
+    assert len(sessions) == 2 + (killed_at is not None)
     # Once more: there is nothing left to do.
     before = (path / "run.json").read_bytes()
-    code, told, _ = command("train", *words, path)
+    code, told, _ = command(*words, path)
     assert (code, "is finished" in told) == (0, True)
     code, _, told = command("train", *TINY, "--max-steps", "5", "--output", path)
     assert (code, f"at step {STEPS} already, beyond 5" in told) == (2, True)
@@ -163,7 +184,7 @@ def test_stopped_and_killed_at_any_step_it_ends_with_the_same_bits(engine, tmp_p
 
 
 @pytest.mark.slow
-def test_the_other_engine_goes_on(tmp_path, command):
+def test_the_other_engine_goes_on(tmp_path):
     path = tmp_path / "run"
     assert command("train", *TINY, "--max-steps", "6", "--output", path)[0] == 0
     code, told, noted = command("train", *TINY, "--framework", "keras", "--max-steps", "9", "--output", path)
@@ -218,9 +239,7 @@ def letters(tmp_path_factory) -> Path:
     return folder
 
 
-def test_fine_tuning_takes_the_classes_from_the_data_and_the_rest_from_the_weights(
-    letters, digits_model, tmp_path, command
-):
+def test_fine_tuning_takes_the_classes_from_the_data_and_the_rest_from_the_weights(letters, digits_model, tmp_path):
     path = tmp_path / "run"
     words = ("train", "--init", digits_model, "--data", letters, "--output", path, "train.batch_size=9")
     code, _, told = command(*words, "--max-steps", "3", "train.freeze_through=2", "model.dropout_rate=0.1")
@@ -279,7 +298,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("words", "code", "hint"), MISTAKES, ids=[hint for *_, hint in MISTAKES])
-def test_mistakes_get_a_line_and_a_code_and_leave_nothing(tmp_path, command, monkeypatch, words, code, hint):
+def test_mistakes_get_a_line_and_a_code_and_leave_nothing(tmp_path, monkeypatch, words, code, hint):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").write_text("")
     ended, told, noted = command("train", *words)

@@ -19,6 +19,7 @@ from rszoo.errors import MissingPackageError, NetworkError, UsageError, WeightsE
 from rszoo.weights import values as tensor_values
 from rszoo.weights.mapping import Weights
 from rszoo.weights.tensor_file import LocalFile
+from tests.commands import call
 from tests.servers import FaultServer
 
 PATH = "/models/tiny/model.safetensors"
@@ -280,30 +281,26 @@ def test_wrong_frameworks_are_refused(tiny_folder):
     assert 'pip install "rszoo[torch]"' in done.stdout
 
 
-def run_info(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "rszoo.cli.main", "info", *words], capture_output=True, text=True)
-
-
 def test_info_lists_tensors_of_a_url_from_its_header(tiny_folder, server):
-    listed = json.loads(run_info("--tensors", server.endpoint + PATH, "--json").stdout)
+    listed = json.loads(call("rszoo", "info", "--tensors", server.endpoint + PATH, "--json").stdout)
     assert server.sent_bytes == header_bytes(tiny_folder.weights_path)
     expected = safetensors.numpy.load_file(tiny_folder.weights_path)
     found = {row["name"]: (row["dtype"], tuple(row["shape"]), row["nbytes"]) for row in listed["tensors"]}
     assert found == {name: ("F32", values.shape, values.nbytes) for name, values in expected.items()}
     assert (listed["count"], listed["nbytes"]) == (len(expected), sum(values.nbytes for values in expected.values()))
-    local = json.loads(run_info("--tensors", str(tiny_folder.path), "--json").stdout)
+    local = json.loads(call("rszoo", "info", "--tensors", str(tiny_folder.path), "--json").stdout)
     assert local["tensors"] == listed["tensors"]
 
 
 def test_info_lists_tensors_of_cached_models_and_fetches_none():
-    missing = run_info("--tensors", "resnet-rs-50-i160")
+    missing = call("rszoo", "info", "--tensors", "resnet-rs-50-i160")
     assert (missing.returncode, missing.stdout) == (3, "")
     assert "rszoo prefetch resnet-rs-50-i160" in missing.stderr
     rszoo.load_weights("resnet-rs-demo")
-    lines = run_info("--tensors", "resnet-rs-demo").stdout.splitlines()
+    lines = call("rszoo", "info", "--tensors", "resnet-rs-demo").stdout.splitlines()
     assert len(lines) == 194 + 2
     assert " ".join(lines[1].split()) == "conv1.0.weight F32 4 x 3 x 3 x 3 432"
-    url = run_info("https://example.com/model")
+    url = call("rszoo", "info", "https://example.com/model")
     assert (url.returncode, "--tensors https://example.com/model" in url.stderr) == (2, True)
 
 
