@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -20,15 +20,12 @@ from rszoo.arch.config import ArchConfig
 from rszoo.arch.features import FeatureInfo, choose_features
 from rszoo.arch.names import keras_name, to_tf_layout, torch_name
 from rszoo.arch.walk import iter_tensors
-from rszoo.cache.find import ModelLike, fetch, find
+from rszoo.cache.find import ModelLike
 from rszoo.errors import UsageError, nearest
 from rszoo.extras import needs
-from rszoo.folder.model_folder import ModelConfig
-from rszoo.hub.pull import HubModel
 from rszoo.models.adapt import adapt_weights, needed_tensors
 from rszoo.models.devices import check_device, keras_scope
-from rszoo.registry.entry import PretrainedEntry
-from rszoo.registry.preprocessing import Preprocessing
+from rszoo.models.stored import find_stored
 from rszoo.weights.mapping import Weights, check_header
 from rszoo.weights.tensor_file import LocalFile
 
@@ -62,19 +59,6 @@ class _Plan:
     needed: list[str]
     dtype: str | None
     device: str | None
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What a name stands for. `open`: the tensors that are needed in, the file that has them out, None for no weights.
-
-    `origin` is what the weights' folder says of them.
-    """
-
-    arch: ArchConfig
-    preprocessing: Preprocessing | None
-    origin: ModelConfig | None
-    open: Callable[[Collection[str]], Path | RemoteFile | None]
 
 
 @overload
@@ -193,7 +177,7 @@ def create(
     module = import_model_module(framework)
     if device is not None:
         check_device(framework, str(device), dtype_name)
-    found = _resolve(model, pretrained)
+    found = find_stored(model, pretrained)
     stored = found.arch
     wanted = replace(
         stored,
@@ -253,21 +237,6 @@ class _KerasView(Mapping[tuple[str, str], np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._specs)
-
-
-def _resolve(model: ModelLike | ArchConfig, pretrained: bool) -> _Found:
-    if isinstance(model, ArchConfig):
-        if pretrained:
-            raise UsageError("an ArchConfig has no pretrained weights; give a registered name or a model folder")
-        return _Found(model, None, None, lambda _: None)
-    found = find(model)
-    if isinstance(found, HubModel):
-        origin, opened = (found.config, found.open_weights) if pretrained else (None, lambda _: None)
-        return _Found(found.config.arch, found.preprocessing, origin, opened)
-    if isinstance(found, PretrainedEntry) and not pretrained:
-        return _Found(found.arch, found.preprocessing, None, lambda _: None)
-    folder = fetch(found)
-    return _Found(folder.config.arch, folder.preprocessing, folder.config, lambda _: folder.weights_path)
 
 
 def _dtype_name(dtype: str | torch.dtype, framework: Framework) -> str:

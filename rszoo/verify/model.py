@@ -9,7 +9,8 @@ from typing import Any
 from rszoo.cache.find import ModelLike, find_local
 from rszoo.errors import VerificationError
 from rszoo.folder.model_folder import ModelFolder
-from rszoo.verify.checks import Check, save_verification, verify
+from rszoo.verify import checks as parity
+from rszoo.verify.checks import Check
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ def verify_model(
         OutputError: the folder cannot be written.
     """
     folder, checks = find_local(model), []
-    for check in verify(folder, source=source, golden_image=golden_image):
+    for check in parity.verify(folder, source=source, golden_image=golden_image):
         checks.append(check)
         if report is not None:
             report(check)
-    save_verification(folder, checks)
+    parity.save_verification(folder, checks)
     return Verification(folder, tuple(checks))
