@@ -10,8 +10,8 @@ from typing import Any, Literal
 import pytest
 
 from rszoo.errors import ConfigError
-from rszoo.fields import build, check_fields, check_format, pick, plain
-from rszoo.limits import check_count, check_percent, check_range
+from rszoo.schema.fields import build, check_fields, check_format, pick, plain
+from rszoo.schema.limits import check_count, check_percent, check_range
 
 
 @dataclass(frozen=True)

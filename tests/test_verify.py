@@ -12,11 +12,11 @@ from safetensors.numpy import save_file
 
 import rszoo
 from converters.convert import convert
-from rszoo.fields import plain
 from rszoo.folder.model_folder import ModelFolder, read_folder, sha256_of
 from rszoo.inference.images import preprocess
 from rszoo.registry.entry import Golden, GoldenImage
 from rszoo.registry.preprocessing import Preprocessing
+from rszoo.schema.fields import plain
 from rszoo.verify import checks as parity
 from rszoo.verify.stages import relative_l2, torch_stages
 from tests import manifests

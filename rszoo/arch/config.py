@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rszoo.errors import ConfigError
-from rszoo.fields import build, check_fields, plain
-from rszoo.limits import check_count, check_range
+from rszoo.schema.fields import build, check_fields, plain
+from rszoo.schema.limits import check_count, check_range
 
 Activation = Literal["relu", "silu"]
 StridedPadding = Literal["symmetric", "same"]

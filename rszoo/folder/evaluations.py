@@ -16,9 +16,9 @@ from rszoo.disk.locks import held
 from rszoo.disk.paths import busy_folder
 from rszoo.disk.temporary import write_whole
 from rszoo.errors import ConfigError, OutputError
-from rszoo.fields import build, check_format, parse_json, plain
 from rszoo.folder.model_folder import EVALUATION, WEIGHTS, sha256_of
-from rszoo.limits import check_count, check_pattern, check_percent, check_text
+from rszoo.schema.fields import build, check_format, parse_json, plain
+from rszoo.schema.limits import check_count, check_pattern, check_percent, check_text
 from rszoo.version import __version__
 
 #: What the images went through: rszoo's published preprocessing, or timm's transform of the same size.

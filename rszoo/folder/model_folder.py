@@ -17,10 +17,10 @@ from typing import Any, Literal
 from rszoo.arch.config import ArchConfig
 from rszoo.disk.paths import expand_user
 from rszoo.errors import ConfigError, SourceNotFoundError, WeightsError
-from rszoo.fields import build, check_format, parse_json, plain
 from rszoo.folder.timm_config import parse_timm_config, timm_keys
 from rszoo.refs import DEFAULT_FILE
 from rszoo.registry.preprocessing import Preprocessing
+from rszoo.schema.fields import build, check_format, parse_json, plain
 from rszoo.version import __version__
 
 CONFIG = "config.json"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from rszoo.errors import ConfigError
-from rszoo.fields import build, check_format, parse_json, pick
 from rszoo.folder.model_folder import CONVERSION, VERIFICATION
+from rszoo.schema.fields import build, check_format, parse_json, pick
 from rszoo.terminal import printable
 
 #: The checks that compare implementations; `rszoo.verify.checks` names them so.

@@ -14,8 +14,8 @@ from typing import Any
 
 from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
 from rszoo.errors import ConfigError
-from rszoo.fields import build, pick
 from rszoo.registry.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from rszoo.schema.fields import build, pick
 
 # What timm's constructors of this family are given; `layers` may be any.
 _BASE_DEPTH = 50

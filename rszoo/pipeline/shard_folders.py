@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rszoo.errors import ConfigError, SplitNotFoundError, UsageError, summarize
-from rszoo.fields import check_format
 from rszoo.pipeline.files import list_folder, read_text
+from rszoo.schema.fields import check_format
 
 #: The file that `rszoo tfrecords` writes next to the records: classes, and the number of records in each file.
 DESCRIPTION = "dataset.json"

@@ -16,9 +16,9 @@ import yaml
 
 from rszoo.arch.config import ArchConfig
 from rszoo.errors import ConfigError
-from rszoo.fields import build, plain
-from rszoo.limits import check_range
 from rszoo.registry.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from rszoo.schema.fields import build, plain
+from rszoo.schema.limits import check_range
 
 #: Whether anyone ran it: figures taken over from a source, or a run of which the recipe names the result.
 Status = Literal["transcribed", "run"]

@@ -14,8 +14,8 @@ from typing import Any
 from rszoo.arch.config import ArchConfig
 from rszoo.assets import asset
 from rszoo.errors import ConfigError
-from rszoo.limits import check_pattern, check_percent, check_text
 from rszoo.registry.preprocessing import Preprocessing
+from rszoo.schema.limits import check_pattern, check_percent, check_text
 
 
 @dataclass(frozen=True)

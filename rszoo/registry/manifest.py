@@ -19,9 +19,9 @@ from rszoo.arch.config import ArchConfig
 from rszoo.assets import asset
 from rszoo.disk.paths import expand_user
 from rszoo.errors import ConfigError, SourceNotFoundError, UnknownModelError, nearest, summarize
-from rszoo.fields import build, check_format, parse_json
 from rszoo.registry.entry import Converted, Family, Golden, PretrainedEntry, Published, Source
 from rszoo.registry.preprocessing import Preprocessing
+from rszoo.schema.fields import build, check_format, parse_json
 
 _SCHEMA_VERSION = 2
 _PACKAGE = Path(__file__).parents[1]

@@ -10,10 +10,10 @@ from typing import Any
 
 from rszoo.disk.temporary import write_whole
 from rszoo.errors import ConfigError, IntegrityError, OutputError, SourceNotFoundError
-from rszoo.fields import parse_json
 from rszoo.registry.entry import Converted
 from rszoo.registry.manifest import parse_manifest
 from rszoo.registry.trust import Record, read_record
+from rszoo.schema.fields import parse_json
 
 _FACTS = ("size", "crc32c", "md5", "sha256")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rszoo.fields import check_fields
-from rszoo.limits import check_count, check_range
+from rszoo.schema.fields import check_fields
+from rszoo.schema.limits import check_count, check_range
 
 #: Mean and standard deviation of ImageNet's RGB, for pixels in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from rszoo.disk.paths import record_path
 from rszoo.disk.temporary import write_whole
 from rszoo.errors import ConfigError, IntegrityError
-from rszoo.fields import build, parse_json
 from rszoo.net.urls import Version, public_url
 from rszoo.registry.entry import PretrainedEntry
+from rszoo.schema.fields import build, parse_json
 
 _FACTS = {"size": "length", "crc32c": "CRC32C", "md5": "MD5", "sha256": "SHA-256"}
 _MANIFEST = "the manifest"

@@ -22,9 +22,9 @@ from safetensors.numpy import save_file
 from rszoo.disk.staging import staged_folder, sweep
 from rszoo.disk.temporary import remove_folder, write_whole
 from rszoo.errors import CheckpointError, ConfigError
-from rszoo.fields import build, check_format, parse_json
 from rszoo.folder.model_folder import sha256_of
 from rszoo.pipeline.share import Position
+from rszoo.schema.fields import build, check_format, parse_json
 from rszoo.train.output import writing
 from rszoo.version import __version__
 

@@ -18,8 +18,8 @@ import yaml
 from rszoo.disk.locks import held
 from rszoo.disk.temporary import abandoned, write_whole
 from rszoo.errors import ConfigError, OutputError, UsageError
-from rszoo.fields import check_format, parse_json
 from rszoo.recipes.recipe import Recipe
+from rszoo.schema.fields import check_format, parse_json
 from rszoo.train.identity import Identity
 from rszoo.train.output import writing
 from rszoo.version import __version__

@@ -1,6 +1,6 @@
 """What a field's type cannot say of its value, checked in `__post_init__`, with one error text for all classes.
 
-Each value of a tuple is looked at, and None is not. Types are checked by `rszoo.fields`.
+Each value of a tuple is looked at, and None is not. Types are checked by `rszoo.schema.fields`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Every key must be known and every value of its field's type: bool, int, float, s
 another dataclass (a section of the file), or a union of these. Lists become tuples, whole numbers do as numbers; a bool
 is no number, and neither is NaN or infinity. Errors name the key with all of its sections, what was received, and what
 was allowed. What a type cannot say, a class checks in its `__post_init__`, with the functions of
-`rszoo.limits`.
+`rszoo.schema.limits`.
 
 A class with shorthand in its files has `expand_shorthand(values)`, which returns the values by the fields' names.
 """
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rszoo.errors import ConfigError, NewerFormatError, nearest
-from rszoo.limits import is_a, require, shown
+from rszoo.schema.limits import is_a, require, shown
 from rszoo.version import __version__
 
 _T = TypeVar("_T")

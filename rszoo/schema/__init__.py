@@ -1,0 +1,1 @@
+"""Values of JSON and YAML files as checked dataclasses, and back."""
