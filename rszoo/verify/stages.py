@@ -23,7 +23,7 @@ def torch_stages(folder: ModelFolder, batches: Sequence[np.ndarray], dtype: str)
     """Return every stage's output for each batch in PyTorch. Batches and outputs are NHWC."""
     import torch
 
-    model = create(folder.path).to(getattr(torch, dtype))
+    model = create(folder).to(getattr(torch, dtype))
     results = []
     for images in batches:
         with torch.no_grad():
