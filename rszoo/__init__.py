@@ -20,7 +20,7 @@ _MODULE_OF = {
     "ModelFolder": "rszoo.folder.model_folder",
     "Prefetched": "rszoo.cache.prefetch",
     "Preprocessing": "rszoo.registry.preprocessing",
-    "PretrainedEntry": "rszoo.registry.manifest",
+    "PretrainedEntry": "rszoo.registry.entry",
     "Pulled": "rszoo.cache.pulling",
     "Pushed": "rszoo.publish.push",
     "RszooError": "rszoo.errors",

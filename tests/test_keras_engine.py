@@ -74,7 +74,8 @@ def test_jax_on_two_devices_equals_the_tf1_graph_on_the_whole_batch(
     tf1: tuple[State, np.ndarray], workers: dict
 ) -> None:
     taken = keras_worker.result(*workers["jax"])
-    assert_close(taken, tf1[0])
+    # XLA sums in an order that depends on the processor: 1.05e-5 was measured on one, below 1e-5 on another.
+    assert_close(taken, tf1[0], 2e-5)
     np.testing.assert_allclose(taken["curve"], tf1[1], rtol=1e-5)
     assert taken["counts"][[0, 2, 3]].tolist() == [IMAGES, 1, 2]
     assert taken["positions"].tolist() == [[0, 0, BATCH]]

@@ -20,7 +20,8 @@ import torch
 from typer.testing import CliRunner
 
 import rszoo
-from rszoo.cache.fill import find_cached, find_folder
+from rszoo.cache.cached import find_cached
+from rszoo.cache.find import find_folder
 from rszoo.cache.upkeep import list_cached, verify_cache
 from rszoo.cli.main import app
 from rszoo.disk.paths import kept_archive
