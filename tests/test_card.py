@@ -624,7 +624,7 @@ def test_no_picture_without_figures_or_matplotlib(monkeypatch):
         family_plot(demo)
     for module in [name for name in sys.modules if name.startswith("matplotlib")]:
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setattr(sys, "path", [])
-    monkeypatch.setattr(sys, "meta_path", [])
+    # None makes an import fail as if the package were not there.
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingPackageError, match=r'pip install "rszoo\[hub\]"'):
         family_plot(rszoo.get_entry(PAIR))

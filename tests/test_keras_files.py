@@ -175,7 +175,7 @@ def test_a_tensor_that_keras_does_not_load_is_found_even_of_zeros(folder, tmp_pa
 
     def load_all_but_one(model, path):
         bias = model.get_layer("head_dense").bias
-        before = np.array(bias)
+        before = np.asarray(bias).copy()
         load_weights(model, path)
         bias.assign(before)
 

@@ -241,7 +241,7 @@ def subsampled(stage: np.ndarray, channels: int) -> np.ndarray:
 
 def run_torch(arch: ArchConfig, tensors: dict[str, np.ndarray], images: np.ndarray) -> dict[str, np.ndarray]:
     model = torch_resnet_rs.empty_model(arch)
-    torch_resnet_rs.assign_weights(model, {name: torch.from_numpy(values) for name, values in tensors.items()})
+    torch_resnet_rs.assign_weights(model, {name: torch.from_numpy(values.copy()) for name, values in tensors.items()})
     with torch.no_grad():
         stages = model.eval().forward_stages(torch.from_numpy(images).permute(0, 3, 1, 2))
     return {name: (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).numpy() for name, x in stages.items()}

@@ -99,14 +99,14 @@ def test_tensors_are_views_of_which_only_touched_pages_are_read(tmp_path, framew
 def test_copies_are_read_and_the_file_is_never_mapped(tiny_folder, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(tiny_folder.weights_path.read_bytes())
-    weights = Weights(LocalFile(path, "copies"))
     expected = safetensors.numpy.load_file(path)
-    assert all(np.array_equal(weights[name], values) for name, values in expected.items())
-    assert not np.shares_memory(weights[CONV], weights[CONV])
-    assert str(path) not in Path("/proc/self/maps").read_text() or sys.platform != "linux"
-    os.truncate(path, header_bytes(path) + 4)
-    with pytest.raises(WeightsError, match="changed while it was opened"):
-        weights["fc.weight"]
+    with Weights(LocalFile(path, "copies")) as weights:
+        assert all(np.array_equal(weights[name], values) for name, values in expected.items())
+        assert not np.shares_memory(weights[CONV], weights[CONV])
+        assert str(path) not in Path("/proc/self/maps").read_text() or sys.platform != "linux"
+        os.truncate(path, header_bytes(path) + 4)
+        with pytest.raises(WeightsError, match="changed while it was opened"):
+            weights["fc.weight"]
 
 
 @pytest.mark.parametrize("odd", [False, True])
