@@ -616,6 +616,15 @@ def test_every_pair_is_labelled_and_no_label_overlaps(name, monkeypatch):
     assert "Google, not measured here" in figure.texts[0].get_text()
 
 
+class WithoutMatplotlib:
+    """Makes Python look as if matplotlib were not installed."""
+
+    def find_spec(self, name, path=None, target=None):
+        """Refuse matplotlib; leave others to the next."""
+        if name == "matplotlib":
+            raise ModuleNotFoundError("No module named 'matplotlib'", name=name)
+
+
 def test_no_picture_without_figures_or_matplotlib(monkeypatch):
     assert has_family_plot(rszoo.get_entry(PAIR))
     demo = rszoo.get_entry("resnet-rs-demo")
@@ -624,7 +633,6 @@ def test_no_picture_without_figures_or_matplotlib(monkeypatch):
         family_plot(demo)
     for module in [name for name in sys.modules if name.startswith("matplotlib")]:
         monkeypatch.delitem(sys.modules, module)
-    # None makes an import fail as if the package were not there.
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(sys, "meta_path", [WithoutMatplotlib(), *sys.meta_path])
     with pytest.raises(MissingPackageError, match=r'pip install "rszoo\[hub\]"'):
         family_plot(rszoo.get_entry(PAIR))
