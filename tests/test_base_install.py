@@ -7,7 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 import uv
+
+from rszoo.cli.main import app
 
 ROOT = Path(__file__).parent.parent
 # What the extras bring. matplotlib and scikit-learn are in it to show that the environment really is alone.
@@ -80,6 +83,13 @@ def test_it_converts_verifies_and_shows_what_it_would_push(base: BaseInstall) ->
     assert "model.safetensors" in base.run("rszoo", *pushed, "--force", hint="pushed with --force")
     code = "import rszoo; print(len(rszoo.load_weights('resnet-rs-demo')))"
     assert base.run("python", "-c", code) == "194\n"
+
+
+def test_each_command_starts(base: BaseInstall) -> None:
+    commands = typer.main.get_command(app).commands
+    assert len(commands) > 10
+    for name in commands:
+        assert f"Usage: rszoo {name} " in base.run("rszoo", name, "--help")
 
 
 def test_what_needs_a_framework_names_the_extra(base: BaseInstall) -> None:
