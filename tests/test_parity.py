@@ -112,7 +112,7 @@ def test_other_keras_backends_equal_torch(tiny_folder, backend):
     assert float(error) <= 2e-6
 
 
-@pytest.mark.parametrize(("size", "weights"), itertools.product(("64", "75"), ("ema", "raw")))
+@pytest.mark.parametrize(("size", "weights"), list(itertools.product(("64", "75"), ("ema", "raw"))))
 def test_equals_outputs_of_the_original_code(shared, tmp_path, size, weights):
     """The shared fixture: checkpoint and outputs of tensorflow/tpu's own graph."""
     convert(str(shared / "tf1-1211-c10.tar.gz"), tmp_path / "m", weights=weights, identity=Identity(image_size=64))
@@ -129,7 +129,7 @@ def test_equals_outputs_of_the_original_code(shared, tmp_path, size, weights):
         assert parity.relative_l2(stages["logits"], reference[f"{size}/{other}/final_dense"]) > 1e-2
 
 
-@pytest.mark.parametrize(("size", "weights"), itertools.product(("64", "75"), ("ema", "raw")))
+@pytest.mark.parametrize(("size", "weights"), list(itertools.product(("64", "75"), ("ema", "raw"))))
 def test_description_can_say_the_model_garden_network(shared, tmp_path, size, weights):
     """The second lineage's outputs come out of the same builders; only its checkpoint's names are mapped here."""
     arch = ArchConfig.from_dict(
