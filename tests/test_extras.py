@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,7 +37,8 @@ def test_a_breakage_inside_a_package_is_passed_on(tmp_path, monkeypatch):
 
 def test_a_package_is_looked_for_without_an_import(monkeypatch):
     monkeypatch.setattr(sys, "path", [])
-    monkeypatch.setattr(sys, "meta_path", [])
+    # Not emptied, of which Python would warn: none of them finds a package.
+    monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=lambda *_: None)])
     monkeypatch.delitem(sys.modules, "cramjam", raising=False)
     with pytest.raises(MissingPackageError, match=r'reading needs cramjam.*"rszoo\[data\]"$'):
         check_installed("reading", "cramjam", extra="data")
