@@ -169,8 +169,8 @@ def test_four_connections_are_used_and_kept(server, tmp_path):
     assert len(runs) == 17
     assert Counter(request.range for request in runs).most_common(1)[0][1] == 1
     assert len({request.port for request in runs}) == 4
-    # Lowest first: the reader need not wait for the end.
-    assert [start for start, _ in sorted(request.range for request in runs[:4])] == [0, RUN, 2 * RUN, 3 * RUN]
+    # Lowest first: the reader need not wait for the end. Of the runs below one, at most three are still on their way.
+    assert all(request.range[0] // RUN <= place + 3 for place, request in enumerate(runs))
 
 
 def test_the_reader_has_the_start_before_the_end_has_come(server, tmp_path):
