@@ -140,30 +140,23 @@ def open_source(data: str, split: Split, *, cache: str | Path | None = None) -> 
         if cache is not None:
             raise UsageError("the digits are in memory, and only TFRecords are cached; leave out --cache")
         return _open_digits(split)
-    from rszoo.pipeline import image_folders, shard_folders
+    from rszoo.pipeline import shard_folders
     from rszoo.pipeline.files import list_folder
 
     root = data.rstrip("/") if "://" in data else str(expand_user(data))
     names = list_folder(root)
     shards = shard_folders.find_shards(root, names, split)
-    if shards is None:
-        if cache is not None:
-            raise UsageError(f"{data} has no TFRecords, and only these are cached; run: rszoo tfrecords {data} OUTPUT")
-        listing = image_folders.list_images(root, names, split)
-        labels = np.asarray(listing.labels, np.int64)
-        classes = listing.classes
-        return ImageSource(
-            title=_title(root),
-            split=split,
-            num_classes=len(classes),
-            class_names=classes,
-            num_images=len(labels),
-            root=listing.root,
-            names=listing.names,
-            labels=labels,
-            folder=listing.folder,
-        )
-    known = shard_folders.read_description(root, shards, split)
+    if shards is not None:
+        return _open_shards(root, shards, split, None if cache is None else expand_user(cache))
+    if cache is not None:
+        raise UsageError(f"{data} has no TFRecords, and only these are cached; run: rszoo tfrecords {data} OUTPUT")
+    return _open_images(root, names, split)
+
+
+def _open_shards(root: str, shards: tuple[str, ...], split: Split, cache: Path | None) -> ShardSource:
+    from rszoo.pipeline.shard_folders import read_description
+
+    known = read_description(root, shards, split)
     return ShardSource(
         known.title or _title(root),
         split,
@@ -172,7 +165,24 @@ def open_source(data: str, split: Split, *, cache: str | Path | None = None) -> 
         None if known.counts is None else sum(known.counts),
         shards,
         known.counts,
-        None if cache is None else expand_user(cache),
+        cache,
+    )
+
+
+def _open_images(root: str, names: list[str], split: Split) -> ImageSource:
+    from rszoo.pipeline.image_folders import list_images
+
+    listing = list_images(root, names, split)
+    return ImageSource(
+        title=_title(root),
+        split=split,
+        num_classes=len(listing.classes),
+        class_names=listing.classes,
+        num_images=len(listing.labels),
+        root=listing.root,
+        names=listing.names,
+        labels=np.asarray(listing.labels, np.int64),
+        folder=listing.folder,
     )
 
 
