@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(wildcard constraints.txt)
 INSTALL := $(BIN)/uv pip install --quiet --python $(VENV) $(if $(CONSTRAINTS),--constraints $(CONSTRAINTS))
 # A worker a core; a test file's tests stay together, as they share what they build.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 .PHONY: demo test test-all lint constraints clean
 

@@ -25,6 +25,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 #: Tokens of the tests' Hub; the second may not write.
 ME, READER = "hf_me", "hf_reader"
+#: The files that take longest, by their tests' times: they come first, so that no worker is left alone with one.
+LONGEST = ("training", "keras_engine", "parity", "interruption", "torch_engine", "pipeline_faults", "hub_push", "create")
 SHARED = Path(__file__).parent.parent.parent / "shared" / "fixtures"
 
 
@@ -41,6 +43,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for item in items:
                 if option in item.keywords:
                     item.add_marker(skip)
+    # Stable: the tests of a file stay in their order.
+    items.sort(key=lambda item: _rank(item.path.stem.removeprefix("test_")))
+
+
+def _rank(name: str) -> int:
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
 
 @pytest.fixture(autouse=True)
