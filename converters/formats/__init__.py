@@ -1,6 +1,6 @@
 """The kinds of checkpoints that are converted, each described by one `Format` in a file of its own.
 
-A new one is a new file here and its name in `_FORMATS`; or, in a program of somebody else's, a call of `register`.
+To add one, add a file here and its name in `_FORMATS`; programs that use rszoo call `register`.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def recognize(reader: Reader, candidates: Iterable[Format]) -> Format:
         reason = candidate.why_not(reader)
         if reason is None:
             return candidate
-        reasons.append(f"it is no {candidate.title} ({candidate.name}), since it {reason}")
+        reasons.append(f"it is not a {candidate.title} ({candidate.name}), since it {reason}")
     known = ", ".join(f"{known.name} ({known.title})" for known in list_formats())
     raise ConversionError(
-        f"the checkpoint is of no format that rszoo converts: {'; '.join(reasons)}. Converted are: {known}"
+        f"the checkpoint has no format that rszoo converts: {'; '.join(reasons)}. Known formats: {known}"
     )

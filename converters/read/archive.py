@@ -143,7 +143,7 @@ def read_archive(
     `place` names the archive in errors. `spool_folder` must exist and have room for the unpacked data; no named file
     is left in it, even by a crash. `keep`: the one set of weights that will be read, or None for all; the others are
     not spooled if the shard's size tells where they lie, and the result's `kept` says so. `report` is told how many
-    bytes of the archive went by. `with_md5`: take its MD5, too.
+    bytes of the archive went by. `with_md5`: also compute its MD5.
 
     Raises:
         ArchiveError: it is not a gzip or tar archive, is truncated or damaged, or has a hostile member.
@@ -164,7 +164,7 @@ def read_archive(
                         collector.add_shard(name, _spool(member, size, spool_folder, kept[name]))
                     else:
                         _take(collector, name, member)
-                # The gzip trailer, with its CRC32, stands behind the last member.
+                # The gzip trailer, with its CRC32, follows the last member.
                 while unpacked.read(_CHUNK):
                     pass
             except BaseException:

@@ -1,4 +1,4 @@
-"""What is known of a model, for people and programs: a name or what it was found to be in, JSON values out."""
+"""What is known of a model, as JSON values for `rszoo info`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def describe(model: ModelLike) -> dict[str, Any]:
     """Return what a registry entry, a model folder or a repository on the Hub says of a model.
 
     Raises:
-        UsageError: it is a URL, of which only the tensors are known; else as `rszoo.cache.find.find`.
+        UsageError: it is a URL, whose tensors alone are known; else as `rszoo.cache.find.find`.
         WeightsError: the weights are missing or damaged.
     """
     place = find_place(model)
     if isinstance(place, Url):
-        raise UsageError(f"of a URL only the tensors can be shown: rszoo info --tensors {place}")
+        raise UsageError(f"only the tensors of a URL can be shown; run `rszoo info --tensors {place}`")
     if isinstance(place, Hub):
         return describe_hub_model(place)
     found = find(place)

@@ -91,7 +91,7 @@ def read_conversion(folder: Path, name: str = CONVERSION) -> ConversionRecord:
     """
     record = _read(folder / name, _parse_conversion, "convert the checkpoint, or save the model, again")
     if record is None:
-        raise ConfigError(f"{folder} has no {name}, so nobody can say what its weights are; convert again")
+        raise ConfigError(f"{folder} has no {name}, which says what its weights are; convert again")
     return record
 
 

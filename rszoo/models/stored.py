@@ -1,4 +1,4 @@
-"""What a model is built from: what names it in; architecture, preprocessing and the way to its weights out, once."""
+"""What a model is built from: architecture, preprocessing, and how to open its weights."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def _lineage(findings: Findings) -> str:
     if not findings.evidence:
         return (
             f"By its name it is the pair `{entry.name}` of {plain(entry.family.title)}. Whether it is that checkpoint "
-            "was not established: nobody has published its hash, and it was not downloaded from there by rszoo."
+            "was not established: its hash is not published, and rszoo did not download it from there."
         )
     if findings.publisher is None:
         return f"Registered in rszoo as `{entry.name}`: {plain(entry.family.title)}."
