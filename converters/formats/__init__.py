@@ -9,7 +9,9 @@ from collections.abc import Iterable
 
 from converters.formats.format import Format, Reader, Writer
 from converters.formats.tf1 import TF1
+from converters.tensorbundle.layout import Ranges
 from rszoo.errors import ConversionError, UsageError, nearest
+from rszoo.folder.model_folder import WeightSet
 
 #: What a model folder is called beside the checkpoint formats, where one says what to write.
 MODEL_FOLDER = "safetensors"
@@ -66,6 +68,15 @@ def register(new: Format) -> None:
 def unregister(name: str) -> None:
     """Remove a format that was registered. Raises UsageError if there is none of that name."""
     del _FORMATS[get_format(name).name]
+
+
+def expected_ranges(size: int, weights: WeightSet) -> Ranges | None:
+    """Return where a set's tensors and the step counter lie in a shard of `size` bytes, or None if no format knows.
+
+    A published shard holds several sets of weights and precedes its index in the archive. The index is compared later.
+    """
+    found = (known.shard_ranges(size, weights) for known in list_formats() if known.shard_ranges is not None)
+    return next(filter(None, found), None)
 
 
 def recognize(reader: Reader, candidates: Iterable[Format]) -> Format:

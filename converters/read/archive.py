@@ -22,8 +22,8 @@ from typing import IO, Any, BinaryIO, Protocol, cast
 from isal import igzip_threaded
 from isal.isal_zlib import IsalError
 
+from converters.formats import expected_ranges
 from converters.read.files import MAX_INDEX_BYTES, CheckpointFiles, Collector, role
-from converters.shard_ranges import expected_ranges
 from converters.tensorbundle.layout import Ranges
 from rszoo.errors import FILE_SYSTEM_ERRORS, ArchiveError, OutputError
 from rszoo.folder.model_folder import WeightSet

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from rszoo.arch.walk import count_parameters
-from rszoo.cache.find import ModelLike, fetch, find, find_local, find_place
+from rszoo.cache.find import ModelLike, find, find_folder, find_local, find_place
 from rszoo.cache.weights import load_weights
 from rszoo.errors import UsageError
 from rszoo.folder.model_folder import ModelFolder
@@ -29,7 +29,7 @@ def describe(model: ModelLike) -> dict[str, Any]:
     if isinstance(place, Hub):
         return describe_hub_model(place)
     found = find(place)
-    return describe_entry(found) if isinstance(found, PretrainedEntry) else _describe_folder(fetch(found))
+    return describe_entry(found) if isinstance(found, PretrainedEntry) else _describe_folder(find_folder(found))
 
 
 def describe_tensors(model: ModelLike) -> dict[str, Any]:

@@ -34,7 +34,7 @@ _HUNG_S = 600
 def fill_cache(entry: PretrainedEntry, weights: WeightSet = "ema", *, keep_archive: bool = False) -> ModelFolder:
     """Download, check and convert a registered model into the cache, unless another process does it first.
 
-    Raises as `rszoo.cache.find.fetch` does.
+    Raises as `rszoo.cache.find.find_folder` does.
     """
     local = entry.source.path or kept_archive(str(entry.source.url), entry.name)
     if not local.is_file() and (variable := offline_variable()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,13 +22,17 @@ from rszoo.folder.writing import Provenance, TensorSource, staged_model_folder, 
 from rszoo.models.live import LiveModel, open_model
 from rszoo.registry.preprocessing import Preprocessing
 
+if TYPE_CHECKING:
+    import keras
+    import torch
+
 _TRAINED_TITLE = ", trained further"
 
 log = logging.getLogger("rszoo")
 
 
 def save(
-    model: Any,
+    model: torch.nn.Module | keras.Model,
     folder: str | os.PathLike[str],
     *,
     title: str | None = None,

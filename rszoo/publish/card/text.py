@@ -121,7 +121,9 @@ def _source_rows(account: Account) -> list[tuple[str, str]]:
     rows = [(_SOURCE_ROWS.get(key, plain(key)), _value(value)) for key, value in conversion.source.items()]
     # What the account has no value for is not told.
     known = [(label, value) for label, value in rows if value]
-    skipped = [(f"Left out: {plain(reason)}", f"{count:,} variables") for reason, count in conversion.skipped.items()]
+    skipped = [
+        (f"Left out: {plain(reason)}", f"{len(names):,} variables") for reason, names in conversion.skipped.items()
+    ]
     return [
         *known,
         ("Tensors written", f"{conversion.tensors:,}"),
