@@ -1,4 +1,4 @@
-"""A model folder written back as a checkpoint of one of the formats that can be written."""
+"""Writes a model folder back as a checkpoint, in any format that can be written."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class _HashingReader(io.RawIOBase):
 
 
 class _BudgetReader:
-    """The unpacked stream, of which tarfile may read only so much while it looks for the next member."""
+    """The unpacked stream; limits what tarfile may read while it looks for the next member."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -184,7 +184,7 @@ def read_archive(
 
 
 def _why_unreadable(error: BaseException) -> str | None:
-    """Return what an error says of the archive that was read, or None if it says nothing of it."""
+    """Return what an error means for the archive, or None if it is not about the archive."""
     # It is the same exception for a file of another kind and for a wrong checksum.
     if isinstance(error, gzip.BadGzipFile) and str(error).startswith("Not a gzipped file"):
         return f"is not a gzip archive ({error}); give a .tar.gz, a folder or a prefix"

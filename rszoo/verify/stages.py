@@ -1,4 +1,4 @@
-"""Every stage's output of a model folder's network, in PyTorch and in Keras, and how far two of them are apart.
+"""Outputs of every stage of a model folder's network, in PyTorch and in Keras, and their differences.
 
 Runs a folder's network on batches of images and returns arrays by stage, all NHWC.
 """
