@@ -1,7 +1,6 @@
 """Every variable of a checkpoint accounted for: mapped to a tensor of the model, skipped for a reason, or an error.
 
-In go what a checkpoint holds and its format, out comes the account. The walk over the architecture's tensors is the
-judge: what it does not expect is an error, what it expects must be there exactly once.
+Each tensor of the architecture's walk must be in the checkpoint exactly once; anything unexpected is an error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`rszoo.convert_checkpoint`: a checkpoint by its name in, a model folder and its account out."""
+"""`rszoo.convert_checkpoint`: converts a checkpoint to a model folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def convert_checkpoint(
 
     Args:
         source: archive, folder, prefix (`folder/model.ckpt`), URL, or registered name.
-        output: the new folder; of the registered name if left out.
+        output: the new folder; named after the registered model if left out.
         weights: "ema", the averages whose accuracy is published, or "raw".
         identity: what the checkpoint is, where its name does not say.
         overwrite: replace a former model folder.

@@ -32,7 +32,7 @@ _CHECKS = (
 
 @dataclass(frozen=True)
 class Identity:
-    """What the user says a checkpoint is, where its name does not: a registered pair, or an input size of one's own."""
+    """What a checkpoint is, where its name does not say: a registered pair, or an input size."""
 
     model: str | None = None
     image_size: int | None = None
@@ -64,7 +64,7 @@ def convert(
     found = find_source(source)
     entry = get_entry(identity.model) if identity.model else find_entry(found)
     with (
-        # First in, last out: a download is kept until the result is in its place.
+        # Left last: a download is kept until the result has its final name.
         locate(found, keep_archive=keep_archive) as open_files,
         staged_model_folder(output, overwrite=overwrite) as folder,
     ):
@@ -99,7 +99,7 @@ def open_accounted(
 
     Raises as `locate` and `take_account` do.
     """
-    # First with the guess of where the wanted set lies; should the index refute it, once more with all of the archive.
+    # First with the computed ranges of the wanted set; if the index refutes them, again with the whole archive.
     for keep in (weights, None):
         with open_files(spool_folder, keep) as files:
             account = take_account(recognize(files.reader, files.formats()), files.reader, weights)
@@ -109,7 +109,7 @@ def open_accounted(
 
 
 def _describe(account: Account, entry: PretrainedEntry | None, identity: Identity) -> ModelConfig:
-    """Bring together what the content, the name and the user say; raise where they disagree or say too little."""
+    """Bring together what the content, the name and the user say; raise if they disagree or say too little."""
     arch = account.arch
     if entry is not None:
         _check_agreement(account, entry, identity)
@@ -136,7 +136,7 @@ def _check_agreement(account: Account, entry: PretrainedEntry, identity: Identit
     differing = [name for name in compared if getattr(entry.arch, name) != getattr(account.arch, name)]
     if differing:
         raise ConversionError(
-            f"by its name this is {entry.name}, a {_network(entry.arch)}, but the checkpoint "
+            f"the name says {entry.name}, a {_network(entry.arch)}, but the checkpoint "
             f"({account.format.name}) holds a {_network(account.arch)}; they differ in {', '.join(differing)}; rename "
             "it, or say what it is with --model NAME"
         )

@@ -1,4 +1,4 @@
-"""A model folder written back as a checkpoint of one of the formats that can be written."""
+"""Writes a model folder back as a checkpoint, in any format that can be written."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_checkpoint(folder: ModelFolder, output: str | Path, target: str) -> Pa
     check_header(folder.weights_path, arch)
     place = expand_user(output)
     with (
-        # Never over another: an export cannot be told apart from a checkpoint that somebody trained.
+        # Never over another: an export cannot be distinguished from a checkpoint that somebody trained.
         staged_folder(place, overwrite=False, is_ours=lambda _: False) as staging,
         Weights(folder.weights_path) as weights,
     ):

@@ -373,7 +373,7 @@ def test_a_damaged_verification_is_refused(folder, change):
 
 def test_without_an_account_there_is_no_card(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="nobody can say what its weights are"):
+    with pytest.raises(ConfigError, match=r"has no conversion\.json, which says what its weights are"):
         read_conversion(tmp_path / "empty")
 
 

@@ -201,7 +201,7 @@ def test_architecture_is_recognized_from_shapes(depth, extra):
 def test_name_and_content_must_agree(tiny_checkpoint, tmp_path):
     archive = tmp_path / "resnet-rs-101-i192.tar.gz"
     shutil.copy(tiny_checkpoint.archive, archive)
-    with pytest.raises(ConversionError, match=r"by its name this is resnet-rs-101-i192, a ResNet-RS-101.*1-2-2-1"):
+    with pytest.raises(ConversionError, match=r"the name says resnet-rs-101-i192, a ResNet-RS-101.*1-2-2-1"):
         convert(str(archive), tmp_path / "m")
     with pytest.raises(ConversionError, match=r"resnet-rs-demo, a ResNet-RS .blocks 2-2-2-2"):
         convert(str(tiny_checkpoint.archive), tmp_path / "m", identity=Identity(model="resnet-rs-demo"))

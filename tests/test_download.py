@@ -513,7 +513,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_a_conversion(server, tmp_p
         (tmp_path / "cache").write_bytes(b"")
     (tmp_path / "parent").mkdir()
     convert(server.endpoint + PATH, tmp_path / "parent" / "out", identity=IDENTITY)
-    assert "an interrupted download will begin anew" in caplog.text
+    assert "an interrupted download will restart from the beginning" in caplog.text
     assert [path.name for path in (tmp_path / "parent").iterdir()] == ["out"]
     names = {path.name for path in (tmp_path / "parent" / "out").iterdir()}
     assert names == {"config.json", "conversion.json", "model.safetensors"}

@@ -440,7 +440,7 @@ def test_results_are_recorded_in_the_place_of_former_ones(folder):
     data = bytearray((folder / WEIGHTS).read_bytes())
     data[-1] ^= 1
     (folder / WEIGHTS).write_bytes(data)
-    with pytest.raises(ConfigError, match="changed meanwhile, so measure again"):
+    with pytest.raises(ConfigError, match="changed during the evaluation, so measure again"):
         record_evaluation(folder, first)
     with pytest.raises(ConfigError, match="measure these weights"):
         read_evaluations(folder)

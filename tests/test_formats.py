@@ -191,7 +191,7 @@ def test_a_registered_format_is_among_those_to_write(made_up):
 
 def test_formats_are_told_apart_and_refused_by_what_they_hold(made_up, checkpoint, tiny_folder, tmp_path):
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(ConversionError, match=r"has no count of blocks\. Converted are: tf1 \(.*\), made-up \("):
+    with pytest.raises(ConversionError, match=r"has no count of blocks\. Known formats: tf1 \(.*\), made-up \("):
         convert(str(tmp_path / "other.npz"), tmp_path / "m", identity=Identity(image_size=64))
     convert(str(checkpoint), tmp_path / "m", identity=Identity(image_size=64))
     # Neither can hold the other's network.

@@ -24,10 +24,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from converters import shard_ranges
 from converters.account import take_account
 from converters.convert import Identity, convert
-from converters.formats import list_formats, recognize, tf1
+from converters.formats import expected_ranges, list_formats, recognize, tf1
 from converters.read import archive
 from converters.read.archive import read_archive
 from converters.tensorbundle import bundle as tensorbundle
@@ -196,6 +195,6 @@ def test_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_thousand_shards_are_compared_with_the_networks_once(monkeypatch):
-    shard_ranges.expected_ranges(1, "ema")
+    expected_ranges(1, "ema")
     monkeypatch.setattr(tf1, "iter_tensors", None)
-    assert shard_ranges.expected_ranges(2, "ema") is None
+    assert expected_ranges(2, "ema") is None

@@ -53,7 +53,7 @@ def test_an_archive_of_any_url_is_not_taken_for_a_pairs(server, tmp_path, monkey
 def test_what_does_not_convert_is_not_trusted(server, tmp_path):  # noqa: F811
     wrong = f"/{BUCKET}/resnet-rs/resnet-rs-50-i160.tar.gz"
     server.put(wrong, ARCHIVE)
-    with pytest.raises(rszoo.RszooError, match="by its name this is resnet-rs-50-i160"):
+    with pytest.raises(rszoo.RszooError, match="the name says resnet-rs-50-i160"):
         find_folder("resnet-rs-50-i160")
     assert not record_path("resnet-rs-50-i160").exists()
     assert models(tmp_path) == []

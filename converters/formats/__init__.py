@@ -1,6 +1,6 @@
 """The kinds of checkpoints that are converted, each described by one `Format` in a file of its own.
 
-A new one is a new file here and its name in `_FORMATS`; or, in a program of somebody else's, a call of `register`.
+To add one, add a file here and its name in `_FORMATS`; programs that use rszoo call `register`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from collections.abc import Iterable
 
 from converters.formats.format import Format, Reader, Writer
 from converters.formats.tf1 import TF1
+from converters.tensorbundle.layout import Ranges
 from rszoo.errors import ConversionError, UsageError, nearest
+from rszoo.folder.model_folder import WeightSet
 
 #: What a model folder is called beside the checkpoint formats, where one says what to write.
 MODEL_FOLDER = "safetensors"
@@ -68,6 +70,15 @@ def unregister(name: str) -> None:
     del _FORMATS[get_format(name).name]
 
 
+def expected_ranges(size: int, weights: WeightSet) -> Ranges | None:
+    """Return where a set's tensors and the step counter lie in a shard of `size` bytes, or None if no format knows.
+
+    A published shard holds several sets of weights and precedes its index in the archive. The index is compared later.
+    """
+    found = (known.shard_ranges(size, weights) for known in list_formats() if known.shard_ranges is not None)
+    return next(filter(None, found), None)
+
+
 def recognize(reader: Reader, candidates: Iterable[Format]) -> Format:
     """Return the format of a checkpoint, by the names, shapes and dtypes in it.
 
@@ -81,8 +92,8 @@ def recognize(reader: Reader, candidates: Iterable[Format]) -> Format:
         reason = candidate.why_not(reader)
         if reason is None:
             return candidate
-        reasons.append(f"it is no {candidate.title} ({candidate.name}), since it {reason}")
+        reasons.append(f"it is not a {candidate.title} ({candidate.name}), since it {reason}")
     known = ", ".join(f"{known.name} ({known.title})" for known in list_formats())
     raise ConversionError(
-        f"the checkpoint is of no format that rszoo converts: {'; '.join(reasons)}. Converted are: {known}"
+        f"the checkpoint has no format that rszoo converts: {'; '.join(reasons)}. Known formats: {known}"
     )

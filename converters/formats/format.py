@@ -1,7 +1,7 @@
-"""`Format`: all that the converter must know of one kind of checkpoint, and of nothing else.
+"""`Format`: all that the converter must know of one kind of checkpoint.
 
-A format sees a checkpoint as a `Reader`, tensors by name, whatever files they lie in. It gives and takes values with
-the axes of its own; `Format.to_torch` and `from_torch` are the only places where they change.
+A format sees a checkpoint as a `Reader`, tensors by name, in any kind of file. Its values have its own axes;
+`Format.to_torch` and `from_torch` are the only places where axes change.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FileReader(Reader, Protocol):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint must hold and may hold, by the names in it.
+    """The tensors that a checkpoint must and may hold.
 
     Attributes:
         arch: the network, with the format's own activation, paddings and pools.
@@ -106,18 +106,18 @@ class Format:
         title: what checkpoints of it are, in a few words.
         axes: the order of the kernels' axes in a checkpoint.
         why_not: returns why a checkpoint is not of this format, by the names, shapes and dtypes in it, or None if it
-            is. What is of this format and damaged is `contents`' to refuse.
+            is. `contents` refuses what is of this format but damaged.
         contents: returns what a checkpoint of this format must and may hold. Raises ConversionError.
         fits: whether a checkpoint of this format can hold a network: whether `contents` would find the same one.
-        preprocessing: of an image size, the preprocessing of weights that are no registered pair's.
-        labels: of an architecture, the class names of weights that are no registered pair's, or None.
+        preprocessing: from an image size, the preprocessing of weights that are not a registered pair's.
+        labels: from an architecture, the class names of weights that are not a registered pair's, or None.
         reference: the original implementation; None where there is none to compare with.
-        write: writes a checkpoint into an empty folder and returns its name in it; None where nobody needs it. May
-            raise ConversionError.
+        write: writes a checkpoint into an empty folder and returns its name in it; None if it cannot be written.
+            May raise ConversionError.
         open_file: opens a file of this format's kind, or returns None if it is of another by its first bytes; raises
             CheckpointError. None for TensorFlow's checkpoints, which `converters.read` finds and opens.
-        shard_ranges: where a set of weights and the step counter lie in a data shard of so many bytes, if its size
-            shows which registered network it holds, or None. Only for TensorFlow's checkpoints.
+        shard_ranges: where a set of weights and the step counter lie in a data shard of a size in bytes, or None if
+            the size is not a registered network's. Only for TensorFlow's checkpoints.
     """
 
     name: str

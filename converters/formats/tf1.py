@@ -70,7 +70,7 @@ def infer_arch(shapes: Mapping[str, tuple[int, ...]]) -> ArchConfig:
     widths = Counter(shape[3] for shape in kernels[4:] if shape[:2] == (3, 3))
     if len(widths) != 4:
         raise ConversionError(f"the checkpoint's 3x3 kernels are of {len(widths)} widths, not of 4; {_HINT}")
-    # mypy cannot count: that there are four of each was checked above, and ArchConfig checks it again.
+    # mypy does not see that there are four of each.
     try:
         exact = ArchConfig(
             blocks=tuple(widths.values()),  # type: ignore[arg-type]
@@ -103,7 +103,7 @@ def _conv_kernels(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]
 
 
 def _simplest_widths(exact: ArchConfig) -> ArchConfig:
-    """Return the same network as the published widths times a multiplier, if it is one."""
+    """Return the network as the published widths times a multiplier, if it is one."""
     published = replace(exact, stem_widths=ArchConfig.stem_widths, stage_widths=ArchConfig.stage_widths)
     multiplied = replace(published, width_multiplier=exact.stage_widths[0] / published.stage_widths[0])
     return multiplied if list(iter_tensors(multiplied)) == list(iter_tensors(exact)) else exact

@@ -22,8 +22,8 @@ from typing import IO, Any, BinaryIO, Protocol, cast
 from isal import igzip_threaded
 from isal.isal_zlib import IsalError
 
+from converters.formats import expected_ranges
 from converters.read.files import MAX_INDEX_BYTES, CheckpointFiles, Collector, role
-from converters.shard_ranges import expected_ranges
 from converters.tensorbundle.layout import Ranges
 from rszoo.errors import FILE_SYSTEM_ERRORS, ArchiveError, OutputError
 from rszoo.folder.model_folder import WeightSet
@@ -114,7 +114,7 @@ class _HashingReader(io.RawIOBase):
 
 
 class _BudgetReader:
-    """The unpacked stream, of which tarfile may read only so much while it looks for the next member."""
+    """The unpacked stream; limits what tarfile may read while it looks for the next member."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -143,7 +143,7 @@ def read_archive(
     `place` names the archive in errors. `spool_folder` must exist and have room for the unpacked data; no named file
     is left in it, even by a crash. `keep`: the one set of weights that will be read, or None for all; the others are
     not spooled if the shard's size tells where they lie, and the result's `kept` says so. `report` is told how many
-    bytes of the archive went by. `with_md5`: take its MD5, too.
+    bytes of the archive went by. `with_md5`: also compute its MD5.
 
     Raises:
         ArchiveError: it is not a gzip or tar archive, is truncated or damaged, or has a hostile member.
@@ -164,7 +164,7 @@ def read_archive(
                         collector.add_shard(name, _spool(member, size, spool_folder, kept[name]))
                     else:
                         _take(collector, name, member)
-                # The gzip trailer, with its CRC32, stands behind the last member.
+                # The gzip trailer, with its CRC32, follows the last member.
                 while unpacked.read(_CHUNK):
                     pass
             except BaseException:
@@ -184,7 +184,7 @@ def read_archive(
 
 
 def _why_unreadable(error: BaseException) -> str | None:
-    """Return what an error says of the archive that was read, or None if it says nothing of it."""
+    """Return what an error means for the archive, or None if it is not about the archive."""
     # It is the same exception for a file of another kind and for a wrong checksum.
     if isinstance(error, gzip.BadGzipFile) and str(error).startswith("Not a gzipped file"):
         return f"is not a gzip archive ({error}); give a .tar.gz, a folder or a prefix"

@@ -1,4 +1,4 @@
-"""Which files make up a checkpoint, wherever they come from: an index and its data shards, or one file of another kind.
+"""Which files make up a checkpoint: an index and its data shards, or one file of another kind.
 
 An index and its shards are recognized by name; the text file `checkpoint` is never relied on, since the larger
 published archives lack it. A single file is recognized by the formats themselves.
@@ -30,7 +30,7 @@ MAX_INDEX_BYTES = 16 << 20
 
 
 class OpenCheckpoint(Protocol):
-    """A checkpoint found, of whatever kind of file. A context manager that closes what is open.
+    """A checkpoint in any kind of file. A context manager that closes it.
 
     `source` is what the weights' metadata will name: a base name or URL, never a path. `prefix` is the checkpoint's
     name within it. Size and SHA-256 are those of the archive or file, or None where there are several files.
@@ -49,7 +49,7 @@ class OpenCheckpoint(Protocol):
         """Return the formats that come in files of this kind."""
 
     def holds(self, name: str) -> bool:
-        """Whether the bytes of a tensor are there: of an archive, only what is wanted may have been kept."""
+        """Whether the bytes of a tensor are there; from an archive, only the wanted ones may have been kept."""
 
     def integrity_checks(self) -> list[str]:
         """Return what reading it checks by itself, in words for the account."""
@@ -220,14 +220,14 @@ class Collector:
 
 
 def role(name: str) -> str:
-    """Return what a file is to a checkpoint, by its base name: `index`, `shard` or `other`."""
+    """Return a file's role in a checkpoint, by its base name: `index`, `shard` or `other`."""
     if _SHARD.fullmatch(name):
         return "shard"
     return "index" if name.endswith(_INDEX_SUFFIX) and name != _INDEX_SUFFIX else "other"
 
 
 def open_single(path: Path) -> SingleFile | None:
-    """Open a file of a kind that some format knows by its first bytes, or return None if it is no such file.
+    """Open a file that some format recognizes by its first bytes, or return None.
 
     Raises:
         CheckpointError: it is of that kind, but damaged.

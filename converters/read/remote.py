@@ -1,4 +1,4 @@
-"""An archive behind a URL, for as long as it is converted: from the first mirror that has the right one.
+"""An archive at a URL while it is converted, from the first mirror that has the right one.
 
 It is converted while it arrives. What has arrived is kept under the cache's `downloads/` until the conversion is done,
 so that after an interruption, of the network or of the program, neither begins at the start.
@@ -29,10 +29,10 @@ log = logging.getLogger("rszoo")
 
 
 class RemoteArchive:
-    """The archive behind `url`; of `entry`, whose hashes are known or will be, or None for a URL of the user's.
+    """The archive at `url`; `entry` is its registered pair, or None for a URL of the user's.
 
     A context manager. Left in good order, it takes away what was downloaded, or with `keep` moves it to the cache's
-    `archives/`; left by an error, it keeps what the next run can go on from.
+    `archives/`; left by an error, it keeps what the next run can resume from.
 
     Raises:
         NetworkError: offline mode is on.
@@ -138,7 +138,7 @@ class RemoteArchive:
                 return folder
         except OSError:
             pass
-        log.warning("%s cannot be written: an interrupted download will begin anew", folder)
+        log.warning("%s cannot be written: an interrupted download will restart from the beginning", folder)
         # Beside the spool and not in it, since that may become the result.
         return Path(self._scratch.enter_context(tempfile.TemporaryDirectory(dir=spool_folder.parent)))
 

@@ -1,6 +1,6 @@
 """TensorFlow's checkpoint format ("V2", TensorBundle), read and written with no TensorFlow.
 
-In go the bytes of `*.index` and the open data shards, out come entries and numpy arrays, and the other way round.
+Reads the bytes of `*.index` and the open data shards to entries and numpy arrays, and writes them.
 Source: tensorflow `core/protobuf/tensor_bundle.proto`, `core/util/tensor_bundle/tensor_bundle.cc`,
 `core/util/saved_tensor_slice_util.cc` (keys of partitioned variables), `core/lib/strings/ordered_code.cc`.
 """

@@ -89,7 +89,7 @@ def write_table(items: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 def _read_handle(data: bytes, position: int) -> tuple[tuple[int, int], int]:
-    """Return (offset, size) of a block and the position behind the handle."""
+    """Return (offset, size) of a block and the position after the handle."""
     offset, position = read_varint(data, position)
     size, position = read_varint(data, position)
     return (offset, size), position

@@ -13,7 +13,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """Return the varint at `position` (at most 64 bits) and the position behind it.
+    """Return the varint at `position` (at most 64 bits) and the position after it.
 
     Raises:
         CheckpointError: it does not end within the data or within ten bytes.

@@ -1,1 +1,1 @@
-"""From a name to files on this machine: found, or made once, whoever asks."""
+"""From a name to files on this machine: found in the cache, downloaded, or converted once."""

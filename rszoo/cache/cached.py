@@ -27,7 +27,7 @@ def find_cached(entry: PretrainedEntry, weights: WeightSet = "ema") -> ModelFold
 
 
 def open_cached(path: Path) -> ModelFolder | None:
-    """Return a model folder of the cache, or None if it is gone, lacks a file, or is of a version that is to come."""
+    """Return a model folder of the cache, or None if it is gone, incomplete, or written by a newer rszoo."""
     try:
         folder = read_folder(path)
         return folder if folder.weights_path else None
@@ -56,7 +56,7 @@ def parse_folder_name(folder: Path) -> tuple[str, WeightSet]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Take a model folder out of the cache: first its name, so that nobody opens half of it, then its files.
+    """Remove a model folder from the cache; renamed first, so that nobody opens half of it.
 
     Raises:
         OutputError: it cannot be removed.

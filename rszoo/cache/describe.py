@@ -1,4 +1,4 @@
-"""What is known of a model, for people and programs: a name or what it was found to be in, JSON values out."""
+"""What is known of a model, as JSON values for `rszoo info`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from rszoo.arch.walk import count_parameters
-from rszoo.cache.find import ModelLike, fetch, find, find_local, find_place
+from rszoo.cache.find import ModelLike, find, find_folder, find_local, find_place
 from rszoo.cache.weights import load_weights
 from rszoo.errors import UsageError
 from rszoo.folder.model_folder import ModelFolder
@@ -20,16 +20,16 @@ def describe(model: ModelLike) -> dict[str, Any]:
     """Return what a registry entry, a model folder or a repository on the Hub says of a model.
 
     Raises:
-        UsageError: it is a URL, of which only the tensors are known; else as `rszoo.cache.find.find`.
+        UsageError: it is a URL, whose tensors alone are known; else as `rszoo.cache.find.find`.
         WeightsError: the weights are missing or damaged.
     """
     place = find_place(model)
     if isinstance(place, Url):
-        raise UsageError(f"of a URL only the tensors can be shown: rszoo info --tensors {place}")
+        raise UsageError(f"only the tensors of a URL can be shown; run `rszoo info --tensors {place}`")
     if isinstance(place, Hub):
         return describe_hub_model(place)
     found = find(place)
-    return describe_entry(found) if isinstance(found, PretrainedEntry) else _describe_folder(fetch(found))
+    return describe_entry(found) if isinstance(found, PretrainedEntry) else _describe_folder(find_folder(found))
 
 
 def describe_tensors(model: ModelLike) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""The cache filled: a registered model becomes a model folder on this machine, once, whoever asks at the same time.
+"""Fills the cache: a registered model becomes a model folder, once, even if several processes ask at the same time.
 
 `models/NAME-WEIGHTS-HASH/` are model folders, each complete or absent, named by the SHA-256 of their weights file;
 `lock/` has the hashes of archives (`rszoo.registry.trust`); `downloads/` what has arrived of unfinished ones;
 `archives/` those that were to be kept; `busy/` the files by which processes wait for each other.
 
-Nothing depends on the locks, which only spare the work of doing a thing twice: a result is built under a name of its
-own, and whoever is first to rename it has made the folder.
+Nothing depends on the locks, which only avoid double work: a result is built under a temporary name, and the first
+process to rename its own has made the folder.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from rszoo.net.urls import offline_variable
 from rszoo.registry.entry import PretrainedEntry
 
 _POLL_S = 0.2
-# A process that holds the lock for this long and downloads nothing hangs; the others do without it.
+# A process that holds the lock for this long and downloads nothing hangs; the others continue without it.
 _HUNG_S = 600
 
 
 def fill_cache(entry: PretrainedEntry, weights: WeightSet = "ema", *, keep_archive: bool = False) -> ModelFolder:
-    """Download, check and convert a registered model into the cache, unless another process does it meanwhile.
+    """Download, check and convert a registered model into the cache, unless another process does it first.
 
-    Raises as `rszoo.cache.find.fetch` does.
+    Raises as `rszoo.cache.find.find_folder` does.
     """
     local = entry.source.path or kept_archive(str(entry.source.url), entry.name)
     if not local.is_file() and (variable := offline_variable()):
@@ -47,7 +47,7 @@ def fill_cache(entry: PretrainedEntry, weights: WeightSet = "ema", *, keep_archi
         with _one_at_a_time(entry, lambda: find_cached(entry, weights) is not None):
             return find_cached(entry, weights) or _convert(entry, weights, keep_archive)
     except OSError as error:
-        # NetworkError is one, too.
+        # NetworkError is an OSError.
         if not isinstance(error, OutputError) and error.errno not in (*FILE_SYSTEM_ERRORS, errno.ENOENT):
             raise
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
@@ -64,8 +64,8 @@ def _convert(entry: PretrainedEntry, weights: WeightSet, keep_archive: bool) -> 
 
     sweep(models_folder())
     with temporary_folder(models_folder() / f"{entry.name}-{weights}") as scratch:
-        # A download is kept until the result is safe on the disk, and gone when it has its name: behind a model that is
-        # found, nobody would clear it away.
+        # A download is kept until the result is safe on the disk, and deleted before the result gets its name: nobody
+        # would delete it once the model is found.
         with locate(entry, keep_archive=keep_archive) as open_files:
             report = convert_into(scratch, open_files, entry, weights)
             write_through(scratch)
@@ -76,7 +76,7 @@ def _convert(entry: PretrainedEntry, weights: WeightSet, keep_archive: bool) -> 
 
 
 def _put_in_place(scratch: Path, target: Path) -> None:
-    """Rename a folder; one of that name that can be opened is the work of another process, and as good."""
+    """Rename a folder; one of that name that can be opened was made by another process, and is kept."""
     if target.is_dir() and open_cached(target) is None:
         remove_folder(target)
     try:
@@ -97,7 +97,7 @@ def copy_cached(folder: ModelFolder) -> ModelFolder:
 
 
 def copy_pinned(entry: PretrainedEntry) -> ModelFolder | None:
-    """Put a model of the repository and commit that the manifest pins into this cache; None if it cannot be had.
+    """Copy a model from the repository and commit that the manifest pins into this cache; None if there is none.
 
     Raises:
         OSError: this cache cannot be written.
@@ -123,7 +123,7 @@ def _copy(name: str, fill: Callable[[Path], object]) -> ModelFolder:
 
 @contextmanager
 def _one_at_a_time(entry: PretrainedEntry, done: Callable[[], bool]) -> Iterator[None]:
-    """Hold a lock, or go on without it: where there is none, and as soon as another process has done the work."""
+    """Hold a lock; continue without it where there are no locks, and once another process has done the work."""
     # Imported here: a model that is cached needs no lock.
     from filelock import FileLock, Timeout
 
@@ -149,6 +149,6 @@ def _one_at_a_time(entry: PretrainedEntry, done: Callable[[], bool]) -> Iterator
 
 
 def _progress_of(entry: PretrainedEntry) -> float:
-    """Return when a block of a model's download last arrived, by the clock of whoever wrote it."""
+    """Return when a block of a model's download last arrived, by the clock of the machine that wrote it."""
     archive = PurePosixPath(entry.source.url or "").name
     return max(map(changed_at, downloads_folder().glob(f"{archive}-*/journal")), default=0)

@@ -1,7 +1,7 @@
-"""What a name stands for: a text, path or ref in; a registry entry, a model folder or a model on the Hub out, once.
+"""What a text, path or ref stands for: a registry entry, a model folder, or a model on the Hub.
 
-`find` looks, `fetch` has the weights brought here. What they return is taken wherever a model is, and passed on: no
-command looks up a name twice.
+`find` resolves a name, `find_folder` also fetches the weights. Whatever takes a model also takes what they return, so
+that no command looks up a name twice.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from rszoo.registry.entry import PretrainedEntry
 from rszoo.registry.lookup import lookup
 from rszoo.registry.manifest import get_entry
 
-#: What a ref stands for. Of an entry nothing was looked for yet, of the others `config.json` was read.
+#: What a ref stands for. The `config.json` of a folder or a model on the Hub was read.
 Found = PretrainedEntry | ModelFolder | HubModel
-#: Whatever names a model, or is one that was found.
+#: A name of a model, or a model that was found.
 ModelLike = str | os.PathLike[str] | Ref | Found
 
 log = logging.getLogger("rszoo")
 
 
 def names_model(model: object) -> TypeGuard[ModelLike]:
-    """Whether something names a model or was found, and is not a model in memory."""
+    """Whether something is a name of a model or was found, and is not a model in memory."""
     return isinstance(model, (str, os.PathLike, *get_args(Ref), *get_args(Found)))
 
 
@@ -40,7 +40,7 @@ def find(model: ModelLike) -> Found:
     Raises:
         UsageError: it is no name, see `rszoo.refs.parse_ref`.
         UnknownModelError, SourceNotFoundError: there is no such model or folder.
-        HubError, NetworkError: the Hub does not have it, or does not give it.
+        HubError, NetworkError: the Hub does not have it, or cannot be reached.
         ConfigError: its `config.json` is damaged, or not a ResNet-RS's.
     """
     if isinstance(model, (PretrainedEntry, ModelFolder, HubModel)):
@@ -52,16 +52,17 @@ def find(model: ModelLike) -> Found:
     return found
 
 
-def fetch(found: Found) -> ModelFolder:
-    """Return the model folder of what was found, with its weights file, fetched or converted now if need be.
+def find_folder(model: ModelLike) -> ModelFolder:
+    """Return the model folder of a name or of what was found, with its weights, fetched or converted now if needed.
 
-    Of a registered name: the cached one, that of the repository the manifest pins, or the published archive converted.
+    For a registered name: the cached one, that of the repository the manifest pins, or the published archive converted.
 
     Raises:
         NetworkError: it must be downloaded and cannot be; HubError, if the Hub refuses.
-        IntegrityError: what was downloaded is not what is known.
-        OutputError: the cache cannot be written.
+        IntegrityError: the download does not have the known hashes.
+        OutputError: the cache cannot be written; else as `find`.
     """
+    found = find(model)
     if isinstance(found, ModelFolder):
         return found
     if isinstance(found, HubModel):
@@ -70,14 +71,6 @@ def fetch(found: Found) -> ModelFolder:
         return cached
     pinned = find_pinned(found)
     return fill_cache(found) if pinned is None else pinned.fetch_weights(found.converted.sha256)
-
-
-def find_folder(model: ModelLike) -> ModelFolder:
-    """Return the model folder of a name, with its weights, fetched now if need be.
-
-    Raises as `find` and `fetch`.
-    """
-    return fetch(find(model))
 
 
 def find_local(model: ModelLike) -> ModelFolder:
@@ -92,7 +85,7 @@ def find_local(model: ModelLike) -> ModelFolder:
             f"{place} is on the Hub, not a folder; first run `rszoo pull {place} --output FOLDER`"
         )
     found = find(place)
-    folder = find_cached(found) if isinstance(found, PretrainedEntry) else fetch(found)
+    folder = find_cached(found) if isinstance(found, PretrainedEntry) else find_folder(found)
     if folder is None:
         name = found.name if isinstance(found, PretrainedEntry) else found
         raise SourceNotFoundError(f"{name} is not in the cache; get it with `rszoo prefetch {name}`")
@@ -100,7 +93,7 @@ def find_local(model: ModelLike) -> ModelFolder:
 
 
 def find_remote(model: ModelLike) -> HubModel:
-    """Return a model on the Hub by its name, with or without `hf-hub:`, or by a registered name that has a place there.
+    """Return a model on the Hub by its name, with or without `hf-hub:`, or by a registered name that is pinned there.
 
     Raises:
         UsageError: it is not on the Hub; else as `find`.
@@ -125,7 +118,7 @@ def find_remote(model: ModelLike) -> HubModel:
 
 
 def find_place(model: ModelLike) -> Ref | PretrainedEntry | ModelFolder:
-    """Return a name taken apart, before anything is looked up; of what was found, the folder, entry or Hub's ref.
+    """Parse a name without looking it up; for what was found, return the folder, entry or Hub ref.
 
     Raises:
         UsageError: it is no name, see `rszoo.refs.parse_ref`.

@@ -1,4 +1,4 @@
-"""`rszoo.prefetch_models`: names in, model folders in the cache out, one by one; one that fails stops no other."""
+"""`rszoo.prefetch_models`: puts registered models into the cache, one by one; an error does not stop the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("rszoo")
 
 @dataclass(frozen=True)
 class Prefetched:
-    """What came of one model: its folder in the cache, or why there is none."""
+    """The outcome for one model: its folder in the cache, or the error."""
 
     name: str
     path: Path | None
@@ -47,7 +47,7 @@ def prefetch_models(
         output: fill this folder instead of the cache. From then on it is this process's cache, as if RSZOO_CACHE named
             it; what the former cache has is copied, and the hashes that it knows bind there.
         weights: "ema", the averages whose accuracy is published, or "raw".
-        keep_archive: keep the archives, too.
+        keep_archive: also keep the archives.
 
     Raises:
         UnknownModelError: a pattern matches nothing.
@@ -78,5 +78,9 @@ def _fetch(entry: PretrainedEntry, known: ModelFolder | None, weights: WeightSet
     if found is None:
         return fill_cache(entry, weights, keep_archive=keep_archive)
     if keep_archive and entry.source.url and not kept_archive(entry.source.url, entry.name).is_file():
-        log.warning("%s was there already: no archive to keep; `rszoo cache clear %s` first", entry.name, entry.name)
+        log.warning(
+            "%s is in the cache already, so no archive was downloaded to keep; run `rszoo cache clear %s` first",
+            entry.name,
+            entry.name,
+        )
     return found

@@ -1,4 +1,4 @@
-"""`rszoo.pull_model`: a model on the Hub in, its folder on this machine out."""
+"""`rszoo.pull_model`: fetches a model from the Hugging Face Hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking after the cache: what is in it, whether it is intact, and what can go."""
+"""Upkeep of the cache: what is in it, whether it is intact, and what can be deleted."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def list_cached(pattern: str = "*") -> list[CachedModel]:
 
 
 def verify_cache(pattern: str = "*") -> list[Verdict]:
-    """Read every matching model folder in full; take damaged ones away and make them anew, with the network if need be.
+    """Read every matching model folder in full; delete damaged ones and make them again, with the network if needed.
 
     Raises:
         UnknownModelError: there are models, but none matches.
@@ -82,7 +82,7 @@ def verify_cache(pattern: str = "*") -> list[Verdict]:
 def find_garbage() -> list[Path]:
     """Return what nobody needs: unfinished downloads, what killed processes left, and older copies of a model.
 
-    A download or conversion that is under way right now in another process counts as unfinished.
+    A download or conversion that another process is doing now counts as unfinished.
     """
     places = (models_folder(), lock_folder())
     left = [path for place in places for path in abandoned(place)]
@@ -119,7 +119,7 @@ def tree_bytes(path: Path) -> int:
     """Return the bytes of a file, or of all files in a folder."""
     total = 0
     for file in (path, *path.rglob("*")):
-        # It may be taken away meanwhile.
+        # Another process may have deleted it.
         with suppress(OSError):
             total += file.lstat().st_size if file.is_file() else 0
     return total
@@ -132,14 +132,14 @@ def _verify(cached: CachedModel) -> Verdict:
     if problem is None:
         return Verdict(cached.name, cached.path, "intact", f"SHA-256 {cached.sha256}")
     if not cached.path.exists():
-        return Verdict(cached.name, cached.path, "intact", "taken away meanwhile")
-    # Gone before anything else: what is damaged must not be loaded meanwhile.
+        return Verdict(cached.name, cached.path, "intact", "deleted by another process")
+    # Removed first, so that no other process loads it.
     remove_folder(cached.path)
     try:
         folder = fill_cache(get_entry(cached.name), cached.weights)
     except RszooError as error:
-        return Verdict(cached.name, cached.path, "damaged", f"{problem}; removed, but not made anew: {error}")
-    return Verdict(cached.name, folder.path, "repaired", f"{problem}; made anew")
+        return Verdict(cached.name, cached.path, "damaged", f"{problem}; removed, but could not be made again: {error}")
+    return Verdict(cached.name, folder.path, "repaired", f"{problem}; made again")
 
 
 def _describe(folder: Path, name: str, weights: WeightSet) -> CachedModel:
@@ -169,7 +169,7 @@ def list_records() -> dict[str, Record]:
 def _is_outdated(folder: Path) -> bool:
     name, weights = parse_folder_name(folder)
     current = find_cached(get_entry(name), weights) if name in list_models() else None
-    # An older copy is worth keeping as long as the newer one is not known to be sound.
+    # An older copy is kept until the newer one is known to be intact.
     return current is not None and current.path != folder and find_damage(current.path) is None
 
 

@@ -1,4 +1,4 @@
-"""`rszoo.load_weights`: whatever names a model's weights in, a lazy mapping of its tensors out."""
+"""`rszoo.load_weights`: opens the weights of a name, path, file or URL as a lazy mapping."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def load_weights(model: ModelLike, framework: Layout = "numpy") -> Weights:
     """Open the weights of a model, reading nothing but the header.
 
     Args:
-        model: a model folder, a registered model (converted on first use), a `.safetensors` file, or the URL of such
-            a file or folder, of which only the ranges are fetched that are asked for; so too of `hf-hub:OWNER/NAME`,
-            unless it is in the Hub's cache. Or what any of these was found to be.
+        model: a model folder, a registered model (converted on first use), a `.safetensors` file, the URL of such a
+            file or folder, `hf-hub:OWNER/NAME`, or what any of these was found to be. From a URL, or the Hub unless
+            the model is in its cache, only the requested ranges are fetched.
         framework: "numpy", "torch" or "keras", whose names, layout and tensors the mapping has. See `Weights`.
 
     Raises:
@@ -31,7 +31,7 @@ def load_weights(model: ModelLike, framework: Layout = "numpy") -> Weights:
         WeightsError: the weights are missing or damaged; for "keras", not a ResNet-RS's.
         UsageError: the framework is none of these.
         MissingPackageError: "torch" is not installed.
-        NetworkError: the URL, or the archive of a registered model, cannot be had; HubError, if the Hub refuses.
+        NetworkError: the URL, or the archive of a registered model, cannot be fetched; HubError, if the Hub refuses.
     """
     if framework not in get_args(Layout):
         likely = nearest(str(framework), get_args(Layout)) or get_args(Layout)

@@ -1,4 +1,4 @@
-"""Locks between processes, which the system takes away when a process ends, however it ends."""
+"""Locks between processes, which the system releases when a process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 @contextmanager
 def held(path: Path, seconds: float) -> Iterator[bool]:
-    """Hold the lock of a file while the block runs; yield False if another process still has it after so long.
+    """Hold the lock of a file while the block runs; yield False if another process still has it after `seconds`.
 
-    Where a file system has no locks, or the file is another user's, nobody is kept away.
+    Where a file system has no locks, or the file is another user's, there is no lock and it yields True.
     """
     from filelock import FileLock, Timeout
 
@@ -22,7 +22,7 @@ def held(path: Path, seconds: float) -> Iterator[bool]:
     except Timeout:
         free = False
     except (OSError, NotImplementedError):
-        # A lock only spares trouble: without one, work goes on.
+        # A lock only avoids double work, so it is not required.
         pass
     try:
         yield free

@@ -22,7 +22,7 @@ def staged_folder(output: Path, *, overwrite: bool, is_ours: Callable[[Path], bo
         OutputError: `output` is in the way, or cannot be written.
     """
     _check_free(output, overwrite, is_ours)
-    # What a failure must take away again: folders above the output that were not there before.
+    # What a failure must remove: folders above the output that were not there before.
     created = [folder for folder in output.absolute().parents if not folder.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def staged_folder(output: Path, *, overwrite: bool, is_ours: Callable[[Path], bo
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left in a folder; what one of them had just moved aside comes back."""
+    """Remove what killed processes left in a folder; restore what one of them had moved aside."""
     for staging in abandoned(folder):
         output, old = intended_path(staging), staging / "old"
         with suppress(OSError):

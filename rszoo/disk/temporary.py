@@ -1,6 +1,6 @@
-"""Temporary names that tell whose they are, so that what a killed process left behind can be told and taken away.
+"""Temporary names that identify their process, so that leftovers of killed processes can be recognized and removed.
 
-File locks would say so too, but they are absent or lie on some cluster file systems.
+File locks would do as well, but some cluster file systems have none, or unreliable ones.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder: first its name, so that nobody opens half of it, then its files as far as possible.
+    """Remove a folder; renamed first, so that nobody opens half of it, then its files as far as possible.
 
     Raises:
         OSError: it cannot be renamed.
@@ -143,7 +143,7 @@ def _runs(pid: int) -> bool:
 
 @functools.cache
 def _host() -> str:
-    """Return what tells the machine, and the container on it, in which process numbers mean something."""
+    """Return a hash of the machine and container, within which process numbers are unique."""
     namespace = Path("/proc/self/ns/pid")
     identity = f"{socket.gethostname()} {namespace.stat().st_ino if namespace.exists() else ''}"
     return hashlib.sha256(identity.encode()).hexdigest()[:8]

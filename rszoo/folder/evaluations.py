@@ -1,6 +1,6 @@
-"""Measured accuracy: `evaluation.json` of a model folder in, checked `Evaluation`s out; and new ones into it.
+"""Measured accuracy: reads and writes the `evaluation.json` of a model folder.
 
-Published figures are not here but in the registry: what somebody measured on these files is kept apart from them.
+Published figures are in the registry, not here.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def read_evaluations(folder: Path) -> tuple[Evaluation, ...]:
 def record_evaluation(folder: Path, result: Evaluation) -> tuple[Evaluation, ...]:
     """Write a result into a model folder's `evaluation.json`, and return all that are in it now.
 
-    It takes the place of a former one of the same conditions. Results of weights that the folder no longer has are left
-    out. The file is replaced as a whole; of processes that write at the same time, none loses another's result.
+    It replaces an earlier result of the same conditions. Results of weights that the folder no longer has are dropped.
+    Several processes may write at the same time; no result is lost.
 
     Raises:
         ConfigError: the folder's weights are not those that were measured, or the file there is damaged.
@@ -107,8 +107,8 @@ def record_evaluation(folder: Path, result: Evaluation) -> tuple[Evaluation, ...
     """
     if (sha256 := sha256_of(folder / WEIGHTS)) != result.weights_sha256:
         raise ConfigError(
-            f"{folder / WEIGHTS} has SHA-256 {sha256}, and the weights that were measured {result.weights_sha256}; "
-            "they were changed meanwhile, so measure again"
+            f"{folder / WEIGHTS} has SHA-256 {sha256}, but the measured weights had {result.weights_sha256}; they were "
+            "changed during the evaluation, so measure again"
         )
     with held(busy_folder() / f"evaluation-{sha256}", _LOCK_S):
         kept = [former for former in _read(folder) if former.weights_sha256 == sha256]
@@ -126,7 +126,7 @@ def record_evaluation(folder: Path, result: Evaluation) -> tuple[Evaluation, ...
 
 
 def check_writable(folder: Path) -> None:
-    """Check that `record_evaluation` will find a place for its result, before hours are spent on one.
+    """Check that `record_evaluation` will be able to write, before an evaluation of hours starts.
 
     Raises:
         ConfigError: the `evaluation.json` that is there is damaged.
@@ -134,7 +134,7 @@ def check_writable(folder: Path) -> None:
     """
     _read(folder)
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write {folder / EVALUATION}: the folder is read-only for you; copy it first")
+        raise OutputError(f"cannot write {folder / EVALUATION}: the folder is read-only for this user; copy it first")
 
 
 def _read(folder: Path) -> tuple[Evaluation, ...]:

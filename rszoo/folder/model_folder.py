@@ -41,7 +41,7 @@ KERAS_KEYS = ("module", "class_name", "config", "registered_name", "build_config
 
 #: Which of a checkpoint's sets: averaged, as published, or plain.
 WeightSet = Literal["ema", "raw"]
-#: The same, or weights that somebody trained with rszoo's model.
+#: The same, or weights trained further with rszoo's model.
 WeightKind = Literal["ema", "raw", "trained"]
 
 _FORMAT_VERSION = 1
@@ -147,7 +147,7 @@ def parse_config(text: str | bytes, label: str) -> ModelConfig:
 
 
 def config_sha256(text: str) -> str:
-    """Return the SHA-256, in hex, of what a `config.json` says, but for Keras's keys, which only the Hub's has."""
+    """Return the SHA-256, in hex, of what a `config.json` says except Keras's keys, which only the Hub's has."""
     return hashlib.sha256(json.dumps(_without_keras(text), sort_keys=True).encode()).hexdigest()
 
 

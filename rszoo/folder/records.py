@@ -21,7 +21,6 @@ GOLDEN_CHECK = "published logits"
 Fact = str | int | float | bool | None
 
 _FORMAT_VERSION = 1
-_FIRST_FORMAT = "tf1"
 _MAX_FACTS = 100
 _T = TypeVar("_T")
 
@@ -54,33 +53,16 @@ class ConversionRecord:
     """The account of the weights: what wrote them, from what, and what became of every variable.
 
     `format` is the name of the checkpoint format, or None for weights that were saved from a model. `source` is as the
-    writer described it; its keys differ between converted and saved weights. `skipped`: reason to number of variables.
+    writer described it; its keys differ between converted and saved weights. `skipped`: reason to names of variables.
     """
 
     converter: str
     sha256: str
     tensors: int
     source: Mapping[str, Fact | tuple[Fact, ...]]
-    skipped: Mapping[str, int]
-    format: str | None
-
-
-@dataclass(frozen=True)
-class _Conversion:
-    """What is read of `conversion.json`, which says more."""
-
-    converter: str
-    source: Mapping[str, Fact | tuple[Fact, ...]]
-    result: Mapping[str, Any]
     skipped: Mapping[str, tuple[str, ...]]
-    # There was no other format when the key was not written; null where the weights were saved from a model.
-    format: str | None = _FIRST_FORMAT
-
-
-@dataclass(frozen=True)
-class _Result:
-    sha256: str
-    tensors: int
+    # There was no other format when the key was not written.
+    format: str | None = "tf1"
 
 
 def read_conversion(folder: Path, name: str = CONVERSION) -> ConversionRecord:
@@ -91,7 +73,7 @@ def read_conversion(folder: Path, name: str = CONVERSION) -> ConversionRecord:
     """
     record = _read(folder / name, _parse_conversion, "convert the checkpoint, or save the model, again")
     if record is None:
-        raise ConfigError(f"{folder} has no {name}, so nobody can say what its weights are; convert again")
+        raise ConfigError(f"{folder} has no {name}, which says what its weights are; convert again")
     return record
 
 
@@ -107,7 +89,7 @@ def read_verification(folder: Path, name: str = VERIFICATION) -> VerificationRec
 def find_doubt(
     conversion: ConversionRecord, verification: VerificationRecord | None, quote: Callable[[str], str] = printable
 ) -> str | None:
-    """Return why weights cannot be called verified, or None if they can; `quote`: what texts from files go through."""
+    """Return why weights cannot be called verified, or None if they can; `quote` escapes texts from files."""
     if verification is None:
         return "`rszoo verify` was not run on these weights"
     if verification.weights_sha256 != conversion.sha256:
@@ -129,12 +111,11 @@ def _read(path: Path, parse: Callable[[Mapping[str, Any]], _T], remedy: str) -> 
 
 
 def _parse_conversion(record: Mapping[str, Any]) -> ConversionRecord:
-    account = build(_Conversion, pick(_Conversion, record))
-    result = build(_Result, pick(_Result, account.result, "result"), "result")
+    result = pick(ConversionRecord, record.get("result"), "result")
+    account = build(ConversionRecord, pick(ConversionRecord, record) | result)
     if len(account.source) > _MAX_FACTS:
         raise ConfigError(f"source must be at most {_MAX_FACTS} facts, received {len(account.source)}")
-    skipped = {reason: len(names) for reason, names in account.skipped.items()}
-    return ConversionRecord(account.converter, result.sha256, result.tensors, account.source, skipped, account.format)
+    return account
 
 
 def _parse_verification(record: Mapping[str, Any]) -> VerificationRecord:

@@ -1,8 +1,7 @@
-"""The writer of model folders: tensors from wherever they are in, a folder that was read again and compared out.
+"""The writer of model folders, used by conversion, `rszoo.save` and training.
 
 The weights file is laid out first, filled by threads in portions of some megabytes, read again with the safetensors
-package and compared bit by bit, while its hash is taken and the system writes it to the disk. Conversion, `rszoo.save`
-and training all write through here, so that all model folders are alike.
+package and compared bit by bit, while its hash is computed and the system writes it to the disk.
 """
 
 from __future__ import annotations

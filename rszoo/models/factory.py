@@ -143,7 +143,7 @@ def create(
             (`hf-hub:OWNER/NAME[@REVISION]`), a model folder, whose weights are always loaded, or an `ArchConfig`. A
             registered name wins over a folder of that name, which is `./NAME`.
         pretrained: load the weights: of a registered name the averaged ones, converted into the cache on first use; of
-            a repository those in `model.safetensors`, or in the file named behind it (`hf-hub:OWNER/NAME/FILE`).
+            a repository those in `model.safetensors`, or in the file named after it (`hf-hub:OWNER/NAME/FILE`).
         framework: "torch" (input NCHW) or "keras" (input NHWC, whatever backend Keras is set to).
         num_classes: another number than the weights' keeps the backbone and starts a new head, with a warning.
         in_chans: another number than the weights' adapts the first convolution: summed over RGB for 1, else RGB's

@@ -1,7 +1,6 @@
-"""A network in memory, looked at from outside: what it is, and each tensor of its architecture.
+"""A PyTorch or Keras model in memory, also inside PyTorch's wrappers: its tensors by the walk's specs.
 
-In goes a PyTorch or Keras model, also inside PyTorch's wrappers; out come its tensors by the walk's specs, checked
-against the architecture. Imports no framework: that of a model that is there was imported by whoever made it.
+They are checked against the architecture. Imports no framework: the model's was imported to make it.
 """
 
 from __future__ import annotations
@@ -71,8 +70,8 @@ def open_model(model: Any) -> LiveModel:
     Raises:
         UsageError: there is none, or its tensors are others.
     """
-    # A model is there, so its framework was imported; one that was not is not needed. Keras first: on the PyTorch
-    # backend its models are PyTorch modules, too.
+    # A framework that was not imported is not the model's. Keras first: on the PyTorch backend its models are also
+    # PyTorch modules.
     torch, keras = sys.modules.get("torch"), sys.modules.get("keras")
     framework: Framework = "keras" if keras is not None and isinstance(model, keras.Model) else "torch"
     if framework == "torch" and not (torch is not None and isinstance(model, torch.nn.Module)):
@@ -97,7 +96,7 @@ def open_model(model: Any) -> LiveModel:
 
 
 def _unwrapped(module: Any) -> Any:
-    """Return the network inside PyTorch's wrappers, of which there may be several."""
+    """Return the network inside PyTorch's wrappers, which may be nested."""
     children = dict(module.named_children())
     inner = next((children[name] for name in _WRAPPED_AS if name in children), None)
     return module if inner is None else _unwrapped(inner)

@@ -1,7 +1,7 @@
-"""`rszoo.save`: a model in memory in, the model folder on disk out, in which `rszoo.create` finds it again.
+"""`rszoo.save`: writes a model in memory to a model folder, from which `rszoo.create` loads it again.
 
-What was trained further becomes what the converter writes: the same files, names, layout and account, whole or not at
-all. Values are taken from the model one tensor at a time, wherever they are.
+The folder is as the converter writes it: the same files, names, layout and account, whole or not at all. Values are
+taken from the model one tensor at a time, from any device.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,13 +22,17 @@ from rszoo.folder.writing import Provenance, TensorSource, staged_model_folder, 
 from rszoo.models.live import LiveModel, open_model
 from rszoo.registry.preprocessing import Preprocessing
 
+if TYPE_CHECKING:
+    import keras
+    import torch
+
 _TRAINED_TITLE = ", trained further"
 
 log = logging.getLogger("rszoo")
 
 
 def save(
-    model: Any,
+    model: torch.nn.Module | keras.Model,
     folder: str | os.PathLike[str],
     *,
     title: str | None = None,
@@ -58,7 +62,10 @@ def save(
     narrowed = _Float32(live)
     # One thread: the framework is the user's, and may be busy elsewhere.
     tensors = TensorSource(
-        live.names, narrowed.read, workers=1, suspicion="is the model being trained meanwhile, or the disk failing?"
+        live.names,
+        narrowed.read,
+        workers=1,
+        suspicion="is the model being trained at the same time, or the disk failing?",
     )
     with staged_model_folder(folder, overwrite=overwrite) as staging:
         sha256 = write_weights(staging, config, tensors, {"source": _source_name(live)})
@@ -123,7 +130,7 @@ def _describe(live: LiveModel, title: str | None, labels: Sequence[str] | None) 
 def _checked_labels(labels: Sequence[str] | None, arch: ArchConfig) -> tuple[str, ...] | None:
     if labels is None:
         return None
-    # A text is a sequence of texts, too.
+    # A string is a sequence of strings.
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
         raise UsageError(f"labels must be texts, one for each class, received {labels!r}")
     if len(labels) != arch.num_classes:

@@ -1,4 +1,4 @@
-"""What a model is built from: what names it in; architecture, preprocessing and the way to its weights out, once."""
+"""What a model is built from: architecture, preprocessing, and how to open its weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rszoo.arch.config import ArchConfig
-from rszoo.cache.find import ModelLike, fetch, find
+from rszoo.cache.find import ModelLike, find, find_folder
 from rszoo.errors import UsageError
 from rszoo.folder.model_folder import ModelConfig
 from rszoo.hub.pull import HubModel
@@ -36,7 +36,7 @@ def find_stored(model: ModelLike | ArchConfig, pretrained: bool) -> Stored:
     """Return what a model is built from. A folder's weights are always loaded, others only if `pretrained`.
 
     Raises:
-        UsageError: an architecture has no pretrained weights; else as `rszoo.cache.find.find` and `fetch`.
+        UsageError: an architecture has no pretrained weights; else as `rszoo.cache.find.find_folder`.
     """
     if isinstance(model, ArchConfig):
         if pretrained:
@@ -48,5 +48,5 @@ def find_stored(model: ModelLike | ArchConfig, pretrained: bool) -> Stored:
         return Stored(found.config.arch, found.preprocessing, origin, opened)
     if isinstance(found, PretrainedEntry) and not pretrained:
         return Stored(found.arch, found.preprocessing, None, lambda _: None)
-    folder = fetch(found)
+    folder = find_folder(found)
     return Stored(folder.config.arch, folder.preprocessing, folder.config, lambda _: folder.weights_path)

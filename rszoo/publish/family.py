@@ -1,7 +1,7 @@
 """All published pairs fetched, converted, verified and pushed, each gone from the disk before the next.
 
 What is done is read from the Hub: a repository whose account and verification are this version's is left alone, so the
-same command goes on after an interruption.
+same command resumes after an interruption.
 """
 
 from __future__ import annotations

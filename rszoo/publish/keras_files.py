@@ -23,7 +23,7 @@ from rszoo.weights.mapping import Weights, check_header
 from rszoo.weights.tensor_file import LocalFile
 
 _DTYPE = "float32"
-# What a layer takes from the settings of whoever loads it, if it is not said.
+# What a layer takes from the loading process's settings if its config does not say.
 _ALWAYS_SAID = ("dtype", "data_format")
 
 
@@ -100,7 +100,7 @@ def _slimmed(layer: dict[str, Any], known: dict[str, dict[str, Any]]) -> dict[st
     config = layer["config"]
     if "layers" in config:
         return {**layer, "config": {**config, "layers": [_slimmed(part, known) for part in config["layers"]]}}
-    # Hundreds of layers are the same but for their names.
+    # Hundreds of layers are the same except for their names.
     identity = {key: layer[key] for key in ("module", "class_name", "registered_name")}
     alike = {**identity, "config": {**config, "name": "layer"}}
     text = json.dumps(alike)
@@ -118,7 +118,7 @@ def _needed(part: dict[str, Any]) -> dict[str, Any]:
         for key, value in config.items()
         if key in _ALWAYS_SAID or _rebuilt(part, {name: config[name] for name in config if name != key}) != whole
     }
-    # Each alone can be left out; all together, too?
+    # Each alone can be left out; check that all can together.
     return needed if _rebuilt(part, needed) == whole else part["config"]
 
 

@@ -1,4 +1,4 @@
-"""What a push uploads, made and checked before anything is sent: a model folder in, the files of a commit out."""
+"""The files of a commit, made from a model folder and checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ log = logging.getLogger("rszoo")
 class Target:
     """Where a push goes: `revision` a branch, made if need be; `create_pr` proposes the commit instead of making it.
 
-    `private`: whether a new repository is; one that exists must be then. `overwrite`: also a card that somebody wrote.
+    `private`: a new repository is private, and an existing one must be. `overwrite`: replace a card that rszoo did not
+    write.
 
     Raises:
         UsageError: the options contradict each other.
@@ -173,7 +174,7 @@ def _gather(folder: ModelFolder, raw: ModelFolder | None, made: Path) -> dict[st
 
 
 def _make_config(folder: ModelFolder, made: Path, keras: bool) -> dict[str, Path]:
-    """Write `config.json`, with Keras's keys behind the others if they are wanted, and then also Keras's weights."""
+    """Write `config.json`, with Keras's keys after the others if they are wanted, and then also Keras's weights."""
     path = folder.path / CONFIG
     text = strip_config(path.read_text(encoding="utf-8"))
     if parse_config(text, str(path)) != folder.config:

@@ -1,7 +1,7 @@
 """A model folder pushed to the Hugging Face Hub: checked first, then uploaded as one commit, with a card made for it.
 
-In goes a folder (or a live model, which is saved and verified first), out comes the commit. Transfers, retries and
-logins are huggingface_hub's; what is uploaded is `plan.py`'s; here is how, and what an error means.
+A live model is saved and verified first. `plan.py` decides what is uploaded; transfers, retries and logins are
+huggingface_hub's.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
     from huggingface_hub.hf_api import ModelInfo
 
-# What a former push may have left and this one has not: it would be taken for this one's.
+# Files of an earlier push that this one lacks are deleted: they would be taken for this one's.
 _OPTIONAL = (VERIFICATION, EVALUATION, RAW_WEIGHTS, RAW_CONVERSION, RAW_VERIFICATION, KERAS_WEIGHTS, PLOT)
 # Somebody else's commit in between is answered by another attempt on top of it, this often.
 _ATTEMPTS = 5
@@ -53,9 +53,9 @@ log = logging.getLogger("rszoo")
 
 @dataclass(frozen=True)
 class Pushed:
-    """What came of a push: the commit, its page, that of the pull request if one was made; `changed`: is it a new one.
+    """The outcome of a push: the commit, its page, that of the pull request if any; `changed`: it is a new commit.
 
-    `deleted`: files of a former push that this one does not have. `sha256` of `model.safetensors`, in hex.
+    `deleted`: files of an earlier push that this one does not have. `sha256` of `model.safetensors`, in hex.
     `files`: bytes by name.
     """
 
@@ -110,10 +110,10 @@ def push_to_hub(
 
 
 def check_login(doing: str) -> set[str]:
-    """Ask the Hub who the user is, before anything else is done; return the names of account and organizations.
+    """Check that the user is logged in; return the names of account and organizations.
 
     Raises:
-        HubError: it does not know.
+        HubError: the user is not logged in.
         NetworkError: offline mode is on.
     """
     from huggingface_hub import HfApi
@@ -128,11 +128,11 @@ def check_login(doing: str) -> set[str]:
 def upload(plan: Plan) -> Pushed:
     """Make the repository if need be, and upload a plan's files as one commit on top of what is there.
 
-    What the Hub has already is not sent again. If somebody else commits meanwhile, it is tried again on top of that.
+    What the Hub has already is not sent again. A commit of somebody else in between is kept: it tries again on top.
 
     Raises:
         HubError: the Hub refuses, or cannot be reached; or there is a card that rszoo did not write.
-        VerificationError: the weights were changed meanwhile; nothing is committed then.
+        VerificationError: the weights were changed during the upload; nothing is committed then.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -199,14 +199,14 @@ def _commit(
         except HfHubHTTPError as error:
             if status_of(error) != _PRECONDITION_FAILED or attempt == _ATTEMPTS - 1:
                 raise
-            log.warning("%s was changed meanwhile; committing again on top of that", target.repo)
+            log.warning("%s was changed by another commit; committing again on top of that", target.repo)
         else:
             return info.sha, stale, commit
     raise HubError(f"{target.repo} changes all the time; push again later")
 
 
 def _check_card(info: ModelInfo, repo: str) -> None:
-    """Raise HubError if somebody wrote the card that a push would replace."""
+    """Raise HubError if rszoo did not write the card that a push would replace."""
     from huggingface_hub import hf_hub_download
 
     text = Path(hf_hub_download(repo, CARD, revision=info.sha)).read_text(encoding="utf-8", errors="replace")

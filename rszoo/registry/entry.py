@@ -20,7 +20,7 @@ from rszoo.schema.limits import check_pattern, check_percent, check_text
 
 @dataclass(frozen=True)
 class Source:
-    """Where the original archive is: `url`, or `file` inside this package. Hashes are None where nobody knows them.
+    """Where the original archive is: `url`, or `file` inside this package. Hashes are None where unknown.
 
     `size_mib` as listed by the publisher, `size` in bytes; `members` in archive order; `crc32c` and `md5` in base64, as
     the storage server sends them; `sha256` in hex.
@@ -95,7 +95,7 @@ class HubPin:
 
 @dataclass(frozen=True)
 class Converted:
-    """Converted weights: SHA-256 of `model.safetensors`, and their place on the Hub; None until somebody publishes."""
+    """Converted weights: SHA-256 of `model.safetensors`, and their place on the Hub; None until published."""
 
     sha256: str | None = None
     hub: HubPin | None = None

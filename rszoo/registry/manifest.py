@@ -1,7 +1,7 @@
 """Every published model/resolution pair: `weights_manifest.json` loaded, validated, listed and looked up.
 
-The manifest is data only. In go names (patterns, aliases, timm's names), out come frozen `PretrainedEntry`s. The
-environment variable `RSZOO_MANIFEST` names another manifest, for weights of one's own.
+Names, patterns, aliases and timm's names are resolved to frozen `PretrainedEntry`s. The environment variable
+`RSZOO_MANIFEST` names another manifest, for weights of the user's own.
 """
 
 from __future__ import annotations

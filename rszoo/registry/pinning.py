@@ -1,4 +1,4 @@
-"""Recorded hashes written into a weights manifest: what was trusted on first use becomes what everybody checks."""
+"""Writes recorded hashes into a weights manifest: what was trusted on first use is then checked by everybody."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FACTS = ("size", "crc32c", "md5", "sha256")
 
 
 def pin_manifest(path: Path) -> dict[str, list[str]]:
-    """Write the hashes that this machine's lock files have into a manifest, where it has none.
+    """Write the hashes recorded on this machine into a manifest, where it has none.
 
     Returns the names of the facts that were written, by model; the file is left alone if there are none.
 

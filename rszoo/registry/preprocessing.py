@@ -1,7 +1,4 @@
-"""What an image goes through before a network sees it, as data; `rszoo.inference.images` does it.
-
-Apart from the doing, so that the registry needs no numpy.
-"""
+"""Preprocessing of images, as data. `rszoo.inference.images` applies it; the registry needs no numpy."""
 
 from __future__ import annotations
 

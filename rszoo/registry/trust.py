@@ -1,8 +1,8 @@
 """Which archive is the right one: hashes from the manifest, or those that the first download found and recorded.
 
 Nobody publishes hashes of the archives. So the first download is trusted if it is what its server says it holds, and
-what it was is written to a lock file in the cache, `lock/NAME.json`; a later download must be the same. One file for
-each archive, since processes that download different ones must not overwrite each other's.
+its hashes are recorded in the cache, in `lock/NAME.json`; a later download must be the same. Each archive has its own
+file, so that processes that download different ones do not overwrite each other's.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def read_record(name: str) -> Record | None:
     except FileNotFoundError:
         return None
     except (OSError, ConfigError) as error:
-        raise ConfigError(f"{path} is damaged ({error}); delete it to trust the next download anew") from error
+        raise ConfigError(f"{path} is damaged ({error}); delete it to trust the next download") from error
 
 
 def check_version(entry: PretrainedEntry, version: Version, url: str) -> None:
     """Compare what a server says it holds with what is known, before it is downloaded.
 
     Raises:
-        IntegrityError: it is another archive; or nothing at all vouches for what a mirror holds.
+        IntegrityError: it is another archive; or no hash vouches for what a mirror holds.
     """
     known = _known(entry)
     _compare(entry, vars(version), public_url(url), known)
@@ -89,7 +89,7 @@ def remember(entry: PretrainedEntry, found: Record) -> None:
     """Record a first download; what is recorded already stays, and must be the same.
 
     Raises:
-        IntegrityError: another process has recorded another archive meanwhile.
+        IntegrityError: another process has recorded another archive since.
     """
     path = record_path(entry.name)
     try:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from rszoo.cache.find import fetch
+from rszoo.cache.find import find_folder
 from rszoo.errors import ConfigError, OutputError
 from rszoo.extras import installed_versions
 from rszoo.folder.evaluations import Evaluation, record_evaluation
@@ -85,7 +85,7 @@ def train(recipe: Recipe, job: Job) -> Path:
     _check_data(recipe, job.images)
     folder = RunFolder(job.output)
     folder.check_usable(may_resume=job.resume == "auto")
-    weights = None if job.init is None else fetch(job.init.found)
+    weights = None if job.init is None else find_folder(job.init.found)
     identity = identify(recipe, job.images, job.init, weights)
     folder.check_same(identity)
     target = recipe.total_steps if job.max_steps is None else min(job.max_steps, recipe.total_steps)

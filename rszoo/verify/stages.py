@@ -1,6 +1,6 @@
-"""Every stage's output of a model folder's network, in PyTorch and in Keras, and how far two of them are apart.
+"""Outputs of every stage of a model folder's network, in PyTorch and in Keras, and their differences.
 
-In go a folder and batches of images, out come arrays by stage, all NHWC.
+Runs a folder's network on batches of images and returns arrays by stage, all NHWC.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The original network as a TF1 graph in genuine `tf.compat.v1` code: the reference that everything is held against.
+"""The original network as a TF1 graph in genuine `tf.compat.v1` code: the reference that everything is compared with.
 
 Follows tensorflow/tpu `models/official/resnet/resnet_model.py` op by op. Its variable names come from TensorFlow's own
 scope counters, not from `converters.formats.tf1`, so that a wrong name map cannot agree with it. Used by

@@ -1,1 +1,1 @@
-"""The tensors of one safetensors file, on this machine or behind a URL, read when asked for."""
+"""The tensors of one safetensors file, on this machine or at a URL, read on access."""

@@ -1,7 +1,6 @@
-"""Weights opened: `model.safetensors` as a lazy mapping. Opening reads the header; a tensor is read when asked for.
+"""`model.safetensors`, here or at a URL, as a lazy mapping: opening reads the header, access reads a tensor.
 
-In goes a safetensors file, here or behind a URL; out come numpy arrays or PyTorch tensors that map the file,
-or numpy arrays under Keras's names and in its layout.
+Tensors are numpy arrays or PyTorch tensors that map the file, or numpy arrays under Keras's names and in its layout.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from rszoo.weights.values import to_numpy, to_torch
 
 Layout = Literal["numpy", "torch", "keras"]
 
-# The bytes of values that neighbour in the file are read at once, but not more than this beside the result.
+# Adjacent values are read at once, but not more bytes than this beside the result.
 _MAX_RUN_BYTES = 64 << 20
 
 
@@ -79,12 +78,12 @@ class Weights(Mapping[str, Any]):
         return self.facts(name).dtype
 
     def load(self, names: Iterable[str]) -> dict[str, Any]:
-        """Read many tensors at once. Behind a URL, those that neighbour in the file come in one request.
+        """Read many tensors at once. From a URL, those that are adjacent in the file come in one request.
 
         Raises:
             KeyError: a name is unknown.
             WeightsError: a tensor's dtype is not one that the framework has.
-            NetworkError: behind a URL, a request failed or the file changed.
+            NetworkError: a request failed, or the file at the URL changed.
         """
         spans = {name: self._header.span(self._stored(name)) for name in names}
         loaded = {}
@@ -164,7 +163,7 @@ class Weights(Mapping[str, Any]):
 
 
 def _runs(spans: Mapping[str, tuple[int, int]]) -> list[list[str]]:
-    """Group tensors whose bytes neighbour, in the order of the file."""
+    """Group tensors whose bytes are adjacent, in the order of the file."""
     runs: list[list[str]] = []
     for name, (start, stop) in sorted(spans.items(), key=lambda item: item[1]):
         if runs and spans[runs[-1][-1]][1] == start and stop - spans[runs[-1][0]][0] <= _MAX_RUN_BYTES:

@@ -1,7 +1,7 @@
-"""A safetensors file behind a URL: in goes the URL, out come the header's facts and the bytes that are asked for.
+"""A safetensors file at a URL, read by ranges.
 
-Two requests get the header (its length, then exactly its bytes), one more each range of values. All must be of the same
-version of the object.
+Two requests get the header (its length, then exactly its bytes), and one more each range of values. All must be of the
+same version of the object.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from rszoo.weights.tensor_file import LENGTH_BYTES, MAX_HEADER_BYTES, Header
 
 
 class RemoteFile:
-    """A safetensors file behind a URL, or in the folder behind it; read by ranges, nothing is kept.
+    """A safetensors file at a URL, or in the folder at a URL; read by ranges, nothing is kept.
 
-    `headers` go with each request, such as a login; requests does not send that to where another host redirects to.
+    `headers` are sent with each request, such as a login, which requests does not send on to another host.
 
     Raises:
-        NetworkError: it cannot be had, its server has no ranges, or it changed between two requests.
+        NetworkError: it cannot be fetched, its server has no ranges, or it changed between two requests.
         WeightsError: it is damaged or not a safetensors file.
     """
 
@@ -39,7 +39,7 @@ class RemoteFile:
         if size is None:
             raise NetworkError(f"{self._label} can only be read by ranges, and its server does not say how long it is")
         length = int.from_bytes(prefix, "little")
-        # Before it is fetched. Everything else is checked by the package.
+        # Checked before it is fetched; the package checks the rest.
         if len(prefix) < LENGTH_BYTES or not 0 < length <= min(size - LENGTH_BYTES, MAX_HEADER_BYTES):
             raise WeightsError(f"{self._label} is damaged or not a safetensors file: its header has {length} bytes")
         text = self.read(LENGTH_BYTES, LENGTH_BYTES + length).tobytes()
@@ -49,7 +49,7 @@ class RemoteFile:
         """Fetch bytes [start, stop) of the file, uint8, in one request; none for an empty range.
 
         Raises:
-            NetworkError: they cannot be had, or the object changed since it was opened.
+            NetworkError: they cannot be fetched, or the object changed since it was opened.
         """
         if start == stop:
             return np.empty(0, np.uint8)
@@ -76,7 +76,7 @@ def file_url(url: str) -> str:
 
 
 def _check_header(start_of_file: bytes, size: int, label: str) -> Header:
-    """Let the safetensors package check a header: it opens a file of the object's size that is a hole behind it."""
+    """Let the safetensors package check a header, in a file of the object's size with a hole for the values."""
     with tempfile.TemporaryDirectory(prefix="rszoo-") as folder:
         path = Path(folder) / WEIGHTS
         try:

@@ -1,4 +1,4 @@
-"""Part of a tensor: in goes an index, out come its values, for which only the rows are read that the index needs."""
+"""Part of a tensor: only the rows that an index needs are read."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rszoo.weights.tensor_file import TensorFacts
 class TensorSlice:
     """A tensor to be indexed before it is read, as the safetensors package has it: `weights.get_slice(name)[2:4, 0]`.
 
-    `facts` are of the tensor. Rows are what lies one behind the other in the file, along `axis`: output channels.
-    `read` takes the first row and the one behind the last, and returns a tensor of these rows.
+    `facts` are of the tensor. Rows are the parts that are consecutive in the file, along `axis`: output channels.
+    `read` takes the first row and the one after the last, and returns a tensor of these rows.
     """
 
     def __init__(self, facts: TensorFacts, axis: int, read: Callable[[int, int], Any]) -> None:
@@ -55,7 +55,7 @@ def _expand(index: Any, axes: int) -> list[Any] | None:
 
 
 def _needed(item: int | slice, rows: int) -> tuple[int, int, int | slice]:
-    """Return the first row that is needed, the one behind the last, and the item's counterpart among these."""
+    """Return the first needed row, the one after the last, and the item's counterpart among these."""
     if isinstance(item, int):
         if not -rows <= item < rows:
             raise IndexError(f"index {item} is out of bounds for {rows} rows")

@@ -1,4 +1,4 @@
-"""A safetensors file as bytes: in goes a path, out come the header's facts and the tensors' bytes, mapped or copied.
+"""A safetensors file as bytes: the header's facts, and the tensors' bytes, mapped or copied.
 
 The safetensors package opens every file first and so checks the header (bounds, gaps, sizes, nesting).
 """
@@ -111,7 +111,7 @@ class Header:
 
 
 class TensorFile(Protocol):
-    """What weights are read from: a file on this machine, or one behind a URL."""
+    """What weights are read from: a file on this machine, or one at a URL."""
 
     header: Header
 

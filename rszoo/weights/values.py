@@ -1,4 +1,4 @@
-"""Values of one tensor: in go its bytes, little-endian as safetensors has them; out comes an array or a PyTorch tensor.
+"""Values of one tensor: its bytes, little-endian as safetensors has them, to a numpy array or a PyTorch tensor.
 
 Both share memory with the bytes, unless the machine is big-endian, the bytes are misaligned, or numpy has no such type.
 """

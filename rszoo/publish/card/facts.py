@@ -1,4 +1,4 @@
-"""What a model card is made from, gathered from the files that are pushed and held against each other."""
+"""What a model card is made from, gathered from the files that are pushed and compared with each other."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Findings:
 
 
 def gather(facts: CardFacts) -> Findings:
-    """Read all that a card says from the folders, whose weights were held against their accounts before.
+    """Read all that a card says from the folders, whose weights were compared with their accounts before.
 
     Raises:
         ConfigError: an account, a verification or an evaluation is damaged, or an evaluation is of other weights.

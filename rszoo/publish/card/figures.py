@@ -109,7 +109,7 @@ def eval_results(findings: Findings) -> list[EvalResult]:
 
     huggingface_hub groups results by task, data set, configuration and split alone, and gives a group the source of its
     first result. Published results name the configuration that the data set has on the Hub, measured ones, made from
-    files, do not: so they stay apart, whoever loads and saves the card. `verified` is the Hub's own to set.
+    files, do not: so they stay apart when any tool loads and saves the card. `verified` is the Hub's own to set.
     """
     return [*_published_results(findings), *_measured_results(findings)]
 

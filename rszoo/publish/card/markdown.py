@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 _LONGEST = 500
 # With a meaning in CommonMark, in GitHub's tables and strikethrough, in HTML, or, the dollar, in the Hub's formulas.
-# As character references, not behind backslashes: a backslash before a bracket begins a formula on the Hub.
+# As character references, not with backslashes: a backslash before a bracket begins a formula on the Hub.
 _SPECIAL = {ord(sign): f"&#{ord(sign)};" for sign in "\\`*_[]<>|~$&#"}
 
 

@@ -74,7 +74,7 @@ def _lineage(findings: Findings) -> str:
     if not findings.evidence:
         return (
             f"By its name it is the pair `{entry.name}` of {plain(entry.family.title)}. Whether it is that checkpoint "
-            "was not established: nobody has published its hash, and it was not downloaded from there by rszoo."
+            "was not established: its hash is not published, and rszoo did not download it from there."
         )
     if findings.publisher is None:
         return f"Registered in rszoo as `{entry.name}`: {plain(entry.family.title)}."
@@ -121,7 +121,9 @@ def _source_rows(account: Account) -> list[tuple[str, str]]:
     rows = [(_SOURCE_ROWS.get(key, plain(key)), _value(value)) for key, value in conversion.source.items()]
     # What the account has no value for is not told.
     known = [(label, value) for label, value in rows if value]
-    skipped = [(f"Left out: {plain(reason)}", f"{count:,} variables") for reason, count in conversion.skipped.items()]
+    skipped = [
+        (f"Left out: {plain(reason)}", f"{len(names):,} variables") for reason, names in conversion.skipped.items()
+    ]
     return [
         *known,
         ("Tensors written", f"{conversion.tensors:,}"),

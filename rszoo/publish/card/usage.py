@@ -7,7 +7,7 @@ from rszoo.publish.card.facts import Findings
 
 RAW_WARNING = (
     "In the published training no average is kept of the batch statistics (momentum 0): the moving means and variances "
-    "of plain weights are those of one last batch, and of little use before they are estimated anew."
+    "of plain weights are those of one last batch, and of little use until they are estimated again."
 )
 
 
