@@ -135,10 +135,12 @@ def _check_agreement(account: Account, entry: PretrainedEntry, identity: Identit
     compared = [field.name for field in fields(ArchConfig) if field.name not in _NOT_IN_CHECKPOINTS]
     differing = [name for name in compared if getattr(entry.arch, name) != getattr(account.arch, name)]
     if differing:
+        who, remedy = "the name says", "rename it, or say what it is with --model NAME"
+        if identity.model:
+            who, remedy = "--model says", "give another, or leave it out and give --image-size PIXELS"
         raise ConversionError(
-            f"the name says {entry.name}, a {_network(entry.arch)}, but the checkpoint "
-            f"({account.format.name}) holds a {_network(account.arch)}; they differ in {', '.join(differing)}; rename "
-            "it, or say what it is with --model NAME"
+            f"{who} {entry.name}, a {_network(entry.arch)}, but the checkpoint ({account.format.name}) holds a "
+            f"{_network(account.arch)}; they differ in {', '.join(differing)}; {remedy}"
         )
 
 

@@ -26,7 +26,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 #: Tokens of the tests' Hub; the second may not write.
 ME, READER = "hf_me", "hf_reader"
 #: The files that take longest, by their tests' times: they come first, so that no worker is left alone with one.
-LONGEST = ("training", "keras_engine", "parity", "interruption", "torch_engine", "pipeline_faults", "hub_push", "create")
+LONGEST = (
+    "training",
+    "keras_engine",
+    "parity",
+    "interruption",
+    "torch_engine",
+    "pipeline_faults",
+    "hub_push",
+    "create",
+)
 SHARED = Path(__file__).parent.parent.parent / "shared" / "fixtures"
 
 

@@ -14,7 +14,7 @@ from converters.read.archive import read_archive
 from converters.read.files import CheckpointFiles, OpenCheckpoint, open_folder, open_prefix, open_single
 from rszoo.disk.paths import expand_user, kept_archive
 from rszoo.errors import ArchiveError, CheckpointError, SourceNotFoundError, UsageError
-from rszoo.folder.model_folder import WeightSet
+from rszoo.folder.model_folder import CONFIG, WeightSet
 from rszoo.net.urls import Version
 from rszoo.refs import ARCHIVE_SUFFIXES, Checkpoint, Folder, Hub, Ref, Registered, Url, parse_ref
 from rszoo.registry.entry import PretrainedEntry
@@ -122,17 +122,27 @@ def open_known(
 def _find_local(place: Folder | Checkpoint) -> Opener:
     path = expand_user(place.path)
     if path.is_dir():
+        _check_not_converted(place, path)
         return lambda _folder, _keep: open_folder(path)
     if path.is_file() and _is_archive(path):
         return lambda folder, keep: _open_archive(path, folder, keep)
     if path.is_file() or Path(f"{path}.index").is_file():
         return lambda _folder, _keep: open_single(path) or open_prefix(path)
-    if path.parent == Path(".") and not path.suffix:
+    if place.path == path.name and not path.suffix:
         get_entry(place.path)  # raises, and names the nearest models
     raise SourceNotFoundError(
         f"no checkpoint at {place.path}: give an existing .tar.gz, a folder, a prefix such as folder/model.ckpt, a "
         f"URL, or a model's name such as {list_models()[0]}"
     )
+
+
+def _check_not_converted(place: Folder | Checkpoint, path: Path) -> None:
+    """Raise UsageError for a folder that has a model, but no checkpoint."""
+    if (path / CONFIG).is_file() and not any(path.glob("*.index")):
+        raise UsageError(
+            f"{place} is a model folder already, not a checkpoint; to write it back as one, add --to and a format, "
+            "see `rszoo-convert --help`"
+        )
 
 
 def find_entry(source: str | os.PathLike[str] | Ref | Source) -> PretrainedEntry | None:

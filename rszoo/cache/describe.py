@@ -52,9 +52,16 @@ def describe_tensors(model: ModelLike) -> dict[str, Any]:
 def describe_entry(entry: PretrainedEntry) -> dict[str, Any]:
     """Return a registry entry as JSON values; ImageNet's labels are left to the number of classes."""
     facts = dataclasses.asdict(entry)
-    labels = facts.pop("labels")
+    labels, family = facts.pop("labels"), entry.family
     return {
         **facts,
+        "family": family.name,
+        "title": family.title,
+        "license": family.license,
+        "paper": family.paper,
+        "code": family.code,
+        "dataset": family.dataset.name,
+        "golden_image": facts["family"]["golden_image"],
         "labels": f"{len(labels)} classes: {labels[0]} ... {labels[-1]}",
         "parameters": count_parameters(entry.arch),
     }

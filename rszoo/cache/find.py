@@ -110,7 +110,10 @@ def find_remote(model: ModelLike) -> HubModel:
         place = Hub(pin.repo, pin.commit)
     elif isinstance(place, (Registered, Folder, Checkpoint)):
         # OWNER/NAME alone reads as a path.
-        place = parse_ref(f"hf-hub:{model}")
+        try:
+            place = parse_ref(f"hf-hub:{model}")
+        except UsageError as error:
+            raise UsageError(f"{model} is not a model on the Hub; give hf-hub:OWNER/NAME") from error
     found = find(place) if isinstance(place, Hub) else None
     if not isinstance(found, HubModel):
         raise UsageError(f"{place} is not a model on the Hub; give hf-hub:OWNER/NAME")

@@ -34,7 +34,7 @@ class Prefetched:
 
 
 def prefetch_models(
-    patterns: Sequence[str],
+    patterns: str | Sequence[str],
     output: str | os.PathLike[str] | None = None,
     *,
     weights: WeightSet = "ema",
@@ -43,7 +43,7 @@ def prefetch_models(
     """Download and convert registered models, for later use without a network; yield the outcome of each.
 
     Args:
-        patterns: names or shell patterns.
+        patterns: a name or shell pattern, or several.
         output: fill this folder instead of the cache. From then on it is this process's cache, as if RSZOO_CACHE named
             it; what the former cache has is copied, and the hashes that it knows bind there.
         weights: "ema", the averages whose accuracy is published, or "raw".
@@ -53,7 +53,8 @@ def prefetch_models(
         UnknownModelError: a pattern matches nothing.
         UsageError: `output` is not the name of a folder.
     """
-    names = list(dict.fromkeys(name for pattern in patterns for name in names_of(pattern)))
+    given = [patterns] if isinstance(patterns, str) else patterns
+    names = list(dict.fromkeys(name for pattern in given for name in names_of(pattern)))
     here = {name: (find_cached(get_entry(name), weights), read_record(name)) for name in names}
     if output is not None:
         if not Path(output).name:

@@ -16,7 +16,7 @@ from rszoo.disk.locks import held
 from rszoo.disk.paths import busy_folder
 from rszoo.disk.temporary import write_whole
 from rszoo.errors import ConfigError, OutputError
-from rszoo.folder.model_folder import EVALUATION, WEIGHTS, sha256_of
+from rszoo.folder.model_folder import EVALUATION, FORMAT_VERSIONS, WEIGHTS, sha256_of
 from rszoo.schema.fields import build, check_format, parse_json, plain
 from rszoo.schema.limits import check_count, check_pattern, check_percent, check_text
 from rszoo.version import __version__
@@ -24,7 +24,6 @@ from rszoo.version import __version__
 #: What the images went through: rszoo's published preprocessing, or timm's transform of the same size.
 Transform = Literal["published", "timm"]
 
-_FORMAT_VERSION = 1
 # Another process holds the lock for as long as it takes to read and write a small file.
 _LOCK_S = 10
 
@@ -117,7 +116,7 @@ def record_evaluation(folder: Path, result: Evaluation) -> tuple[Evaluation, ...
             kept[places.index(result.conditions)] = result
         else:
             kept.append(result)
-        record = {"format_version": _FORMAT_VERSION, **plain(_File(tuple(kept)))}
+        record = {"format_version": FORMAT_VERSIONS[EVALUATION], **plain(_File(tuple(kept)))}
         try:
             write_whole(folder / EVALUATION, json.dumps(record, indent=1) + "\n")
         except OSError as error:
@@ -142,7 +141,7 @@ def _read(folder: Path) -> tuple[Evaluation, ...]:
     if not path.is_file():
         return ()
     try:
-        results = build(_File, check_format(parse_json(path.read_bytes()), _FORMAT_VERSION, path)).results
+        results = build(_File, check_format(parse_json(path.read_bytes()), FORMAT_VERSIONS[EVALUATION], path)).results
         for index, result in enumerate(results):
             if any(result.conditions == former.conditions for former in results[:index]):
                 raise ConfigError(f"two results of {result.conditions}; keep one")

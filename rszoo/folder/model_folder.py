@@ -44,7 +44,8 @@ WeightSet = Literal["ema", "raw"]
 #: The same, or weights trained further with rszoo's model.
 WeightKind = Literal["ema", "raw", "trained"]
 
-_FORMAT_VERSION = 1
+#: The version of each file's format, which its writer records and its reader checks.
+FORMAT_VERSIONS = {CONFIG: 1, CONVERSION: 1, VERIFICATION: 1, EVALUATION: 1}
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class ModelConfig:
         """Return the text of `config.json`."""
         facts = plain(self)
         writer = facts.pop("rszoo_version")
-        version = {"format_version": _FORMAT_VERSION} | ({} if writer is None else {"rszoo_version": writer})
+        version = {"format_version": FORMAT_VERSIONS[CONFIG]} | ({} if writer is None else {"rszoo_version": writer})
         # The long list last.
         facts["labels"] = facts.pop("labels")
         keys = timm_keys(self.arch, self.preprocessing, self.labels)
@@ -141,7 +142,9 @@ def parse_config(text: str | bytes, label: str) -> ModelConfig:
             return ModelConfig(label, None, arch, preprocessing, labels, "trained")
         if not isinstance(keys, dict) or "rszoo" not in keys:
             raise ConfigError("it has neither the key 'rszoo' nor timm's 'architecture'")
-        return build(ModelConfig, {"rszoo_version": None, **check_format(keys["rszoo"], _FORMAT_VERSION, label)})
+        return build(
+            ModelConfig, {"rszoo_version": None, **check_format(keys["rszoo"], FORMAT_VERSIONS[CONFIG], label)}
+        )
     except ConfigError as error:
         raise ConfigError(f"{label} is damaged or not a ResNet-RS's: {error}") from error
 
@@ -168,7 +171,7 @@ def find_damage(path: Path) -> str | None:
     """
     try:
         text = (path / CONVERSION).read_text(encoding="utf-8")
-        account = check_format(json.loads(text), _FORMAT_VERSION, path / CONVERSION)["result"]
+        account = check_format(json.loads(text), FORMAT_VERSIONS[CONVERSION], path / CONVERSION)["result"]
         recorded = {CONFIG: account["config_sha256"], WEIGHTS: account["sha256"]}
         config = (path / CONFIG).read_text(encoding="utf-8")
         found = {CONFIG: config_sha256(config), WEIGHTS: sha256_of(path / WEIGHTS)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from rszoo.errors import ConfigError
-from rszoo.folder.model_folder import CONVERSION, VERIFICATION
+from rszoo.folder.model_folder import CONVERSION, FORMAT_VERSIONS, VERIFICATION
 from rszoo.schema.fields import build, check_format, parse_json, pick
 from rszoo.terminal import printable
 
@@ -20,7 +20,6 @@ GOLDEN_CHECK = "published logits"
 #: One fact of where weights came from.
 Fact = str | int | float | bool | None
 
-_FORMAT_VERSION = 1
 _MAX_FACTS = 100
 _T = TypeVar("_T")
 
@@ -71,7 +70,12 @@ def read_conversion(folder: Path, name: str = CONVERSION) -> ConversionRecord:
     Raises:
         ConfigError: it is missing or damaged.
     """
-    record = _read(folder / name, _parse_conversion, "convert the checkpoint, or save the model, again")
+    record = _read(
+        folder / name,
+        FORMAT_VERSIONS[CONVERSION],
+        _parse_conversion,
+        "convert the checkpoint, or save the model, again",
+    )
     if record is None:
         raise ConfigError(f"{folder} has no {name}, which says what its weights are; convert again")
     return record
@@ -83,7 +87,9 @@ def read_verification(folder: Path, name: str = VERIFICATION) -> VerificationRec
     Raises:
         ConfigError: the record is damaged.
     """
-    return _read(folder / name, _parse_verification, f"run `rszoo verify {folder}` again")
+    return _read(
+        folder / name, FORMAT_VERSIONS[VERIFICATION], _parse_verification, f"run `rszoo verify {folder}` again"
+    )
 
 
 def find_doubt(
@@ -101,9 +107,9 @@ def find_doubt(
     return None
 
 
-def _read(path: Path, parse: Callable[[Mapping[str, Any]], _T], remedy: str) -> _T | None:
+def _read(path: Path, version: int, parse: Callable[[Mapping[str, Any]], _T], remedy: str) -> _T | None:
     try:
-        return parse(check_format(parse_json(path.read_bytes()), _FORMAT_VERSION, path))
+        return parse(check_format(parse_json(path.read_bytes()), version, path))
     except FileNotFoundError:
         return None
     except (OSError, ConfigError) as error:
@@ -112,7 +118,8 @@ def _read(path: Path, parse: Callable[[Mapping[str, Any]], _T], remedy: str) -> 
 
 def _parse_conversion(record: Mapping[str, Any]) -> ConversionRecord:
     result = pick(ConversionRecord, record.get("result"), "result")
-    account = build(ConversionRecord, pick(ConversionRecord, record) | result)
+    written = {name: result[name] for name in ("sha256", "tensors") if name in result}
+    account = build(ConversionRecord, pick(ConversionRecord, record) | written)
     if len(account.source) > _MAX_FACTS:
         raise ConfigError(f"source must be at most {_MAX_FACTS} facts, received {len(account.source)}")
     return account

@@ -29,6 +29,7 @@ from rszoo.folder.model_folder import (
     CONFIG,
     CONVERSION,
     EVALUATION,
+    FORMAT_VERSIONS,
     VERIFICATION,
     WEIGHTS,
     ModelConfig,
@@ -41,7 +42,6 @@ from rszoo.version import __version__
 # What a thread works through between two openings of the file: what its reader has mapped counts as memory. The largest
 # single tensor has 9.4 MB.
 _GROUP_BYTES = 8 << 20
-_FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def write_records(
     `names`: those of the `TensorSource`.
     """
     account = {
-        "format_version": _FORMAT_VERSION,
+        "format_version": FORMAT_VERSIONS[CONVERSION],
         "converter": f"rszoo {__version__}",
         "format": provenance.format,
         "model": config.title,

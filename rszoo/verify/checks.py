@@ -11,6 +11,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +26,10 @@ from rszoo.arch.audit import same_bits
 from rszoo.arch.names import torch_name
 from rszoo.arch.walk import Kind, iter_tensors
 from rszoo.disk.temporary import write_whole
-from rszoo.errors import ConfigError, MissingPackageError, OutputError, RszooError
+from rszoo.errors import ConfigError, MissingPackageError, OutputError, RszooError, SourceNotFoundError
 from rszoo.extras import installed_versions, needs
-from rszoo.folder.model_folder import VERIFICATION, ModelFolder, find_damage, sha256_of
-from rszoo.folder.records import read_conversion
+from rszoo.folder.model_folder import FORMAT_VERSIONS, VERIFICATION, ModelFolder, find_damage, sha256_of
+from rszoo.folder.records import read_conversion, read_verification
 from rszoo.inference.images import preprocess
 from rszoo.models.factory import import_model_module
 from rszoo.registry.manifest import get_entry
@@ -67,7 +68,14 @@ def verify(folder: ModelFolder, *, source: str | None = None, golden_image: str 
 
     `source`: the checkpoint that the folder was converted from, see `locate`; an embedded one is found by itself.
     `golden_image`: path of the photo that the published logits belong to.
+
+    Raises:
+        NewerFormatError: a newer rszoo wrote the account, or the outcome of earlier checks.
+        SourceNotFoundError: there is no such photo.
     """
+    _check_versions(folder)
+    if golden_image is not None and not Path(golden_image).is_file():
+        raise SourceNotFoundError(f"no image at {golden_image}; give the path of the published photo")
     checks: tuple[tuple[str, Callable[[], Check]], ...] = (
         ("file", lambda: check_file(folder)),
         ("values", lambda: check_values(folder)),
@@ -86,6 +94,14 @@ def verify(folder: ModelFolder, *, source: str | None = None, golden_image: str 
             yield Check(name, "failed", str(error))
 
 
+def _check_versions(folder: ModelFolder) -> None:
+    """Raise NewerFormatError if a newer rszoo wrote a record that a check reads, or that its outcome replaces."""
+    for read in (read_conversion, read_verification):
+        # A damaged one is `check_file`'s to report, or is replaced.
+        with suppress(ConfigError):
+            read(folder.path)
+
+
 def save_verification(folder: ModelFolder, checks: list[Check]) -> None:
     """Write `verification.json`: the outcome, what it was of, and with which versions.
 
@@ -93,7 +109,7 @@ def save_verification(folder: ModelFolder, checks: list[Check]) -> None:
         OutputError: the folder cannot be written.
     """
     record = {
-        "format_version": 1,
+        "format_version": FORMAT_VERSIONS[VERIFICATION],
         "weights_sha256": sha256_of(folder.weights_path),
         "passed": all(check.status != "failed" for check in checks),
         "checks": [check.to_dict() for check in checks],
