@@ -1,7 +1,7 @@
 """Entry points for `torch.hub.load("OWNER/rszoo", "resnet_rs_50", pretrained=True)`, made from the registry.
 
-One for every depth (its largest registered resolution) and one for every registered pair, such as
-`resnet_rs_152_i224`. PyTorch lists every callable here whose name has no underscore before it.
+One entry point for every depth (its largest registered resolution) and one for every registered pair, such as
+`resnet_rs_152_i224`. PyTorch lists every callable here whose name does not start with an underscore.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-# The repository is on the import path only while this file runs and while an entry point is called. What rszoo imports
-# later, to save a model for example, is found because both packages are known by then.
+# The repository is on the import path only while this file runs and while an entry point is called. Later imports, such
+# as that for `rszoo.save`, work because both packages are loaded by then.
 import converters  # noqa: F401
 import rszoo
 from rszoo.arch.walk import iter_tensors as _iter_tensors
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     import torch
 
-#: Import names of what must be installed, which PyTorch checks first: PyTorch and rszoo's own needs, without those that
-#: only the command line has.
+#: Import names of what must be installed, which PyTorch checks first: PyTorch and rszoo's own requirements, except
+#: those of the command line.
 dependencies = [
     *("torch", "numpy", "safetensors", "PIL"),
     *("filelock", "google_crc32c", "huggingface_hub", "isal", "requests", "tqdm", "urllib3"),

@@ -23,6 +23,8 @@ from typer.testing import CliRunner
 
 import rszoo
 from converters.convert import convert
+from rszoo import Runtime
+from rszoo import evaluate_model as evaluate
 from rszoo.arch.config import ArchConfig
 from rszoo.cli.main import app
 from rszoo.errors import (
@@ -34,9 +36,9 @@ from rszoo.errors import (
     UsageError,
     VerificationError,
 )
-from rszoo.evaluate import Result, Runtime, evaluate
 from rszoo.evaluate.classes import match_classes
 from rszoo.evaluate.report import class_scores, summary, worst_classes, write_report
+from rszoo.evaluate.result import Result
 from rszoo.evaluate.scores import Scores
 from rszoo.folder.evaluations import Evaluation, read_evaluations, record_evaluation
 from rszoo.folder.model_folder import EVALUATION, RAW_WEIGHTS, WEIGHTS, ModelConfig, read_folder, sha256_of

@@ -302,7 +302,7 @@ def test_another_engine_or_number_of_processes_goes_on_and_says_what_is_new(tmp_
     assert "of the torch engine" in capsys.readouterr().err
     run(tmp_path / "run", steps=25, engine_name="keras", engine=FakeEngine(ranks=2))
     told = capsys.readouterr().err
-    assert "in 1 places, and now are in 2" in told
+    assert "by 1 readers, now by 2" in told
     # Step 20 was in the middle of the fourth epoch.
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000025").progress.positions == ((3, 0, 10),) * 2
 

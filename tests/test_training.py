@@ -159,7 +159,7 @@ def test_stopped_and_killed_it_ends_with_the_same_bits(engine, killed_at, tmp_pa
         code, _, noted = command(*words, path)
     assert code == 75, noted
     assert "stopped by SIGTERM at step 4" in noted
-    assert "the same command goes on" in noted
+    assert "the same command resumes" in noted
     if killed_at is not None:
         # The fifth from there on: step 9, after the checkpoint of step 6.
         program = [sys.executable, "-c", KILLED, engine, str(killed_at), *words, str(path)]
@@ -168,7 +168,7 @@ def test_stopped_and_killed_it_ends_with_the_same_bits(engine, killed_at, tmp_pa
         assert steps_of(path)[-1] == 8
     code, told, _ = command(*words, path)
     assert code == 0
-    assert "going on from step" in told
+    assert "resuming from step" in told
     assert figures(path) == figures(whole)
     for name in ("model/model.safetensors", f"checkpoints/step-{STEPS:08d}/state.safetensors"):
         assert (path / name).read_bytes() == (whole / name).read_bytes(), name
@@ -188,7 +188,7 @@ def test_the_other_engine_goes_on(tmp_path):
     path = tmp_path / "run"
     assert command("train", *TINY, "--max-steps", "6", "--output", path)[0] == 0
     code, told, noted = command("train", *TINY, "--framework", "keras", "--max-steps", "9", "--output", path)
-    assert (code, "going on from step 6" in told) == (0, True)
+    assert (code, "resuming from step 6" in told) == (0, True)
     assert "state is of the torch engine" in noted
     losses = {record["step"]: record["loss"] for record in figures(path) if record["kind"] == "train"}
     assert list(losses) == list(range(1, 10))
@@ -208,7 +208,7 @@ def test_two_processes_under_torchrun(tmp_path):
         done = subprocess.run([*launcher, *words], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
     # One process writes, and each reads its share.
-    assert done.stdout.count("going on from step 4") == 1
+    assert done.stdout.count("resuming from step 4") == 1
     assert steps_of(path) == list(range(1, 7))
     facts = json.loads((path / "run.json").read_text())
     assert [session["processes"] for session in facts["sessions"]] == [2, 2]

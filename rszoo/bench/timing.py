@@ -1,8 +1,8 @@
 """The time of a training step by the paper's protocol: batch 128, halved until it fits into memory.
 
-A recipe in, a `StepTime` out: forward, backward, optimizer and averages on one batch of noise, by the engine that
-trains. The published figures beside it (tensorflow/tpu `resnet_rs/README.md`) are of a V100 in float32 and a TPUv3 in
-bfloat16. Every batch size is tried in a process of its own: what does not fit may take the process with it.
+A recipe in, a `StepTime` out: forward, backward, optimizer and averages on one batch of noise, by a training engine.
+The published figures next to it (tensorflow/tpu `resnet_rs/README.md`) are of a V100 in float32 and a TPUv3 in
+bfloat16. Every batch size is tried in its own process, which may be killed if the batch does not fit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PACKAGES = ("rszoo", "torch", "tensorflow", "keras", "jax")
 
 @dataclass(frozen=True)
 class StepTime:
-    """A measured training step. `seconds` is the median of `steps`; `too_large` are batches that did not fit."""
+    """A measured training step. `seconds` is the median of `steps`; `too_large` are batch sizes that did not fit."""
 
     recipe: str
     engine: EngineName
@@ -55,7 +55,7 @@ class StepTime:
 
     @property
     def published(self) -> dict[str, float | None]:
-        """The authors' times of the same protocol; which batch fitted they do not say."""
+        """The authors' times by the same protocol; they do not say which batch size fit."""
         figures = get_entry(self.recipe).published
         return {"v100_float32_s": figures.v100_latency_s, "tpuv3_bfloat16_ms": figures.tpuv3_latency_ms}
 
@@ -90,10 +90,10 @@ def benchmark_model(
 
     Args:
         model: a registered name.
-        framework: what trains.
+        framework: the engine.
         precision: what it computes in; "float32" is that of the published V100 times, "bfloat16" that of TPUv3's.
         compiled: with `torch.compile`.
-        timing: steps, and the batch size that is tried first.
+        timing: numbers of steps, and the first batch size.
 
     Raises as `time_step`.
     """
@@ -102,11 +102,11 @@ def benchmark_model(
 
 
 def time_step(name: str, engine: EngineName, overrides: list[str], timing: Timing) -> StepTime:
-    """Measure the step of a recipe, with values overridden, at the largest of the halved batch sizes that fits.
+    """Measure the step of a recipe with overrides, at the largest of the halved batch sizes that fits.
 
     Raises:
-        UnknownModelError, ConfigError: there is no such recipe, or it cannot be trained so.
-        RszooError: not even one image fits, or the measuring process broke.
+        UnknownModelError, ConfigError: there is no such recipe, or a value is impossible.
+        RszooError: not even one image fits, or the measuring process failed.
     """
     too_large: list[int] = []
     batch = timing.batch_size
@@ -131,11 +131,11 @@ def _measure_apart(recipe: Recipe, engine: EngineName, timing: Timing) -> StepTi
         result: StepTime | RszooError | None = here.recv()
     except EOFError:
         process.join()
-        # The kernel kills who takes more memory than there is.
+        # The kernel kills a process that uses more memory than there is.
         if process.exitcode == -signal.SIGKILL:
             return None
         raise RszooError(
-            f"measuring {recipe.name} broke off with exit code {process.exitcode}; its messages are above"
+            f"measuring {recipe.name} failed with exit code {process.exitcode}; its messages are above"
         ) from None
     finally:
         here.close()
@@ -187,11 +187,11 @@ def _measure(recipe: Recipe, engine_name: EngineName, timing: Timing) -> StepTim
 
 
 def _start(recipe: Recipe, engine_name: EngineName) -> Engine:
-    """Return an engine that gets the same batch of noise at every step."""
+    """Return an engine with the same batch of noise at every step."""
     size, classes = recipe.data.image_size, recipe.model.num_classes
 
     def open_noise(_: object, batch: int, __: object) -> Any:
-        # Not before the engine has decided on which devices TensorFlow may be.
+        # Imported after the engine has decided which devices TensorFlow may use.
         import tensorflow as tf
 
         rng = np.random.default_rng(0)

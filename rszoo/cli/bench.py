@@ -1,4 +1,4 @@
-"""`rszoo bench`: the time of a training step here, beside the published times."""
+"""`rszoo bench`: the time of a training step here, next to the published times."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ProtocolChoice(StrEnum):
 
 
 class PrecisionChoice(StrEnum):
-    """What a step computes in: the published V100 figures in float32, those of TPUv3 in bfloat16."""
+    """Precision of a step: float32 for the published V100 times, bfloat16 for those of TPUv3."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -39,13 +39,13 @@ def bench(
         ProtocolChoice, typer.Option(help="paper: a training step of batch 128, halved until it fits into memory.")
     ] = ProtocolChoice.paper,
     framework: Annotated[FrameworkChoice, typer.Option(help="PyTorch or Keras 3.")] = FrameworkChoice.torch,
-    precision: Annotated[PrecisionChoice, typer.Option(help="What to compute in.")] = PrecisionChoice.float32,
+    precision: Annotated[PrecisionChoice, typer.Option(help="float32 or bfloat16.")] = PrecisionChoice.float32,
     batch_size: Annotated[int, typer.Option(min=1, help="The batch size that is tried first.")] = 128,
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed, after 5 to warm up.")] = 20,
-    compiled: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the time of a training step on noise: forward, backward, optimizer and averages."""
+    """Measure the time of a training step on random images: forward, backward, optimizer and averages."""
     from rszoo.bench.timing import Timing, benchmark_model
     from rszoo.registry.manifest import get_entry, list_models
 
@@ -65,7 +65,7 @@ def bench(
     first = results[0]
     versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
     print(f"Measured on {first.device}: {first.engine}, {first.precision}, median of {first.steps} steps. {versions}.")
-    print("Published times are the authors', by the same protocol; which batch fitted they do not say.")
+    print("Published times are the authors', by the same protocol; they do not say which batch size fit.")
 
 
 def _row(result: StepTime) -> tuple[str, ...]:

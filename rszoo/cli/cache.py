@@ -26,13 +26,15 @@ Pattern = Annotated[str, typer.Argument(help="Shell pattern, such as '*-i256'.")
 def prefetch(
     patterns: Annotated[list[str], typer.Argument(help="Names or shell patterns, such as '*-i256'.")],
     output: Annotated[
-        Path | None, typer.Option(help="Fill this folder instead of the cache; RSZOO_CACHE can name it elsewhere.")
+        Path | None, typer.Option(help="Fill this folder instead of the cache; elsewhere, RSZOO_CACHE can name it.")
     ] = None,
     weights: Annotated[WeightsChoice, typer.Option(help="Averaged or plain weights.")] = WeightsChoice.ema,
-    keep_archive: Annotated[bool, typer.Option("--keep-archive", help="Keep the archives, too.")] = False,
+    keep_archive: Annotated[
+        bool, typer.Option("--keep-archive", help="Keep the archives in the cache's archives folder.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Download and convert models, for later use without a network."""
+    """Download and convert models, for use without a network."""
     from rszoo.cache.prefetch import prefetch_models
 
     outcomes = []
@@ -94,7 +96,7 @@ def cache_list(pattern: Pattern = "*", as_json: Json = False) -> None:
 
 @cache_app.command("verify", epilog=examples("rszoo cache verify", "rszoo cache verify resnet-rs-50-i160"))
 def cache_verify(pattern: Pattern = "*", as_json: Json = False) -> None:
-    """Read every model in the cache in full, and make damaged ones anew."""
+    """Read every model in the cache in full, and convert damaged ones again."""
     from rszoo.cache.upkeep import verify_cache
 
     verdicts = verify_cache(pattern)
@@ -111,9 +113,10 @@ def cache_verify(pattern: Pattern = "*", as_json: Json = False) -> None:
 
 @cache_app.command("prune", epilog=examples("rszoo cache prune --dry-run"))
 def cache_prune(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False, as_json: Json = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Remove unfinished downloads, what killed processes left, and older copies. Not while downloads are under way."""
+    """Remove unfinished downloads, leftovers of killed processes, and older copies; active downloads are kept."""
     from rszoo.cache.upkeep import find_garbage, remove_all, tree_bytes
 
     garbage = [(path, tree_bytes(path)) for path in find_garbage()]
@@ -128,14 +131,14 @@ def cache_clear(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove models from the cache. The recorded hashes stay: a later download must be what was trusted once."""
+    """Remove models from the cache. Recorded hashes are kept, and later downloads must have the same."""
     from rszoo.cache.upkeep import clear_cache, list_cached, tree_bytes
     from rszoo.disk.paths import cache_folder
 
     sizes = {model.path: tree_bytes(model.path) for model in list_cached(pattern or "*")}
     if not yes:
         if not sys.stdin.isatty():
-            raise UsageError("this removes models; add --yes to do it without being asked")
+            raise UsageError("this removes models, and there is no terminal to confirm it; add --yes")
         typer.confirm(f"remove {len(sizes)} models from {cache_folder()}?", abort=True, err=True)
     _report_removed([(path, sizes.get(path, 0)) for path in clear_cache(pattern)], as_json, "removed")
 
@@ -145,7 +148,7 @@ def manifest_pin(
     manifest: Annotated[Path, typer.Argument(help="The file to write into.")] = Path("weights_manifest.json"),
     as_json: Json = False,
 ) -> None:
-    """Write the hashes that downloads on this machine found into a manifest, where it has none."""
+    """Write the hashes recorded on this machine into a manifest, where it has none."""
     from rszoo.registry.pinning import pin_manifest
 
     pinned = pin_manifest(manifest)
@@ -159,7 +162,7 @@ def manifest_pin(
 
 
 def _since(name: str, records: Mapping[str, Record]) -> str:
-    """Return since when, or by whom, it is known which archive a model has."""
+    """Return when a model's archive hash was recorded, or that the manifest pins it."""
     from rszoo.registry.manifest import get_entry, list_models
 
     if name in list_models() and get_entry(name).source.sha256:

@@ -1,4 +1,4 @@
-"""What both command lines share: errors turned into one line and an exit code, and results printed as text or JSON."""
+"""What both command lines share: options, errors as one line and an exit code, and results as JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """
 Exit codes: 0 done, 1 a check failed or a training diverged, 2 wrong usage or unknown model, 3 unusable input, 4
-network, 5 output cannot be written, 6 a package is missing, 75 stopped: the same command goes on. RSZOO_DEBUG=1 shows
+network, 5 output cannot be written, 6 a package is missing, 75 stopped: the same command resumes. RSZOO_DEBUG=1 shows
 tracebacks.
 """
 
@@ -65,9 +65,9 @@ def new_app(help_text: str) -> typer.Typer:
 
 
 def run(app: typer.Typer) -> None:
-    """Run an application; end with its exit code, never with a traceback for what a user or file can cause."""
+    """Run an application; end with its exit code, without a traceback for errors that a user or file can cause."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # As an exception, so that temporary folders are taken away: `timeout` and container runtimes stop programs so.
+    # As an exception, so that temporary folders are deleted: `timeout` and container runtimes send SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
@@ -84,10 +84,10 @@ def run(app: typer.Typer) -> None:
 
 
 def load_frameworks(*frameworks: Framework | Literal["tensorflow"]) -> None:
-    """Import what is installed of these, without the notes that TensorFlow's C++ writes to stderr as it starts.
+    """Import those that are installed, hiding the messages that TensorFlow's C++ code prints to stderr.
 
-    No setting of TensorFlow's silences them, and they would bury what the command has to say. An import that fails
-    shows them. "tensorflow" is what reads images, whatever Keras is set to.
+    TensorFlow has no setting for that. If an import fails, the messages are shown. "tensorflow" stands for the input
+    pipeline, independent of Keras's backend.
     """
     from rszoo.models.factory import import_model_module
     from rszoo.pipeline.tensorflow_reader import require_tensorflow
@@ -113,12 +113,12 @@ def load_frameworks(*frameworks: Framework | Literal["tensorflow"]) -> None:
 
 
 def split_steps(text: str) -> list[str]:
-    """Return the steps of the additive study in an option's value, which has commas between them."""
+    """Return the steps of the additive study from a comma-separated option."""
     return [step.strip() for step in text.split(",") if step.strip()]
 
 
 def raise_first(errors: Sequence[RszooError | None], count: int, what: str) -> None:
-    """Raise the first of the errors of `count` results: as it is if there was one result, else with how many failed."""
+    """Raise the first error of `count` results; with several results, its text says how many failed."""
     first = next((error for error in errors if error is not None), None)
     if first is not None:
         raise first if count == 1 else type(first)(f"{len(errors)} of {count} {what}")

@@ -47,9 +47,9 @@ def convert(
         ),
     ] = MODEL_FOLDER,
     keep_archive: Annotated[
-        bool, typer.Option("--keep-archive", help="Keep what is downloaded, in the cache's archives folder.")
+        bool, typer.Option("--keep-archive", help="Keep the archives in the cache's archives folder.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former model folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier model folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
 ) -> None:
     """Convert a TensorFlow checkpoint to a model folder, accounting for every variable."""

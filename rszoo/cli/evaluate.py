@@ -31,20 +31,20 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Registered name, model folder, or hf-hub:OWNER/NAME.")],
     data: Annotated[str, typer.Option(help="Folder of images or of TFRecords, gs://..., or digits.")],
     split: Annotated[
-        SplitChoice, typer.Option(help="Which part; of a folder without splits validation is a tenth.")
+        SplitChoice, typer.Option(help="Which part; without splits in the folder, validation is a tenth.")
     ] = SplitChoice.validation,
-    framework: Annotated[FrameworkChoice, typer.Option(help="What runs the model.")] = FrameworkChoice.torch,
+    framework: Annotated[FrameworkChoice, typer.Option(help="PyTorch or Keras 3.")] = FrameworkChoice.torch,
     preprocessing: Annotated[
         TransformChoice, typer.Option(help="The published one, or timm's for the same size, to see the difference.")
     ] = TransformChoice.published,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes the speed alone.")] = 64,
-    dtype: Annotated[str, typer.Option(help="Of weights and computation, as rszoo.create takes it.")] = "float32",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; affects only the speed.")] = 64,
+    dtype: Annotated[str, typer.Option(help="Of weights and computation, such as float32 or bfloat16.")] = "float32",
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1. Default: a GPU if there is one.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images, to try it out.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images, for a quick check.")] = None,
     output: Annotated[Path | None, typer.Option(help="New folder for result, figures by class, confusions.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former result in --output.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --output.")] = False,
     record: Annotated[
-        bool, typer.Option("--record", help="Write the result into the model folder, whose card will have it.")
+        bool, typer.Option("--record", help="Record the result in the model folder, for its card.")
     ] = False,
     dataset: Annotated[
         str | None, typer.Option(help="With --record: the data set's id on the Hub, such as ILSVRC/imagenet-1k.")

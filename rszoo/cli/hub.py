@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from rszoo.publish.family import Published
     from rszoo.publish.plan import Plan
 
-Private = Annotated[bool, typer.Option("--private", help="A new repository is seen by its owner alone.")]
-Keras = Annotated[bool, typer.Option("--keras", help="Also what keras.saving.load_model('hf://...') needs.")]
+Private = Annotated[bool, typer.Option("--private", help="Create the repository as private.")]
+Keras = Annotated[bool, typer.Option("--keras", help="Also push what keras.saving.load_model('hf://...') needs.")]
 
 
 def push(
     folder: Annotated[str, typer.Argument(help="Model folder that `rszoo verify` has passed.")],
-    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; made if it is not there.")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; created if missing.")],
     private: Private = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to push to, made if it is not there.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to, created if missing.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     keras: Keras = False,
     raw_folder: Annotated[
@@ -40,7 +40,7 @@ def push(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check a model folder, make its card, and push it to the Hugging Face Hub as one commit.
+    """Check a model folder, write its card, and push it to the Hugging Face Hub as one commit.
 
     The login is huggingface_hub's: `hf auth login`, or HF_TOKEN.
     """
@@ -82,7 +82,7 @@ def publish(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch, convert, verify and push registered models; run it again to go on after an interruption."""
+    """Fetch, convert, verify and push registered models; the same command resumes after an interruption."""
     from rszoo.hub.address import parse_repo
     from rszoo.publish.family import Extras
     from rszoo.publish.family import publish as publish_all

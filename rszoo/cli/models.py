@@ -1,4 +1,4 @@
-"""`rszoo list` and `rszoo info`: what is known of models. Each command imports what it needs when it runs."""
+"""`rszoo list` and `rszoo info`: facts about models. Each command imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def info(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what is known of a registered model, a model folder, or a model on the Hub."""
+    """Show the facts about a registered model, a model folder, or a model on the Hub."""
     from rszoo.cache.describe import describe, describe_tensors
 
     if tensors:

@@ -15,7 +15,7 @@ from rszoo.errors import SourceNotFoundError
 def predict(
     model: Annotated[str, typer.Argument(help="Model folder, registered name, or hf-hub:OWNER/NAME.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    framework: Annotated[FrameworkChoice, typer.Option(help="What runs the model.")] = FrameworkChoice.torch,
+    framework: Annotated[FrameworkChoice, typer.Option(help="PyTorch or Keras 3.")] = FrameworkChoice.torch,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     as_json: Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`rszoo recipes ...`: what there is, what it says, what it costs. Each command imports what it needs when it runs."""
+"""`rszoo recipes ...`: recipes, their values, costs, and advice. Each command imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def show(
     name: Annotated[str, typer.Argument(help="Name of a recipe, or the path of a .yaml file.")],
     overrides: Overrides = None,
     ablate: Annotated[
-        str | None, typer.Option(help="Steps of the additive study, with commas between; see `rszoo recipes ladder`.")
+        str | None, typer.Option(help="Steps of the additive study, separated by commas; see `rszoo recipes ladder`.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -115,9 +115,10 @@ def estimate(
     name: Annotated[str | None, typer.Argument(help="Recipe, or .yaml file; all published pairs if left out.")] = None,
     overrides: Overrides = None,
     device: Annotated[str, typer.Option(help="v100, a100, h100, h200, tpu-v3, tpu-v4, tpu-v5e or tpu-v5p.")] = "h100",
-    devices: Annotated[int, typer.Option(help="How many of them.")] = 8,
+    devices: Annotated[int, typer.Option(help="Number of devices.")] = 8,
     utilization: Annotated[
-        float | None, typer.Option(help="Share of the peak rate that training reaches; a guess if left out.")
+        float | None,
+        typer.Option(help="Share of the peak rate that training reaches. Default: an assumption for the device."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -174,11 +175,11 @@ def advise(
     epochs: Annotated[float, typer.Option(help="Epochs of the training.")],
     memory_gib: Annotated[float | None, typer.Option(help="Memory of a device, in GiB.")] = None,
     latency_ms: Annotated[float | None, typer.Option(help="Time of a training step of 128 images.")] = None,
-    hardware: Annotated[HardwareChoice, typer.Option(help="Whose published step times.")] = HardwareChoice.v100,
-    count: Annotated[int, typer.Option(help="How many choices.")] = 5,
+    hardware: Annotated[HardwareChoice, typer.Option(help="Whose published step times to use.")] = HardwareChoice.v100,
+    count: Annotated[int, typer.Option(help="Number of recommendations.")] = 5,
     as_json: Json = False,
 ) -> None:
-    """Say which depth, width and resolution suit a budget, by the paper's rules and published figures."""
+    """Recommend depth, width and resolution for a budget, by the paper's rules and published figures."""
     from rszoo.errors import UsageError
     from rszoo.recipes.scaling import Budget
     from rszoo.recipes.scaling import advise as rank

@@ -23,8 +23,8 @@ def make_tfrecords(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order in which the images are written.")] = 0,
-    allow_broken: Annotated[int, typer.Option(min=0, help="How many broken images may be left out.")] = 100,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what was written there before.")] = False,
+    allow_broken: Annotated[int, typer.Option(min=0, help="Broken images to skip before the command fails.")] = 100,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in OUTPUT.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a folder of images as TFRecords in the published layout, which training reads faster than single files."""

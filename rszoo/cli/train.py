@@ -21,14 +21,14 @@ TRAIN_EXAMPLES = (
 
 
 class ResumeChoice(StrEnum):
-    """Whether a run that is there is gone on with."""
+    """Whether an existing run is resumed."""
 
     auto = "auto"
     never = "never"
 
 
 def train(
-    output: Annotated[Path, typer.Option(help="The run's folder; the same command again goes on with it.")],
+    output: Annotated[Path, typer.Option(help="The run's folder; the same command resumes the run.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Values of the recipe to change, such as train.batch_size=1024.")
     ] = None,
@@ -42,26 +42,26 @@ def train(
     init: Annotated[
         str | None, typer.Option(help="Weights to start from: registered name, model folder, hf-hub:OWNER/NAME.")
     ] = None,
-    resume: Annotated[ResumeChoice, typer.Option(help="Go on with a run, or refuse.")] = ResumeChoice.auto,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="End after so many steps; can be gone on with.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="In the place of the recipe's train.seed.")] = None,
+    resume: Annotated[ResumeChoice, typer.Option(help="Resume an existing run, or refuse.")] = ResumeChoice.auto,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="End after this many steps; can be resumed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's train.seed.")] = None,
     ablate: Annotated[
-        str | None, typer.Option(help="Steps of the additive study, with commas between; see `rszoo recipes ladder`.")
+        str | None, typer.Option(help="Steps of the additive study, separated by commas; see `rszoo recipes ladder`.")
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder on this machine for copies of TFRecords.")] = None,
-    max_faults: Annotated[int, typer.Option(min=0, help="Broken images that are put up with.")] = 100,
+    cache: Annotated[Path | None, typer.Option(help="Local folder for copies of TFRecords.")] = None,
+    max_faults: Annotated[int, typer.Option(min=0, help="Broken images to skip before training fails.")] = 100,
     as_json: Json = False,
 ) -> None:
-    """Train a model by a recipe, or fine-tune one; go on where it was stopped or killed.
+    """Train a model by a recipe, or fine-tune one; resume where it was stopped or killed.
 
-    OUTPUT/model is the finished model folder. SIGTERM saves and ends with exit code 75: the same command goes on.
+    OUTPUT/model is the finished model folder. SIGTERM saves and ends with exit code 75: the same command resumes.
     """
     from rszoo.train.model import TrainingOptions, plan_training, train_model
 
-    # OpenMP's threads wait for each other spinning, on cores that the pipeline needs; read when PyTorch is imported.
+    # OpenMP's waiting threads spin on cores that the pipeline needs; PyTorch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     changes = [*(overrides or []), *([] if seed is None else [f"train.seed={seed}"])]
-    # What is wrong with the recipe is said before frameworks are imported, which takes its time.
+    # Errors of the recipe come before frameworks are imported, which takes seconds.
     plan = plan_training(recipe, changes, data=data, init=init, ablate=None if ablate is None else split_steps(ablate))
     load_frameworks(framework.value, "tensorflow")
     options = TrainingOptions(

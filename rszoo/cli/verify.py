@@ -13,12 +13,12 @@ from rszoo.cli.console import Json, load_frameworks, print_json
 def verify(
     model: Annotated[str, typer.Argument(help="Model folder, or a registered name that is in the cache.")],
     ckpt: Annotated[str | None, typer.Option(help="The checkpoint it was converted from.")] = None,
-    golden_image: Annotated[str | None, typer.Option(help="The photo that the published logits belong to.")] = None,
+    golden_image: Annotated[str | None, typer.Option(help="The photo whose logits are published.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Prove what can be proven here about a model folder, and say what could not be.
+    """Check a model folder as far as possible on this machine, and list what could not be checked.
 
-    The outcome is kept in FOLDER/verification.json.
+    The result is written to FOLDER/verification.json.
     """
     from rszoo.cache.find import find_local
     from rszoo.verify.demo import print_check

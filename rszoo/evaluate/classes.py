@@ -1,4 +1,4 @@
-"""Matches the classes of the data with those of a model. Never by position if names say, or could say, something else.
+"""Matches the classes of the data with those of a model; by position only if names cannot decide.
 
 Folders of images have names in alphabetical order; TFRecords have numbers. ImageNet's folders are named by WordNet ids,
 whose order among the model's classes is that of `rszoo/assets/imagenet_1k_labels.txt`.

@@ -1,4 +1,4 @@
-"""`rszoo.evaluate_model`: a model and data in, counted accuracy out, and where it is wanted into files."""
+"""`rszoo.evaluate_model`: a model and data in, counted accuracy out, and optionally files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rszoo.cache.find import ModelLike, find, find_place
 from rszoo.errors import UsageError
 from rszoo.evaluate.report import check_output, write_report
 from rszoo.evaluate.result import Result, check_recordable
-from rszoo.evaluate.runner import evaluate
+from rszoo.evaluate.runner import count_accuracy
 from rszoo.folder.evaluations import Transform, check_writable, record_evaluation
 from rszoo.folder.model_folder import ModelFolder
 from rszoo.inference.network import Runtime
@@ -21,10 +21,10 @@ _DEFAULT_RUNTIME = Runtime()
 
 @dataclass(frozen=True)
 class Keep:
-    """What is kept of a result, besides that it is returned.
+    """Which files a result is written to.
 
-    `output`: a new folder for result, figures by class and confusions, which `overwrite` replaces. `record`: write the
-    result into the model folder, whose card will have it; `dataset`: the data's id on the Hub, such as
+    `output`: a new folder for result, figures by class and confusions, which `overwrite` replaces. `record`: record
+    the result in the model folder, for its card; `dataset`: the data's id on the Hub, such as
     ILSVRC/imagenet-1k, or else their name.
 
     Raises:
@@ -63,15 +63,21 @@ def evaluate_model(
         data: "digits", a folder of TFRecords here or at `gs://`, a folder of images.
         split: "train", "validation", or "all" of a folder without splits, of which "validation" is a tenth.
         preprocessing: "published", the model's own, or "timm": timm's transform for the same input size.
-        limit: take only the first so many images, to try things out; of a folder those are the first classes'.
+        limit: use only the first images, for a quick check; of a folder those are the first classes'.
         runtime: framework, batch size, dtype and device.
         keep: files to write.
 
     Raises:
-        UsageError: what was asked for contradicts itself; else as `check_keep` and `rszoo.evaluate.evaluate`.
+        UnknownModelError, SourceNotFoundError: there is no such model or data.
+        UsageError: an argument is not allowed, or the data's classes are not the model's.
+        ImageError: nothing could be counted, too much could not be read, or a label is none of the model's.
+        ConfigError: the labels of TFRecords count from 0.
+        VerificationError: the pipeline gave other images than the data have; nothing is written.
+        OutputError: a folder exists, or cannot be written.
+        MissingPackageError: the framework, or TensorFlow, which reads the images, is not installed.
     """
     found = check_keep(model, data, keep, runtime=runtime, limit=limit)
-    result = evaluate(found, data, split=split, preprocessing=preprocessing, limit=limit, runtime=runtime)
+    result = count_accuracy(found, data, split=split, preprocessing=preprocessing, limit=limit, runtime=runtime)
     if keep.output is not None:
         write_report(result, keep.output, overwrite=keep.overwrite)
     if keep.record and isinstance(found, ModelFolder):
@@ -80,7 +86,7 @@ def evaluate_model(
 
 
 def check_keep(model: ModelLike, data: str, keep: Keep, *, runtime: Runtime, limit: int | None) -> ModelLike:
-    """Check all that a result's files ask for, before hours are spent; return the model, its folder if that is written.
+    """Check that a result can be written, before hours are spent; return the model, its folder if that is written to.
 
     Raises:
         UsageError: a result cannot be recorded: the model is no folder, or the runtime is not the published protocol's.

@@ -1,7 +1,7 @@
-"""`rszoo.evaluate.evaluate`: a model and data in, counted accuracy out; each image goes through the network once.
+"""Counts the accuracy of a model: model and data in, a `Result` out; each image goes through the network once.
 
-The pipeline prepares batches in threads of TensorFlow's while the network computes. Weights and preprocessing are those
-of the model folder, of which the weights' hash is taken first: the figures are of these bytes.
+TensorFlow's threads prepare batches while the network computes. The weights' hash is taken before they are loaded, so
+the figures belong to these bytes.
 """
 
 from __future__ import annotations
@@ -26,38 +26,14 @@ from rszoo.models.factory import Framework, import_model_module
 from rszoo.pipeline.sources import ShardSource, Split, open_source
 from rszoo.terminal import progress_bar
 
-_DEFAULT_RUNTIME = Runtime()
-# Batches under way: one is computed while the next is fetched.
+# One batch is computed while the next is read.
 _UNDER_WAY = 2
 
 
-def evaluate(
-    model: ModelLike,
-    data: str,
-    *,
-    split: Split = "validation",
-    preprocessing: Transform = "published",
-    limit: int | None = None,
-    runtime: Runtime = _DEFAULT_RUNTIME,
+def count_accuracy(
+    model: ModelLike, data: str, *, split: Split, preprocessing: Transform, limit: int | None, runtime: Runtime
 ) -> Result:
-    """Count top-1 and top-5 of a model on data.
-
-    Args:
-        model: a registered name (the published averages), a model folder, or a model on the Hub (`hf-hub:OWNER/NAME`).
-        data: what `rszoo.pipeline` opens: "digits", a folder of TFRecords here or at `gs://`, a folder of images.
-        split: "train", "validation", or "all" of a folder without splits, of which "validation" is a tenth.
-        preprocessing: "published", the model's own, or "timm": timm's transform for the same input size.
-        limit: take only the first so many images, to try things out; of a folder those are the first classes'.
-        runtime: framework, batch size, dtype and device.
-
-    Raises:
-        UnknownModelError, SourceNotFoundError: there is no such model or data.
-        UsageError: an argument is not allowed, or the data's classes are not the model's.
-        ImageError: nothing could be counted, too much could not be read, or a label is none of the model's.
-        ConfigError: the labels of TFRecords count from 0.
-        VerificationError: the pipeline gave other images than the data have.
-        MissingPackageError: the framework, or TensorFlow, which reads the images, is not installed.
-    """
+    """Count top-1 and top-5 of a model on data; arguments and errors as of `rszoo.evaluate_model`."""
     if preprocessing not in get_args(Transform):
         raise UsageError(f"preprocessing must be {' or '.join(get_args(Transform))}, received {preprocessing!r}")
     if limit is not None and limit < 1:
@@ -65,14 +41,14 @@ def evaluate(
     from rszoo.pipeline.faults import Faults
 
     _leave_accelerators_to(runtime.framework)
-    # The data first: a mistake there should not cost a download.
+    # The data first: an error there should not cost a download.
     source = open_source(data, split)
     folder = find_folder(model)
     if (channels := folder.config.arch.in_chans) != 3:
         raise UsageError(f"{folder.path} takes {channels} channels; only a model of RGB images can be evaluated")
     classes = match_classes(source.class_names, source.num_classes, folder.config)
     sha256 = sha256_of(folder.weights_path)
-    # TFRecords are counted by their headers where nothing says how many they are.
+    # TFRecords without a known count are counted by their headers.
     total = sum(source.record_counts) if isinstance(source, ShardSource) else source.num_images
     network, faults = open_network(folder, runtime), Faults()
     batches = _open_batches(source, folder, faults, runtime, preprocessing)
@@ -80,7 +56,6 @@ def evaluate(
     with progress_bar(f"{folder.config.title} on {source.title}", limit or total, "images") as bar:
         for done in _count(network, batches if limit is None else _first(batches, limit), classes, scores):
             bar.update(done)
-    seconds = time.perf_counter() - started
     result = Result(
         config=folder.config,
         weights_sha256=sha256,
@@ -94,7 +69,7 @@ def evaluate(
         in_data=total,
         broken=faults.count,
         faults=tuple(faults.first),
-        seconds=seconds,
+        seconds=time.perf_counter() - started,
         scores=scores,
     )
     _check_complete(result)
@@ -102,7 +77,7 @@ def evaluate(
 
 
 def _leave_accelerators_to(framework: Framework) -> None:
-    """Have TensorFlow read images on the CPU alone, unless it is what computes."""
+    """Restrict TensorFlow to the CPU, unless it runs the model."""
     from rszoo.pipeline.tensorflow_reader import keep_off_accelerators
 
     if framework == "keras":
@@ -134,7 +109,7 @@ def _open_batches(
 
 
 def _first(batches: Iterable[Mapping[str, np.ndarray]], limit: int) -> Iterator[Mapping[str, np.ndarray]]:
-    """Yield batches until so many images are in them; those beyond get weight 0."""
+    """Yield batches with `limit` images in all; further images get weight 0."""
     for batch in batches:
         weight = batch["weight"].copy()
         weight[np.flatnonzero(weight)[limit:]] = 0
@@ -171,6 +146,6 @@ def _check_complete(result: Result) -> None:
         raise ImageError(f"no image of {result.data}, {result.split}, could be counted{broken}")
     if result.limit is None and not result.broken and expected not in (None, images):
         raise VerificationError(
-            f"{result.data}, {result.split}, has {expected:,} images, but {images:,} were counted; this would not be "
-            "the accuracy. Were files added or removed meanwhile?"
+            f"{result.data}, {result.split}, has {expected:,} images, but {images:,} were counted; evaluate again when "
+            "no files are added or removed"
         )

@@ -26,11 +26,11 @@ _KEYS_A = -0.75
 
 
 class Preprocessed(Protocol):
-    """What knows its own preprocessing: a registry entry, a model folder, a model that `rszoo.create` made."""
+    """Has its own preprocessing: a registry entry, a model folder, a model that `rszoo.create` made."""
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What images go through."""
+        """The preprocessing of images."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""A model ready to run on batches: in go images as the pipeline makes them, out come logits, in either framework.
+"""A model ready to run on batches: images of the pipeline in, logits out, in either framework.
 
 Starting a batch and waiting for it are two calls, so that an accelerator computes while the next batch is fetched.
 """
@@ -18,13 +18,13 @@ from rszoo.models.factory import Framework, create
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a network runs, which changes the speed, and logits by rounding alone.
+    """How a network runs, which affects the speed, and logits only by rounding.
 
-    `batch_size` images at a time; `dtype` of weights and computation, for Keras also mixed ones; `device` in the
-    framework's words, None for PyTorch's first GPU if there is one, and for Keras's own choice.
+    `batch_size` images at a time; `dtype` of weights and computation, for Keras also mixed ones; `device` as the
+    framework names it, None for PyTorch's first GPU if there is one, and for Keras's own choice.
 
     Raises:
-        UsageError: there is no such framework, or `batch_size` is impossible.
+        UsageError: the framework is unknown, or `batch_size` is not a positive int.
     """
 
     framework: Framework = "torch"
@@ -64,7 +64,7 @@ def _open_torch(model: ModelLike, runtime: Runtime) -> Network:
 
     device = torch.device(runtime.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network = create(model, pretrained=True, framework="torch", dtype=runtime.dtype, device=device)
-    # The images' own layout, in which convolutions need no copies.
+    # The layout of the images, so that convolutions need no copies.
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     dtype = next(network.parameters()).dtype
 
@@ -79,7 +79,8 @@ def _open_torch(model: ModelLike, runtime: Runtime) -> Network:
             return start(images)
         except torch.cuda.OutOfMemoryError as error:
             raise UsageError(
-                f"{device} has no memory for batches of {len(images)}; try --batch-size {max(1, len(images) // 2)}"
+                f"{device} does not have enough memory for batches of {len(images)}; try --batch-size "
+                f"{max(1, len(images) // 2)}"
             ) from error
 
     return Network(start_or_explain, lambda logits: logits.cpu().numpy(), str(device), "torch")

@@ -1,6 +1,6 @@
-"""The paper's additive study as recipes: from the ResNet-200 of before to ResNet-RS-200, step by step.
+"""The paper's additive study as recipes: from a ResNet-200 to ResNet-RS-200, step by step.
 
-Names of steps go in, a `Recipe` comes out. Source: arXiv 2103.07579, Table 1; its figures are quoted from memory, and
+Names of steps in, a `Recipe` out. Source: arXiv 2103.07579, Table 1; its figures are quoted from memory, and
 what the table leaves open is marked in `resnet-200-baseline.yaml`.
 """
 
@@ -49,7 +49,7 @@ ABLATION_STEPS = (
 
 
 def ablate(steps: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
-    """Return the baseline with some of `ABLATION_STEPS`, in whatever order they are named, then with `overrides`.
+    """Return the baseline with some of `ABLATION_STEPS`, in any order, then with `overrides`.
 
     Raises:
         UsageError: there is no such step.

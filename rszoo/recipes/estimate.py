@@ -1,7 +1,7 @@
 """What a recipe costs, computed and not measured: operations, memory of a device, time on named accelerators.
 
-In goes a `Recipe`, out comes an `Estimate`, all counted from the architecture alone. What is kept for the backward
-pass is counted as PyTorch's autograd keeps it (tests/test_estimate.py holds the count against its saved tensors); XLA
+A `Recipe` in, an `Estimate` out, counted from the architecture. What is kept for the backward
+pass is counted as PyTorch's autograd keeps it (tests/test_estimate.py compares the count with its saved tensors); XLA
 may keep less. Peak rates and memory of accelerators are the makers' data sheets', dense and without sparsity.
 """
 
@@ -32,7 +32,7 @@ _USABLE = 0.85
 class Device:
     """An accelerator: memory in GiB, and its peak rates in operations per second; None where it has no such units.
 
-    `utilization`: the share of the peak rate that training is assumed to reach where nobody says better.
+    `utilization`: the assumed share of the peak rate that training reaches.
     """
 
     title: str
@@ -59,7 +59,7 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """Computed, not measured. Bytes are of one device; `micro_batch` is the images that it has in work at once.
+    """Computed, not measured. Bytes are of one device; `micro_batch` is the images that it processes at once.
 
     `accumulate`: the recipe's, or where that does not fit, the smallest that does; None if not even one image fits.
     `hours` are of training alone, without evaluation and input, at `utilization` of the devices' peak rate.
@@ -158,7 +158,7 @@ def activation_bytes(arch: ArchConfig, image_size: int, precision: Precision, *,
 
 
 def count_fixed_bytes(arch: ArchConfig, precision: Precision, *, ema: bool) -> int:
-    """Return the bytes of a device that no image adds to.
+    """Return the bytes of a device that do not depend on the number of images.
 
     float32 weights, gradients, momentum and averages, the statistics and theirs; with bfloat16 the weights once more.
     """
@@ -169,7 +169,7 @@ def count_fixed_bytes(arch: ArchConfig, precision: Precision, *, ema: bool) -> i
 
 
 def largest_batch(memory_gib: float, fixed_bytes: int, bytes_per_image: int) -> int:
-    """Return how many images at once fit into a device's memory, of which 85 % are counted on."""
+    """Return how many images at once fit into a device's memory, of which 85 % are used."""
     return max(0, int((memory_gib * GIB * _USABLE - fixed_bytes) // bytes_per_image))
 
 

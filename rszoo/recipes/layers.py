@@ -21,7 +21,7 @@ from rszoo.recipes.recipe import Recipe
 
 RECIPES = Path(__file__).parent
 _COMMENT = re.compile(r"[: \t]*#[ \t]*(.*)")
-# Two ways to say the same: who says one replaces the other, whichever the layer below has.
+# Two ways to give the same value: setting one removes the other from the layer below.
 _INSTEAD: dict[tuple[str, ...], str] = {("model", "depth"): "blocks", ("model", "blocks"): "depth"}
 
 
@@ -73,7 +73,7 @@ class Layers:
         self.put(keys, value, Origin(place))
 
     def put(self, keys: tuple[str, ...], value: Any, origin: Origin) -> None:
-        """Set a value, or a whole section, in the place of what is there."""
+        """Set a value, or a whole section, replacing the present one."""
         section, dotted = self.values, ".".join(keys)
         for name in keys[:-1]:
             section = section[name]
@@ -164,7 +164,7 @@ def _origins(node: yaml.MappingNode, text: str, place: str) -> Iterator[tuple[st
         *((key, value, f"{name.value}.") for name, section in node.value for key, value in _pairs(section)),
     ]:
         if not isinstance(value, yaml.MappingNode):
-            # What begins on a line of its own, such as a list, may have its comment after the key.
+            # A value on lines of its own, such as a list, may have its comment after the key.
             end = value.end_mark if value.start_mark.line == key.start_mark.line else key.end_mark
             comment = _COMMENT.match(text, end.index)
             yield f"{prefix}{key.value}", Origin(place, key.start_mark.line + 1, comment[1].strip() if comment else "")

@@ -1,4 +1,4 @@
-"""Recipes by name or by path, whole: what a file leaves to its `base` is filled in, and overrides are applied.
+"""Recipes by name or path, resolved: values of the `base` are filled in, and overrides are applied.
 
 `load_recipe` is for training; `trace_recipe` also says where each value is from.
 """
@@ -79,7 +79,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         UnknownModelError: there is no such recipe.
-        ConfigError: it, a base of it or an override has an unknown key or an impossible value.
+        ConfigError: the recipe, a base or an override has an unknown key or an impossible value.
     """
     return trace_recipe(name, overrides).recipe
 
@@ -89,7 +89,7 @@ def trace_recipe(name: str, overrides: Sequence[str] = ()) -> TracedRecipe:
 
     Raises:
         UnknownModelError: there is no such recipe.
-        ConfigError: it, a base of it or an override has an unknown key or an impossible value.
+        ConfigError: the recipe, a base or an override has an unknown key or an impossible value.
     """
     layers = read_recipe(name)
     for override in overrides:
@@ -108,8 +108,8 @@ def read_recipe(name: str) -> Layers:
     if name == BASE or not path.is_file():
         likely = nearest(name, list_recipes()) or list_recipes()[:3]
         raise UnknownModelError(
-            f"no recipe {name!r}; nearest: {', '.join(likely)}. Run `rszoo recipes`; one of your own is given by the "
-            "path of its .yaml file"
+            f"no recipe {name!r}; nearest: {', '.join(likely)}. Run `rszoo recipes`; give your own by the path "
+            "of its .yaml file"
         )
     return read_layers(path)
 
@@ -123,7 +123,7 @@ def build_recipe(name: str, layers: Layers) -> TracedRecipe:
     try:
         recipe = Recipe.from_dict(layers.values)
     except ConfigError as error:
-        # The key that the text begins with may be of a file far below.
+        # The key at the start of the text may come from a base of this file.
         key = re.match(r"(?:unknown key ')?([\w.]+)", str(error))
         origin = layers.origins.get(key[1]) if key else None
         where = "" if origin is None or origin.line is None else f" ({origin.place}:{origin.line})"
@@ -153,5 +153,5 @@ def _dump(value: Any) -> str:
 
 def _order(name: str) -> tuple[int, int, str]:
     pair = re.fullmatch(r"resnet-rs-(\d+)-i(\d+)", name)
-    # No network has as many layers.
+    # After all pairs: no network has as many layers.
     return (int(pair[1]), int(pair[2]), name) if pair else (10**6, 0, name)

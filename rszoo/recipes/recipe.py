@@ -20,11 +20,11 @@ from rszoo.registry.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from rszoo.schema.fields import build, plain
 from rszoo.schema.limits import check_range
 
-#: Whether anyone ran it: figures taken over from a source, or a run of which the recipe names the result.
+#: "transcribed": values copied from a source, never run; "run": trained with rszoo, with the result in the recipe.
 Status = Literal["transcribed", "run"]
 Schedule = Literal["cosine", "steps", "constant"]
 Precision = Literal["float32", "bfloat16"]
-#: RandAugment's outcomes: the 16 operations of the TF1 code, or the Model Garden's, of which the 17th does nothing.
+#: RandAugment's outcomes: the 16 operations of the TF1 code, or the Model Garden's 17, the last of which does nothing.
 Operations = Literal["tf1", "model-garden"]
 BatchNorm = Literal["train", "frozen"]
 
@@ -38,7 +38,7 @@ def _require(condition: bool, text: str, received: object) -> None:
 class DataSettings:
     """What the network sees. `train_images` is the number by which epochs are counted (ImageNet: 1,281,167).
 
-    `image_size`, `crop`, `mean` and `std` are `rszoo.Preprocessing`'s; `source` is the data if the command names none.
+    `image_size`, `crop`, `mean` and `std` are `rszoo.Preprocessing`'s; `source` is the default of --data.
     """
 
     image_size: int
@@ -54,7 +54,7 @@ class DataSettings:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The evaluation preprocessing, which the trained model takes along."""
+        """The evaluation preprocessing, which is saved with the trained model."""
         return Preprocessing(self.image_size, self.crop, mean=self.mean, std=self.std)
 
 
@@ -63,7 +63,7 @@ class AugmentSettings:
     """What happens to training images. Areas as fractions of the image; `aspect_ratio` is width by height.
 
     `randaugment_layers` 0 means none. `shift` is the largest shift of the image in pixels of the source, up and down
-    and left and right, in the place of the random crop (for the digits, whose crops would be other digits); 0 is none.
+    and left and right, instead of the random crop (for the digits, whose crops would be other digits); 0 is none.
     """
 
     crop_area: tuple[float, float] = (0.08, 1.0)

@@ -1,9 +1,9 @@
 """Which depth, width and resolution for a budget: the paper's two rules of scaling, as a function.
 
-In go epochs and limits of memory and latency, out come ranked choices with reasons. The rules are those of arXiv
+Epochs and limits of memory and latency in, ranked choices with reasons out. The rules are those of arXiv
 2103.07579: scale depth where overfitting can occur (it tried 350 epochs), width otherwise (10 and 100), and the
-resolution slowly. Figures are the eleven published pairs', or interpolated between them by counted operations; what is
-interpolated says so. Nothing was measured here.
+resolution slowly. Figures are the eleven published pairs', or interpolated between them by counted operations, and then
+marked. Nothing was measured here.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _top1(macs: int, published: str | None) -> float:
     if published:
         return get_entry(published).published.top1
     points = sorted((_pair_macs(name), get_entry(name).published.top1) for name in _pairs())
-    # Below the smallest pair and above the largest, the first and the last line go on.
+    # Below the smallest pair and above the largest, the first and the last line are extended.
     (cost, top1), (next_cost, next_top1) = next(
         (pair for pair in pairwise(points) if macs <= pair[1][0]), (points[-2], points[-1])
     )

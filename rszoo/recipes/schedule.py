@@ -2,7 +2,7 @@
 
 Facts: the step schedule is that of tensorflow/tpu `models/official/resnet/resnet_main.py`, the cosine that of
 tensorflow/models `official/modeling/optimization/lr_schedule.py` with the settings of `imagenet_resnetrs*.yaml`. The
-paper (arXiv 2103.07579) names a cosine and gives no formula, so the Model Garden's, by the same authors, stands for it.
+paper (arXiv 2103.07579) names a cosine and gives no formula, so the Model Garden's, by the same authors, is used.
 """
 
 from __future__ import annotations

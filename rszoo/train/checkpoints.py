@@ -1,7 +1,7 @@
 """Checkpoints of a training: state and place in, `step-00001234/{state.safetensors,state.json}` out, and back.
 
-A checkpoint is there whole or not at all, and is known to be undamaged by the SHA-256 of its tensors. The last few are
-kept, and the best: the one with the highest top-1 among those that were evaluated.
+A checkpoint is written completely or not at all, and checked by the SHA-256 of its tensors. The last few are kept, and
+the best: the one with the highest top-1 among those that were evaluated.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One on disk. `top1` in percent, None if it was not evaluated (yet)."""
+    """A checkpoint on disk. `top1` in percent, None if it was not evaluated (yet)."""
 
     path: Path
     progress: Progress
@@ -75,7 +75,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What `state.json` says: a `Progress`, and what a `Checkpoint` has besides."""
+    """What `state.json` says: a `Progress`, and the other fields of a `Checkpoint`."""
 
     step: int
     engine: str
@@ -88,14 +88,14 @@ class _Facts:
 
 
 def save_state(folder: Path, tensors: Mapping[str, np.ndarray], progress: Progress) -> Checkpoint:
-    """Write a checkpoint to a folder, whole or not at all; a former one of the same name is replaced.
+    """Write a checkpoint to a folder, completely or not at all; an earlier one of the same name is replaced.
 
     Raises:
         OutputError: it cannot be written.
     """
     replaced = staged_folder(folder, overwrite=True, is_ours=lambda path: (path / _FACTS).is_file())
     with writing(folder), replaced as staging:
-        # Its writer takes an array's memory as it lies, whatever the strides.
+        # The writer ignores strides.
         save_file({name: np.asarray(values, order="C") for name, values in tensors.items()}, staging / _TENSORS)
         facts = {
             "format_version": _FORMAT_VERSION,
@@ -109,7 +109,7 @@ def save_state(folder: Path, tensors: Mapping[str, np.ndarray], progress: Progre
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read what a checkpoint says of itself; its tensors are looked at when they are asked for.
+    """Read a checkpoint's `state.json`; tensors are read on request.
 
     Raises:
         CheckpointError: it is missing or damaged.
@@ -125,14 +125,14 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 class Checkpoints:
-    """The folder of a run's checkpoints, of which the last `keep` stay, and the best."""
+    """The folder of a run's checkpoints; the last `keep` and the best are kept."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder = folder
         self._keep = keep
 
     def tidy(self) -> None:
-        """Take away what a killed process left half done, and do what it did not come to."""
+        """Delete the temporary files of killed processes, and checkpoints that need not be kept."""
         sweep(self._folder)
         self.prune()
 
@@ -148,7 +148,7 @@ class Checkpoints:
         return checkpoint
 
     def note_top1(self, checkpoint: Checkpoint, top1: float) -> Checkpoint:
-        """Add to a checkpoint how good it is; remove those that are no longer the best.
+        """Record a checkpoint's top-1; remove a checkpoint that is no longer the best.
 
         Raises:
             OutputError: it cannot be written.
@@ -167,7 +167,7 @@ class Checkpoints:
         best = max(rated, key=lambda path: rated[path], default=None)
         for path in paths[self._keep :]:
             if path != best:
-                # What a killed process leaves half removed is no checkpoint.
+                # Renamed first, so that a killed process leaves no partial checkpoint.
                 with writing(path):
                     remove_folder(path)
 

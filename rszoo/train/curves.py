@@ -1,4 +1,4 @@
-"""The picture of a training: records of metrics in, a PNG of loss, learning rate and accuracy over epochs out."""
+"""The curves of a training: records of metrics in, a PNG of loss, learning rate and accuracy over epochs out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GREY, _BLUE, _RED = "#888888", "#4269a5", "#c23b22"
 
 
 def check_plotting() -> None:
-    """Raise a MissingPackageError if there is nothing to plot with: before a training, not weeks later."""
+    """Raise a MissingPackageError without matplotlib: before a training, not at its end."""
     with needs("training", "matplotlib", extra="train"):
         import matplotlib.figure  # noqa: F401
 

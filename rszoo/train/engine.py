@@ -2,8 +2,8 @@
 
 Tensors leave and enter an engine under canonical names: `model/NAME`, `ema/NAME` and `momentum/NAME`, NAME and layout
 being those of the weights file (`rszoo.arch.names.torch_name`), float32; so a run can be resumed in the other engine.
-`step` is how many steps were taken, int64 of no axes: the decay of the averages depends on it. What only one engine
-understands, the state of its random numbers, is under `random/ENGINE/RANK/...`.
+`step` is how many steps were taken, int64 of no axes: the decay of the averages depends on it. The state of random
+numbers, which only one engine can use, is under `random/ENGINE/RANK/...`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rszoo.recipes.recipe import Recipe
 EngineName = Literal["torch", "keras"]
 
 #: (share, images per batch, position) to an endless `tf.data.Dataset` of {"image": float32 (B, H, W, 3), "label":
-#: int32 (B,), "position": int64 (B, 3)}. The position is each image's own, so the place to go on is behind the last.
+#: int32 (B,), "position": int64 (B, 3)}. The position is each image's own, so reading resumes after the last.
 OpenTraining = Callable[[Share, int, Position], Any]
 #: (share, images per batch) to a finite one of {"image", "label", "weight": float32 (B,)}; weight 0 marks padding.
 OpenEvaluation = Callable[[Share, int], Any]
@@ -40,7 +40,7 @@ class Engine(Protocol):
     readers: int
 
     def start(self, open_dataset: OpenTraining, positions: Sequence[Position]) -> None:
-        """Begin to read training images; `positions`: of each reader, empty for the beginning."""
+        """Start to read training images at each reader's position; without positions, at the start."""
 
     def step(self, learning_rate: float) -> Any:
         """Take one optimizer step; return a handle on its figures, which `read` waits for."""
@@ -52,16 +52,16 @@ class Engine(Protocol):
         """
 
     def positions(self) -> list[Position]:
-        """Return where each reader will go on: behind the images that the steps so far have consumed."""
+        """Return where each reader would resume: after the images of the steps so far."""
 
     def agree(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that the next step depends on by canonical name, but for the position; rank 0 gets it all."""
+        """Return all that the next step depends on, except the position, by canonical name; complete on rank 0."""
 
     def load_state(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Go on from a state. Random numbers of another engine or number of processes are started anew."""
+        """Load a state. Random numbers of another engine or number of processes are restarted."""
 
     def evaluate(self, open_dataset: OpenEvaluation, weights: WeightSet) -> Scores:
         """Count the accuracy over all readers' shares, each image once: of the averaged weights, or of the raw ones."""
@@ -70,7 +70,7 @@ class Engine(Protocol):
         """Return a model that `rszoo.save` takes."""
 
     def close(self) -> None:
-        """Let go of what was started."""
+        """Stop reading and release the processes."""
 
 
 def micro_batch(recipe: Recipe, replicas: int, kind: str) -> int:

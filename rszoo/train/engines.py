@@ -1,4 +1,4 @@
-"""The engines by name; only the one that is asked for is imported, and with it its framework."""
+"""The engines by name; only the requested one, with its framework, is imported."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A recipe for weights that are there already: name of the weights, recipe and data in, the recipe that fits them out.
+"""A fine-tuning recipe: initial weights, recipe and data in, the recipe that fits them out.
 
-Architecture, image size and normalization are the weights'; the number of classes and of images the data's; all else is
-the recipe's, rates of dropout and drop-connect too. What the user overrides stays as the user said.
+Architecture, image size and normalization come from the weights, the numbers of classes and images from the data, and
+all else from the recipe, including the rates of dropout and drop-connect. The user's overrides come last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RECIPE = "fine-tune"
 
 
 def fine_tuning_recipe(name: str, overrides: Sequence[str], *, start: Start, images: Source) -> Recipe:
-    """Return the recipe `name` for training to go on from given weights on other images.
+    """Return the recipe `name`, changed to train given weights on other images.
 
     Raises:
         UnknownModelError: there is no such recipe.
@@ -54,9 +54,10 @@ def fine_tuning_recipe(name: str, overrides: Sequence[str], *, start: Start, ima
 
 
 def lost_start(recipe: str) -> str | None:
-    """Return what to tell a user who trains by the recipe of a fine-tuned run, and from initial values.
+    """Return a note for a user who trains by the recipe of a fine-tuned run, but from initial values.
 
-    `recipe`: a name, or the path of a .yaml file. None if it is not in a run's folder, or that run had no weights.
+    `recipe`: a name, or the path of a .yaml file. Returns None if it is not in a run's folder, or
+    that run started from initial values.
     """
     path = expand_user(recipe)
     try:

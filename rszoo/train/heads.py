@@ -1,7 +1,7 @@
-"""What a training from given weights starts with: are they the recipe's network, and are the head's classes the data's.
+"""Checks that given weights fit a recipe's network, and matches the classes of their head with the data's.
 
-In: what `rszoo.create` knows of the weights, and the names of the data's classes. Out: an error, or where in the given
-head each of the data's classes is. Both engines do the same, each with its own tensors.
+In: the weights' `ModelConfig`, and the names of the data's classes. Out: an error, or the index of each of the data's
+classes in the given head. Both engines use this, each with its own tensors.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def check_architecture(given: ArchConfig, wanted: ArchConfig, origin: ModelConfi
 
 
 def head_order(origin: ModelConfig | None, classes: Sequence[str] | None) -> tuple[int, ...] | None:
-    """Return which class of the given head each of the data's classes is; None if they are others: a new head.
+    """Return the index in the given head of each of the data's classes, or None if the classes differ: a new head.
 
     In the given order where the names are the same, where either side has none, or where the numbers of classes differ
     (there `rszoo.create` has started a new head already). ImageNet-1k's classes may be named by WordNet ids, too.
@@ -62,9 +62,9 @@ def head_order(origin: ModelConfig | None, classes: Sequence[str] | None) -> tup
 def decide_head(
     origin: ModelConfig | None, classes: Sequence[str] | None
 ) -> tuple[tuple[int, ...] | None, ModelConfig | None]:
-    """Return `head_order`, and the origin with labels that belong to the head as it will be; a warning says of changes.
+    """Return `head_order`, and the origin with the labels of the resulting head; changes are logged as a warning.
 
-    Empty where nothing is to be done.
+    The order is empty if the head stays as it is.
     """
     order = head_order(origin, classes)
     if origin is None or classes is None or order == tuple(range(len(order or ()))):

@@ -1,7 +1,6 @@
-"""What makes a run that run: recipe, data and weights to start from in, values that tell them from others out.
+"""The identity of a run: recipe, data and initial weights in, values that distinguish them from others out.
 
-Data and weights are known by what they are, not by where they lie: a folder's name says little, and what is in it
-changes.
+Data and weights are identified by content, not by path, since the files in a folder can change.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from rszoo.pipeline.sources import ImageSource, ShardSource, Source
 from rszoo.recipes.recipe import Recipe
 from rszoo.train.start import Start
 
-# Object stores answer many questions at once as fast as one.
+# Object stores answer many concurrent requests as fast as one.
 _QUESTIONS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a run that run.
+    """The recipe, data and initial weights of a run.
 
     `data`: title of the data; `data_sha256`: of the list of what is in them. `init`: name of the weights it starts
     from, `init_sha256` of their file; both None without.
@@ -51,7 +50,7 @@ class Identity:
 
 
 def identify(recipe: Recipe, images: Source, start: Start | None, weights: ModelFolder | None) -> Identity:
-    """Look at data and weights; the weights are read in full.
+    """Return the identity of a run; the weights are read in full.
 
     `weights`: the folder of what `start` names.
 

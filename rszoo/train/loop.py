@@ -1,8 +1,8 @@
-"""The training loop: an engine, data and a run's folder in, a trained engine out, and every figure on disk.
+"""The training loop: an engine, data and a run's folder in, a trained engine and metrics on disk out.
 
-It decides when something happens - figures are read, a record is written, a checkpoint saved, the network evaluated -
-and nothing about how. What happens at a step follows from its number alone, so a run that was killed and goes on takes
-the same steps, and leaves the same records, as one that was not.
+It decides when figures are read, records written, checkpoints saved and the network evaluated, not how. This depends
+only on the number of the step, so a run that was killed and resumed takes the same steps, and writes the same records,
+as one that was not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rszoo.train.run_folder import RunFolder
 from rszoo.train.stopping import StopRequest
 from rszoo.train.stopwatch import Stopwatch
 
-# Steps between two questions to all processes whether one was asked to stop: each question waits for the devices.
+# Steps between two checks whether any process was asked to stop: each check waits for the devices.
 _STEPS_BETWEEN_QUESTIONS = 10
 
 
@@ -83,10 +83,10 @@ class Loop:
             tqdm.write(f"note: {printable(text)}", file=sys.stderr)
 
     def begin(self) -> None:
-        """Go on from the newest checkpoint that is undamaged, or begin.
+        """Resume from the newest undamaged checkpoint, or start.
 
         Raises:
-            UsageError: it is beyond the step to end at.
+            UsageError: the checkpoint is beyond the last step wanted.
         """
         positions: tuple[Position, ...] = ()
         if self._first:
@@ -102,9 +102,9 @@ class Loop:
             self._saved, progress = checkpoint, checkpoint.progress
             self.step, self._pending = progress.step, list(progress.pending)
             positions = self._positions(progress)
-            self.say(f"going on from step {self.step}")
+            self.say(f"resuming from step {self.step}")
             break
-        # From here on nobody looks for checkpoints.
+        # No process reads checkpoints after this point.
         self._engine.agree(False)
         self._folder.check_step(self.step, self.task.target)
         if self._first:
@@ -136,7 +136,7 @@ class Loop:
                 self._after_step(bar, stop)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         self._metrics.close()
 
     def _after_step(self, bar: tqdm[NoReturn], stop: StopRequest) -> None:
@@ -193,7 +193,7 @@ class Loop:
             self._saved = self._checkpoints.save(tensors, progress)
 
     def _evaluate(self, stop: StopRequest) -> None:
-        """Measure the weights that were just saved; of a run that is stopped meanwhile, when it goes on."""
+        """Measure the weights that were just saved; if the run is stopped during that, when it resumes."""
         started, opened = time.monotonic(), self.task.data.open_evaluation
         if opened is None:
             return
@@ -208,7 +208,7 @@ class Loop:
             self._metrics.add(
                 {"kind": "evaluation", **self._place(), "images": raw.images, **figures, "seconds": seconds}
             )
-            # Behind the record: if the process ends between the two, it is measured again.
+            # After the record: if the process ends between the two, it is measured again.
             self._saved = self._checkpoints.note_top1(self._saved, (raw if ema is None else ema).top1)
         top1 = f"{raw.top1:.2f} %" if ema is None else f"{ema.top1:.2f} % ({raw.top1:.2f} % without averages)"
         self.say(f"step {self.step}, epoch {self._place()['epoch']:g}: top-1 {top1} of {raw.images:,} images")
@@ -218,7 +218,7 @@ class Loop:
             return
         if self._engine.agree(stop.signal is not None):
             self._read()
-            # Before the state: if the time ends while that is written, the former one is gone on from.
+            # Before the state: if the process is killed while that is written, the previous one is resumed.
             if self._first:
                 self._folder.note_stop()
             self._save()
@@ -232,11 +232,11 @@ class Loop:
             self._stop(stop)
 
     def _stop(self, stop: StopRequest) -> NoReturn:
-        # No process ends, and takes the others with it, before the first has written.
+        # The end of one process ends the others, so all wait until the first has written.
         self._engine.agree(False)
         raise TrainingStoppedError(
             f"stopped by {stop.signal or 'a signal to another process'} at step {self.step} of {self.task.target}; its "
-            f"state is saved in {self._folder.path}, and the same command goes on from there"
+            f"state is saved in {self._folder.path}; the same command resumes from there"
         )
 
     def _fail(self, step: int, loss: float) -> None:
@@ -256,20 +256,20 @@ class Loop:
         return Progress(self.step, self.task.engine, tuple(self._engine.positions()), tuple(self._pending))
 
     def _positions(self, progress: Progress) -> tuple[Position, ...]:
-        """Return where each reader goes on; with another number of them, all at the beginning of the epoch."""
+        """Return each reader's position; if their number has changed, the start of the epoch for all."""
         if progress.engine != self.task.engine:
-            self.note(f"the state is of the {progress.engine} engine; the random numbers of dropout start anew")
+            self.note(f"the state is of the {progress.engine} engine; the random numbers of dropout are restarted")
         former, readers = len(progress.positions), self._engine.readers
         if former == readers:
             return progress.positions
         self.note(
-            f"the data were read in {former} places, and now are in {readers}; the epoch is begun again, and some of "
-            "its images come twice"
+            f"the data were read by {former} readers, now by {readers}; the epoch restarts, and some of its images are "
+            "used twice"
         )
         return (Position(min(position.epoch for position in progress.positions)),) * readers
 
     def _set_aside(self, name: str, error: CheckpointError) -> None:
-        self.note(f"{error}; it is kept in {self._folder.damaged}, and the checkpoint before it is used")
+        self.note(f"{error}; it is moved to {self._folder.damaged}, and the checkpoint before it is used")
         if self._first:
             with writing(self._folder.damaged):
                 self._folder.damaged.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Errors that say that memory is used up, in the words of PyTorch, TensorFlow and JAX, and in rszoo's."""
+"""Out-of-memory errors of PyTorch, TensorFlow and JAX, detected and turned into rszoo's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rszoo.errors import RszooError, TrainingError
 from rszoo.recipes.recipe import Recipe
 
-#: How the frameworks say that memory is used up: by the error's name, or within its text.
+#: Out-of-memory errors are detected by the error's name, or by its text.
 _NAMES = ("OutOfMemoryError", "ResourceExhaustedError", "MemoryError")
 _TEXTS = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
 
@@ -26,10 +26,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def memory_errors(recipe: Recipe, micro_batch: int) -> Iterator[None]:
-    """Say what to do where what is done inside uses up the memory; `micro_batch`: images that a device takes at once.
+    """Turn a block's out-of-memory error into one that says what to do; `micro_batch`: images a device takes at once.
 
     Raises:
-        DeviceMemoryError: it did.
+        DeviceMemoryError: the memory did not suffice.
     """
     try:
         yield

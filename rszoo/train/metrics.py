@@ -1,8 +1,7 @@
-"""The figures of a training: records in, `metrics.jsonl` and a file for TensorBoard out.
+"""Metrics of a training: records in, `metrics.jsonl` and a file for TensorBoard out.
 
-The lines are the truth: of a run that goes on, those behind its checkpoint are cut, so that no step stands there twice,
-and TensorBoard's file is written anew from what is left. `tf.summary` needs the tensorboard package, TensorFlow's
-protocol buffers do not.
+When a run resumes, lines after its checkpoint are deleted, so that no step appears twice, and TensorBoard's file is
+rewritten from the remaining lines. `tf.summary` needs the tensorboard package, TensorFlow's protocol buffers do not.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _TAGS = {"loss": "train/loss", "top1": "train/top1", "images_per_second": "train
 
 
 class Metrics:
-    """Takes records as they come; each is on disk when `add` returns, but for a power cut."""
+    """Writes records; each survives the end of the process once `add` has returned, but not always a power cut."""
 
     def __init__(self, lines: Path, events: Path) -> None:
         self._lines = lines
@@ -31,7 +30,7 @@ class Metrics:
         self._events: Any = None
 
     def start(self, step: int, *, evaluated: bool) -> None:
-        """Go on behind a step: forget what came after it, and its evaluation if that is yet to come.
+        """Resume after a step: delete later records, and the step's evaluation unless `evaluated`.
 
         Raises:
             OutputError: it cannot be written.
@@ -77,7 +76,7 @@ class Metrics:
 
 
 def read_records(lines: Path) -> list[MetricRecord]:
-    """Return the records of a `metrics.jsonl`, none if it is not there; what a killed process left of a line is not."""
+    """Return the records of a `metrics.jsonl`, none without a file; incomplete lines are ignored."""
     if not lines.is_file():
         return []
     records = []
@@ -109,7 +108,7 @@ def _open_events(folder: Path) -> Any:
     folder.mkdir(exist_ok=True)
     for former in folder.glob("*.tfevents.*"):
         former.unlink()
-    # Under a name of its own: a TensorBoard that is looking on goes on reading an old name at the old place.
+    # A new name: a running TensorBoard would continue to read a known name from its last position.
     events = tf.io.TFRecordWriter(str(folder / f"events.out.tfevents.{time.time():.3f}.rszoo"))
     events.write(tf.compat.v1.Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
     return events

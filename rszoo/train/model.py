@@ -1,6 +1,6 @@
 """`rszoo.plan_training` and `rszoo.train_model`: names of recipe, data and weights in, a trained model folder out.
 
-A plan needs no framework, so that what is wrong with it is said before one is imported.
+A plan needs no framework, so its errors come before one is imported.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How it is trained. `cache`: folder on this machine for copies of TFRecords; the rest as of `Job`."""
+    """How it is trained. `cache`: local folder for copies of TFRecords; other fields as in `Job`."""
 
     framework: Framework = "torch"
     resume: Resume = "auto"
@@ -54,7 +54,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training: the finished model, at which step, and what was last measured."""
+    """The result of a training: the finished model, its step, and the last evaluation."""
 
     model: ModelFolder
     step: int
@@ -76,7 +76,7 @@ def plan_training(
     init: ModelLike | None = None,
     ablate: Sequence[str] | None = None,
 ) -> TrainingPlan:
-    """Decide what is trained, and check it as far as that goes without a framework.
+    """Resolve recipe, data and initial weights, and check all that needs no framework.
 
     Args:
         recipe: name of a recipe, or path of a .yaml file; for `init` the one of fine-tuning if left out.
@@ -86,7 +86,7 @@ def plan_training(
         ablate: steps of the additive study, which starts from a recipe of its own.
 
     Raises:
-        UsageError: recipe or data are not named, or too much is.
+        UsageError: recipe or data are missing, or arguments exclude each other.
         UnknownModelError, ConfigError: there is no such recipe, or it is impossible.
         RszooError: there are no such weights, as `rszoo.create` says.
     """
@@ -95,7 +95,7 @@ def plan_training(
     name = recipe or (BASELINE if ablate is not None else RECIPE if init is not None else None)
     if name is None:
         raise UsageError("--recipe is missing: `rszoo recipes` lists them; with --init NAME it may be left out")
-    # The recipe alone names the data: fine-tuning cannot be resolved before they are open.
+    # Only to find the data: a fine-tuning recipe also needs their classes and number of images.
     chosen = load_recipe(name, overrides) if ablate is None else add_steps(ablate, overrides)
     source = data or chosen.data.source
     if source is None:
@@ -106,12 +106,12 @@ def plan_training(
 def train_model(
     plan: TrainingPlan, output: str | os.PathLike[str], options: TrainingOptions = _DEFAULT_OPTIONS
 ) -> Trained:
-    """Train a model, or resume where a former call was stopped or killed.
+    """Train a model, or resume where a previous call was stopped or killed.
 
     Args:
         plan: of `plan_training`.
         output: the run's folder; `output/model` is the finished model folder.
-        options: framework, limits, and what is done with a run that is there.
+        options: framework, limits, and whether an existing run is resumed.
 
     Raises as `rszoo.train.run.train`.
     """

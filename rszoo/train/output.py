@@ -1,7 +1,4 @@
-"""Failures to write: what a full disk makes of safetensors, TensorFlow and Python in, rszoo's error out.
-
-Each of them reports the same full disk in its own way, at every file that a training writes.
-"""
+"""Write errors of safetensors, TensorFlow and Python, which each report a full disk differently, as rszoo's."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from rszoo.errors import OutputError, RszooError
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """While the block writes to a path, turn what fails into an OutputError.
+    """Turn errors of a block that writes to a path into an OutputError.
 
     Raises:
         OutputError: it cannot be written.
@@ -32,16 +29,16 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError, errors.OpError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise OutputError(
-            f"cannot write {path}: {reason}; make room for it, or mend what is wrong there. What was saved before is "
-            "whole: the same command goes on from there"
+            f"cannot write {path}: {reason}; free some space or fix the cause. What was saved before is "
+            "complete: the same command resumes from there"
         ) from error
 
 
 def check_writable(folder: Path) -> None:
-    """Write a file of a byte to a folder, or to what there is of its parents, and remove it.
+    """Write and delete a one-byte file in a folder, or in its nearest parent that exists.
 
     Raises:
-        OutputError: that fails.
+        OutputError: the folder is not writable.
     """
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     probe = temporary_path(place / "probe")

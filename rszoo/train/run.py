@@ -1,7 +1,7 @@
 """`train`: a recipe and a job in, a trained model folder out, inside the run's folder.
 
-What can be refused is refused before the engine starts, which takes its time: data of other classes, a folder of
-another run. A run that is finished is left as it is.
+Data of other classes and the folder of another run are refused before the engine starts, which takes a while. A
+finished run is not changed.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Job:
     """What is to be done with a recipe.
 
     `images`: to train on; `held_out`: to measure with, None if there are none. `output`: the run's folder. `init`:
-    weights to start from. `max_steps`: end before the recipe does. `max_faults`: broken
-    images that are put up with. `command`: what the user typed. `note`: what the user should know before it begins.
+    weights to start from. `max_steps`: end before the recipe does. `max_faults`: how many broken
+    images are skipped before training fails. `command`: what the user typed. `note`: printed before the first step.
     """
 
     images: Source
@@ -66,7 +66,7 @@ class Job:
 
 
 def train(recipe: Recipe, job: Job) -> Path:
-    """Train by a recipe until its end or `job.max_steps`, going on where a former call was stopped or killed.
+    """Train by a recipe until its end or `job.max_steps`, resuming where a previous call was stopped or killed.
 
     Returns:
         The model folder, with the averaged weights if the recipe averages.
@@ -75,7 +75,7 @@ def train(recipe: Recipe, job: Job) -> Path:
         ConfigError: the recipe does not fit the data or the devices.
         UsageError: the folder is another run's, or the run is beyond `job.max_steps`.
         OutputError: the folder is no run's, cannot be written, or another process trains in it.
-        RszooError: the weights to start from cannot be had.
+        RszooError: the initial weights cannot be fetched.
         TrainingStoppedError: a signal came; the state is saved.
         TrainingError: the loss is not a number.
         ImageError, SourceNotFoundError: the data cannot be read, or too much of it is broken.
@@ -146,7 +146,7 @@ def _finish(recipe: Recipe, job: Job, engine: Engine, loop: Loop, folder: RunFol
 
 
 def _evaluation(recipe: Recipe, job: Job, model: ModelFolder, record: MetricRecord | None) -> Evaluation | None:
-    """Return the last measurement, if a model folder may keep it: of all images, and in float32."""
+    """Return the last measurement if it can be recorded: of all images, and in float32."""
     if record is None or job.held_out is None or recipe.train.precision != "float32":
         return None
     scores = record["raw" if record["ema"] is None else "ema"]
@@ -201,13 +201,13 @@ def _check_data(recipe: Recipe, images: Source) -> None:
         )
     if images.num_images not in (None, recipe.data.train_images):
         raise ConfigError(
-            f"{images.title} has {images.num_images:,} images to train on, and the recipe {recipe.name} counts its "
+            f"{images.title} has {images.num_images:,} training images, but the recipe {recipe.name} counts its "
             f"epochs by {recipe.data.train_images:,}; add data.train_images={images.num_images}"
         )
 
 
 def _session(recipe: Recipe, job: Job, engine: Engine) -> dict[str, Any]:
-    """Return the circumstances under which training begins or goes on."""
+    """Return the command, engine, devices and versions of a start or resumption."""
     versions = {"python": platform.python_version(), "rszoo": __version__, **installed_versions(_PACKAGES)}
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

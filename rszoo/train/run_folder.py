@@ -1,8 +1,9 @@
-"""The folder of a run: recipe and circumstances in, a place for all that training writes out.
+"""The folder of a run: recipe and session in, the paths of all files that training writes out.
 
 `recipe.yaml` is the recipe with all its values, `run.json` says on what data, from what, and with what commands,
-engines, versions and devices it was trained. A folder is only gone on with by a command that trains the same, and by
-one at a time. `RESUME` is there while the last command was stopped by a signal, for scripts to look at.
+engines, versions and devices it was trained. A run is resumed only by a command with the same recipe, data
+and weights, and by one command at a time. The file `RESUME` exists while the last command was stopped by a signal, for
+scripts.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from rszoo.version import __version__
 RECIPE_FILE = "recipe.yaml"
 _RUN = "run.json"
 _LOCK = ".lock"
-# Of a value in an error text: names of a thousand classes are many lines.
+# Of a value in an error text: the names of a thousand classes fill many lines.
 _MOST_CHARACTERS = 100
 _FORMAT_VERSION = 1
-# What may differ between a run and the command that goes on with it: texts, how often something is written, and what
-# changes the arithmetic by its rounding at most. Where the data are is another matter than what they are.
+# What may differ between a run and the command that resumes it: texts, how often something is written, and what
+# changes results only by rounding. The data may be elsewhere, if they are the same.
 _FREE = {
     *("title", "status", "follows", "sources", "data.source", "evaluation.batch_size"),
     *("train.log_every_steps", "train.checkpoint_every_steps", "train.keep_checkpoints"),
@@ -61,12 +62,12 @@ class RunFolder:
 
     @property
     def finished_step(self) -> int:
-        """At which step the run was finished, with a model; 0 if it was not."""
+        """The step at which the run was finished; 0 if it was not."""
         return int(self._read().get("finished_step") or 0)
 
     @property
     def init(self) -> str | None:
-        """The name of the weights that the run started from, if it did."""
+        """The name of the weights that the run started from; None without."""
         name = self._read().get("init")
         return None if name is None else str(name)
 
@@ -74,13 +75,13 @@ class RunFolder:
         """Refuse a folder that cannot be a run's.
 
         Raises:
-            OutputError: it has something else, or it has a run and `may_resume` is off.
+            OutputError: it has other files, or a run although `may_resume` is False.
         """
         if not self.exists:
             self._check_free()
         elif not may_resume:
             raise OutputError(
-                f"{self.path} has a run, and --resume is never; delete the folder, or choose another --output"
+                f"{self.path} has a run, and --resume is never; leave out --resume, or choose another --output"
             )
 
     def check_same(self, identity: Identity) -> None:
@@ -103,7 +104,7 @@ class RunFolder:
         if differing and self._read():
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise UsageError(
-                f"{self.path} is another run: {'; '.join(differing[:3])}{more}. Choose another --output, or go on with "
+                f"{self.path} is another run: {'; '.join(differing[:3])}{more}. Choose another --output, or resume "
                 f"that run: its recipe is {self.path / RECIPE_FILE}"
             )
 
@@ -114,7 +115,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[bool]:
-        """Keep other commands away while the block runs; yield False if one of them is at work here.
+        """Lock the folder while the block runs; yield False if another command has it locked.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -139,7 +140,7 @@ class RunFolder:
             self._write({**facts, "sessions": sessions, "finished_step": None})
 
     def note_stop(self) -> None:
-        """Leave word for scripts that a signal stopped the run, and the same command goes on.
+        """Write the file that tells scripts that a signal stopped the run, and the same command resumes it.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -160,7 +161,7 @@ class RunFolder:
         if not self.path.exists():
             return
         left = abandoned(self.path) if self.path.is_dir() else []
-        # A lock alone is of a command that got no further, or of the first of this one's processes.
+        # A lock alone is from a command that ended early, or from this command's first process.
         if not self.path.is_dir() or any(item not in left and item.name != _LOCK for item in self.path.iterdir()):
             raise OutputError(f"{self.path} exists and is not a run of rszoo train; choose another --output")
 

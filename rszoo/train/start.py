@@ -1,4 +1,4 @@
-"""The weights that a training starts from: what a user names in, what was found, once, out."""
+"""Initial weights of a training: a name in, what it stands for out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rszoo.registry.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Start:
-    """Weights to start from. `name`: what a run's folder records, the same wherever a model folder lies."""
+    """Weights to start from. `name` is recorded in the run's folder; it does not depend on where a model folder is."""
 
     name: str
     found: Found
@@ -37,7 +37,7 @@ class Start:
 
 
 def find_start(init: ModelLike) -> Start:
-    """Look up weights to start from, without fetching them. Raises as `rszoo.cache.find.find`."""
+    """Look up initial weights, without fetching them. Raises as `rszoo.cache.find.find`."""
     found = find(init)
     if isinstance(found, ModelFolder):
         return Start(found.path.name, found)

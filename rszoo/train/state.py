@@ -1,4 +1,4 @@
-"""The check of a state before an engine takes it over: what the engine needs in, an error out if it is not there."""
+"""Checks a state before an engine loads it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def check_state(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
 
 
 def _is_extra(name: str) -> bool:
-    """Whether a state may have what an engine does not ask for: all but weights of the network.
+    """Whether a state may have a tensor that an engine does not need: any except the network's weights.
 
-    Averages and momenta are of no use without the settings that need them, random numbers in another engine.
+    Averages and momenta are unused without their settings, random numbers in another engine.
     """
     return not name.startswith("model/") or is_counter(name)

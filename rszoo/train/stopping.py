@@ -1,6 +1,6 @@
-"""Signals that ask a training to stop, noted and not obeyed at once: it saves first.
+"""Signals that ask a training to stop; it saves its state first.
 
-Slurm and Kubernetes send SIGTERM before they take a machine away, Slurm also what `--signal` names; Ctrl-C is SIGINT.
+Slurm and Kubernetes send SIGTERM before they end a job, Slurm also what `--signal` names; Ctrl-C is SIGINT.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import time
 
 
 class Stopwatch:
-    """Counts the steps and seconds since `rate` was last asked, but for pauses: the blocks of `with`."""
+    """Counts the steps and seconds since the last call of `rate`, except pauses: the blocks of `with`."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -14,11 +14,11 @@ class Stopwatch:
         self._since: float | None = None
 
     def start(self) -> None:
-        """Begin to count."""
+        """Start the count."""
         self._since = time.perf_counter()
 
     def rate(self) -> float:
-        """Return steps per second, and count anew."""
+        """Return steps per second, and restart the count."""
         self._stop()
         steps, seconds, self.steps, self._seconds = self.steps, self._seconds, 0, 0.0
         self.start()

@@ -2,7 +2,7 @@
 
 On TensorFlow (TPU, GPUs and several workers by `tf.distribute`) or JAX (`keras.distribution`), as KERAS_BACKEND says.
 Weights, averages and momenta are float32; with `train.precision: bfloat16` Keras's policy mixed_bfloat16 computes.
-Nothing but weights and the number of steps decides a step: dropout's draws follow from the seed and that number.
+A step depends only on weights and the number of steps: dropout's draws follow from the seed and that number.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class KerasEngine:
 
     `replicas` counts devices, over all processes; `readers` the places that read training images (the processes; on a
     TPU slice under TensorFlow the hosts). Without averages (`optimizer.ema_decay: null`), the "ema" weights are the
-    raw ones. `train.channels_last` says nothing here: Keras's layout is that. On JAX batch normalization sees the
+    raw ones. `train.channels_last` has no effect: Keras always uses that layout. On JAX batch normalization sees the
     micro-batches of all devices as one, and `train.compile` is always on.
 
     Args:
         recipe: the recipe.
         init: None for the published initial values, or what `rszoo.create` takes to load weights.
-        classes: names of the data's classes, in the order of their labels; None if they have none. Where the weights
-            have other names there, the head begins anew; where the same in another order, it is put into that order.
+        classes: names of the data's classes, in the order of their labels; None if they have none. If the
+            weights' classes have other names, the head is new; if only the order differs, the head is reordered.
 
     Raises:
         ConfigError: the batch cannot be divided by the devices, or the weights are of another architecture.
@@ -55,7 +55,7 @@ class KerasEngine:
         self.rank, self.ranks = self._devices.rank, self._devices.ranks
         self.replicas, self.readers = self._devices.replicas, self._devices.readers
         if self.rank:
-            # Every process would say the same.
+            # Every process would log the same.
             logging.getLogger("rszoo").setLevel(logging.ERROR)
         self._micro_batch = micro_batch(recipe, self.replicas, "devices")
         from rszoo.train.keras.network import build_network, start_values
@@ -69,7 +69,7 @@ class KerasEngine:
         self._has_read = False
 
     def start(self, open_dataset: OpenTraining, positions: Sequence[Position]) -> None:
-        """Begin to read training images; `positions`: of each reader, empty for the beginning.
+        """Start to read training images at each reader's position; without positions, at the start.
 
         Raises:
             UsageError: the positions are of another number of readers.
@@ -77,8 +77,8 @@ class KerasEngine:
         self._positions = list(positions) or [Position()] * self.readers
         if len(self._positions) != self.readers:
             raise UsageError(
-                f"the data were read in {len(positions)} places, and {self.readers} cannot go on from there; resume "
-                "with as many processes as before, or TPU hosts"
+                f"the data were read by {len(positions)} readers, and {self.readers} cannot resume that; start as many "
+                "processes, or TPU hosts, as before"
             )
         self._devices.start(open_dataset, self._positions, self._micro_batch, self._recipe.train.accumulate)
         self._has_read = False
@@ -107,7 +107,7 @@ class KerasEngine:
             return self._devices.read(handles).astype(np.float64)
 
     def positions(self) -> list[Position]:
-        """Return where each reader will go on."""
+        """Return where each reader would resume."""
         if not self._has_read:
             return list(self._positions)
         own = self._devices.last_images()
@@ -127,7 +127,7 @@ class KerasEngine:
         return {**tensors, "step": np.array(self._steps, np.int64)}
 
     def load_state(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Go on from a state, of whichever engine and number of processes.
+        """Load a state of any engine and number of processes.
 
         Raises:
             WeightsError: a tensor is missing or misshapen; nothing was changed.
@@ -152,7 +152,7 @@ class KerasEngine:
         waiting: tuple[Any, Any] | None = None
         for batch in open_dataset(Share(self.rank, self.ranks), size).as_numpy_iterator():
             computing = self._devices.logits(batch["image"], averaged), batch
-            # One behind, so that the devices have work while the next images are read.
+            # Counted one batch later, so that the devices have work while the next images are read.
             self._count(scores, waiting)
             waiting = computing
         self._count(scores, waiting)

@@ -79,7 +79,7 @@ class JaxDevices:
     def start(
         self, open_dataset: OpenTraining, positions: Sequence[Position], micro_batch: int, accumulate: int
     ) -> None:
-        """Begin to read; each element that `step` takes has `accumulate` micro-batches for each device."""
+        """Start to read; each element that `step` takes has `accumulate` micro-batches for each device."""
         dataset = open_dataset(Share(self.rank, self.ranks), micro_batch * self.local, positions[self.rank])
         self._iterator = dataset.batch(accumulate, drop_remainder=True).prefetch(2).as_numpy_iterator()
 
@@ -111,7 +111,7 @@ class JaxDevices:
         return gathered.view(np.int64).reshape(self.ranks, *values.shape).sum(0)
 
     def logits(self, images: np.ndarray, averaged: bool) -> Any:
-        """Begin to compute logits of images (N, H, W, C); `to_numpy` waits for them. N is a multiple of `local`."""
+        """Start to compute logits of images (N, H, W, C); `to_numpy` waits for them. N is a multiple of `local`."""
         prefix = "ema_" if averaged else ""
         chosen = {"moved": self._state[f"{prefix}moved"], "statistics": self._state[f"{prefix}statistics"]}
         own = jax.tree.map(self._own, {**chosen, "fixed": self._fixed})

@@ -1,7 +1,7 @@
 """The network that a Keras training starts with: the recipe's architecture, with initial or given weights.
 
 In: a recipe. Out: a functional model whose batch normalizations compute as the published ones, and its variables sorted
-by what a step does with them. It is for training alone: what is saved is built anew, of stock layers.
+by what a step does with them. It is for training only: the saved model is built again, of stock layers.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def start_values(
 ) -> tuple[Mapping[tuple[str, str], np.ndarray] | None, ModelConfig | None]:
     """Return the given weights by Keras's names, and the `ModelConfig` they came with; None twice without `init`.
 
-    `classes`: the data's class names. Where they are not those of the weights the head is left out, to begin anew;
-    where they are the same in another order it is in that order.
+    `classes`: the data's class names. If the weights have other classes, the head is left out and initialized
+    again; if only the order differs, the head is reordered.
 
     Raises:
         ConfigError: the weights are of another architecture than the recipe's.

@@ -77,7 +77,7 @@ class StepFunctions:
         return keras.tree.map_structure(lambda value: ops.divide(value, float(count)), total)
 
     def update(self, state: State, gradients: list[Any], statistics: list[Any], rate: Any, decay: Any) -> State:
-        """Return the `CHANGING` values behind the step. `gradients`, `statistics`: the means over all micro-batches.
+        """Return the `CHANGING` values after the step. `gradients`, `statistics`: the means over all micro-batches.
 
         `rate`: the learning rate. `decay`: that of the averages in this step. Both float32 of no axes.
         """
@@ -92,7 +92,7 @@ class StepFunctions:
             new["moved"].append(value - (rate * factor if factor != 1 else rate) * direction)
             new["momentum"].append(momentum)
         for kind in ("moved", "statistics"):
-            # In TensorFlow's form: what does not change, averages to itself exactly.
+            # TensorFlow's form, in which the average of an unchanged value is exact.
             pairs = zip(state[f"ema_{kind}"], new[kind], strict=False)
             new[f"ema_{kind}"] = [average - (1 - decay) * (average - value) for average, value in pairs]
         return new

@@ -69,7 +69,7 @@ class TensorflowDevices:
     def start(
         self, open_dataset: OpenTraining, positions: Sequence[Position], micro_batch: int, accumulate: int
     ) -> None:
-        """Begin to read; each element that `step` takes has `accumulate` micro-batches for each replica."""
+        """Start to read; each element that `step` takes has `accumulate` micro-batches for each replica."""
 
         def open_share(context: Any) -> Any:
             share = Share(context.input_pipeline_id, context.num_input_pipelines)
@@ -109,7 +109,7 @@ class TensorflowDevices:
         return total
 
     def logits(self, images: np.ndarray, averaged: bool) -> Any:
-        """Begin to compute logits of images (N, H, W, C); `to_numpy` waits for them. N is a multiple of `local`."""
+        """Start to compute logits of images (N, H, W, C); `to_numpy` waits for them. N is a multiple of `local`."""
         parts = np.split(images, self.local)
         given = self._strategy.experimental_distribute_values_from_function(
             lambda context: tf.constant(parts[context.replica_id_in_sync_group % self.local])

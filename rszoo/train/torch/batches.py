@@ -44,7 +44,7 @@ class Batches(Iterator[Batch]):
         self._thread.start()
 
     def __next__(self) -> Batch:
-        """Return the next batch, once it is there; what went wrong in reading it is raised here.
+        """Return the next batch, waiting for it; errors of reading are raised here.
 
         Raises:
             StopIteration: the dataset has ended, or `close` was called.
@@ -59,7 +59,7 @@ class Batches(Iterator[Batch]):
         if copied is not None:
             current = torch.cuda.current_stream(self._device)
             current.wait_event(copied)
-            # Their memory was taken on the other stream, and must not be given away while this one reads it.
+            # Allocated on the other stream: keeps the memory from being reused while this stream reads it.
             batch.images.record_stream(current)
             batch.labels.record_stream(current)
         return batch
@@ -80,7 +80,7 @@ class Batches(Iterator[Batch]):
             self._put(_Failure(error))
 
     def _put(self, item: tuple[Batch, torch.cuda.Event | None] | _Failure) -> bool:
-        """Hand an item over; return False if nobody wants it any more."""
+        """Put an item into the queue; return False after `close`."""
         while not self._stopped.is_set():
             try:
                 self._ready.put(item, timeout=0.1)

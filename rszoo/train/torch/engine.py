@@ -2,7 +2,7 @@
 
 One process for each GPU under torchrun (`DistributedDataParallel`), else one process on one GPU or on the CPU. Weights,
 averages and momenta are float32; with `train.precision: bfloat16`, training and evaluation compute under autocast.
-Facts: tensorflow/tpu `resnet_main.py`; the tests hold every step against the TF1 graph.
+Facts: tensorflow/tpu `resnet_main.py`; the tests compare every step with the TF1 graph.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class TorchEngine:
     Args:
         recipe: the recipe.
         init: None for the published initial values, or what `rszoo.create` takes to load weights.
-        classes: names of the data's classes, in the order of their labels; None if they have none. Where the weights
-            have other names there, the head begins anew; where the same in another order, it is put into that order.
+        classes: names of the data's classes, in the order of their labels; None if they have none. If the
+            weights' classes have other names, the head is new; if only the order differs, the head is reordered.
 
     Raises:
         ConfigError: the batch cannot be divided by the processes, or the weights are of another architecture.
@@ -59,7 +59,7 @@ class TorchEngine:
         self.rank, self.ranks = self._world.rank, self._world.ranks
         self.replicas = self.readers = self.ranks
         if self.rank:
-            # Every process would say the same.
+            # Every process would log the same.
             logging.getLogger("rszoo").setLevel(logging.ERROR)
         self._micro_batch = micro_batch(recipe, self.replicas, "processes")
         device = self._world.device
@@ -77,20 +77,20 @@ class TorchEngine:
         self._forward = self._parallel or self._network
         if recipe.train.compile:
             self._forward = torch.compile(self._forward, dynamic=False)
-        # Images of one size only: it pays to try which convolution is the fastest.
+        # All images have one size, so trying convolution algorithms pays off.
         torch.backends.cudnn.benchmark = device.type == "cuda"
         self._batches: Batches | None = None
         self._position = Position()
 
     def start(self, open_dataset: OpenTraining, positions: Sequence[Position]) -> None:
-        """Begin to read training images; `positions`: of each process, empty for the beginning.
+        """Start to read training images at each process's position; without positions, at the start.
 
         Raises:
             UsageError: the positions are of another number of processes.
         """
         if positions and len(positions) != self.ranks:
             raise UsageError(
-                f"the data were read by {len(positions)} processes, and {self.ranks} cannot go on from there; "
+                f"the data were read by {len(positions)} processes, and {self.ranks} cannot resume that; "
                 f"start {len(positions)} processes"
             )
         self._close_batches()
@@ -117,7 +117,7 @@ class TorchEngine:
         return (self._world.sum_(torch.stack(list(handles)).double()) / self.ranks).cpu().numpy()
 
     def positions(self) -> list[Position]:
-        """Return where each process will go on reading."""
+        """Return where each process would resume reading."""
         return self._world.gather(self._position)
 
     def agree(self, flag: bool) -> bool:
@@ -132,7 +132,7 @@ class TorchEngine:
         return self._state.export()
 
     def load_state(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Go on from a state. Random numbers of another engine or number of processes are started anew.
+        """Load a state. Random numbers of another engine or number of processes are restarted.
 
         Raises:
             WeightsError: a tensor is missing or misshapen.

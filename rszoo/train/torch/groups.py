@@ -23,7 +23,7 @@ def make_optimizer(network: ResNetRS, settings: OptimizerSettings) -> torch.opti
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             rate = rate_factor(specs[name], settings.layer_decay)
-            # The published L2 term leaves out what is batch normalization's, and nothing else.
+            # The published L2 term excludes batch normalization, and nothing else.
             decay = 0.0 if specs[name].kind.layer_type == "bn" else settings.weight_decay
             groups.setdefault((rate, decay), []).append(parameter)
     listed: list[dict[str, Any]] = [
@@ -40,6 +40,6 @@ def make_optimizer(network: ResNetRS, settings: OptimizerSettings) -> torch.opti
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of the next step, of each group its share."""
+    """Set the learning rate of the next step, scaled for each group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["rate"]

@@ -1,6 +1,6 @@
-"""A PyTorch training as named numpy arrays, and back: what a checkpoint holds but for the place in the data.
+"""A PyTorch training as named numpy arrays, and back: what a checkpoint holds, except the position in the data.
 
-Names and layouts are those of `rszoo.train.engine`, so that the Keras engine can go on from it; besides these, "step"
+Names and layouts are those of `rszoo.train.engine`, so that the Keras engine can resume from it; besides these, "step"
 and the states of PyTorch's random numbers.
 """
 
@@ -20,7 +20,7 @@ from rszoo.train.torch.world import World
 
 
 class TrainingState:
-    """All that the next step depends on. `steps` counts the optimizer steps, and is kept by who takes them."""
+    """All that the next step depends on. `steps` counts the optimizer steps, and is updated by the engine."""
 
     def __init__(
         self, network: nn.Module, averages: AveragedModel | None, optimizer: torch.optim.Optimizer, world: World
@@ -40,7 +40,7 @@ class TrainingState:
 
     @torch.no_grad()
     def load(self, arrays: Mapping[str, np.ndarray], seed: int) -> None:
-        """Take over a state, and its random numbers if they are of as many PyTorch processes on such devices.
+        """Load a state, and its random numbers if they are of as many PyTorch processes on the same kind of devices.
 
         Raises:
             WeightsError: a tensor is missing or misshapen; nothing was changed.
@@ -64,7 +64,7 @@ class TrainingState:
         if self._averages is not None:
             tensors |= _named("ema", self._averages.module)
         for name, parameter in self._network.named_parameters():
-            # By `get`: the optimizer's mapping makes an entry for whom it is asked for.
+            # `get`, since indexing this mapping adds an entry.
             momentum = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:
                 tensors[f"momentum/{name}"] = momentum
@@ -94,5 +94,5 @@ def _named(prefix: str, network: nn.Module) -> dict[str, Any]:
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:
-    """Return a copy: the tensor itself goes on changing."""
+    """Return a copy: the tensor itself changes with the next step."""
     return tensor.detach().to("cpu", copy=True).contiguous().numpy()

@@ -1,4 +1,4 @@
-"""The moving statistics of batch normalization in PyTorch, as a recipe means them.
+"""The moving statistics of batch normalization in PyTorch, as a recipe defines them.
 
 Every micro-batch of every device normalizes with its own mean and variance. The statistics of a step are the mean of
 theirs, the variances with Bessel's correction as in TensorFlow's fused normalization; they replace the moving ones, or
@@ -14,7 +14,7 @@ from rszoo.train.torch.world import World
 
 
 class BatchStatistics:
-    """The moving statistics of a network's normalizations, but for those that are frozen.
+    """The moving statistics of a network's normalizations, except frozen ones.
 
     Takes the network in training mode, on its device. From then on its normalizations store the statistics of each
     batch as they are (PyTorch's momentum 1), and count no batches.
@@ -38,7 +38,7 @@ class BatchStatistics:
         self._before = self._flat() if self._moving and self._momentum else None
 
     def collect(self) -> None:
-        """Call after each micro-batch but the last, whose statistics stand in the network."""
+        """Call after each micro-batch except the last, whose statistics are in the network."""
         if self._moving:
             self._collected.append(self._flat())
 

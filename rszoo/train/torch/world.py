@@ -1,6 +1,6 @@
 """The processes that train together in PyTorch: which one this is, its device, and what passes between them.
 
-torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK) say so; without them there is one process. All communication is
+torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK) determine this; without them there is one process. Communication is
 `torch.distributed`'s: NCCL between GPUs, Gloo between CPUs.
 """
 
@@ -49,13 +49,13 @@ class World:
         return bool(self.sum_(torch.tensor(int(flag), device=self.device)).item())
 
     def leave(self) -> None:
-        """End the process group, if it was begun here."""
+        """End the process group, if it was started here."""
         if self.joined and dist.is_initialized():
             dist.destroy_process_group()
 
 
 def join_world() -> World:
-    """Join the processes that torchrun started, or be alone. A process group that is there already is used.
+    """Join the processes that torchrun started, if any. An existing process group is used.
 
     Raises:
         UsageError: there are more processes on this machine than GPUs.
