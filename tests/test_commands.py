@@ -77,7 +77,7 @@ def test_what_is_prefetched_is_told_one_by_one(tmp_path, monkeypatch):
     assert outcomes[0].path.is_relative_to(tmp_path / "other")
     assert "RSZOO_OFFLINE" in outcomes[1].to_dict()["error"]
     with pytest.raises(UnknownModelError):
-        next(rszoo.prefetch_models(["resnet-rs-51"]))
+        next(rszoo.prefetch_models("resnet-rs-51"))
 
 
 def test_a_plan_of_a_training_needs_no_framework():

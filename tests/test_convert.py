@@ -29,7 +29,15 @@ from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
 from rszoo.arch.names import to_torch_layout, torch_name
 from rszoo.arch.walk import iter_tensors
 from rszoo.disk.safetensors_writer import SafetensorsWriter
-from rszoo.errors import ArchiveError, ConversionError, OutputError, RszooError, UsageError
+from rszoo.errors import (
+    ArchiveError,
+    ConversionError,
+    OutputError,
+    RszooError,
+    SourceNotFoundError,
+    UnknownModelError,
+    UsageError,
+)
 from rszoo.folder.model_folder import read_folder, sha256_of
 from rszoo.verify.checks import check_source
 from rszoo.verify.demo import run_demo
@@ -402,3 +410,17 @@ def test_memory_does_not_grow_with_the_archive(tmp_path):
         command = [sys.executable, "-c", code, str(archive), str(tmp_path / f"m{padding}")]
         peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024)
     assert peaks[1] < peaks[0] + 20
+
+
+def test_what_is_no_checkpoint_is_named_as_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    convert("resnet-rs-demo", "demo")
+    with pytest.raises(UsageError, match=r"is a model folder already, not a checkpoint; .* add --to and a format"):
+        convert("./demo", "again")
+    with pytest.raises(SourceNotFoundError, match=r"no checkpoint at \./nothing"):
+        convert("./nothing", tmp_path / "model")
+    with pytest.raises(UnknownModelError, match="unknown model 'nothing'"):
+        convert("nothing", tmp_path / "model")
+    identity = Identity(model="resnet-rs-50-i160")
+    with pytest.raises(ConversionError, match=r"--model says resnet-rs-50-i160, .*; give another, or leave it out"):
+        convert("resnet-rs-demo", tmp_path / "model", identity=identity)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors.numpy import save_file
 
 import rszoo
 from converters.convert import convert
+from rszoo.errors import NewerFormatError, SourceNotFoundError
 from rszoo.folder.model_folder import ModelFolder, read_folder, sha256_of
 from rszoo.inference.images import preprocess
 from rszoo.registry.entry import Golden, GoldenImage
@@ -134,3 +136,19 @@ def test_a_hostile_config_is_one_error(tmp_path):
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(rszoo.RszooError, match="damaged"):
         read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["conversion.json", "verification.json"])
+def test_records_of_a_newer_rszoo_are_neither_judged_nor_replaced(demo, tmp_path, name):
+    folder = tmp_path / "newer"
+    shutil.copytree(demo.path, folder)
+    newer = json.dumps({"format_version": 9, "rszoo_version": "9.8.7"})
+    (folder / name).write_text(newer)
+    with pytest.raises(NewerFormatError, match=f"{name} has format_version 9"):
+        rszoo.verify_model(folder)
+    assert (folder / name).read_text() == newer
+
+
+def test_a_photo_that_is_not_there_is_named_before_any_check(demo):
+    with pytest.raises(SourceNotFoundError, match=r"no image at none\.jpg"):
+        next(parity.verify(demo, golden_image="none.jpg"))
