@@ -16,7 +16,7 @@ _MODULE_OF = {
     "Conversion": "converters.conversion",
     "Framework": "rszoo.models.factory",
     "Identity": "converters.convert",
-    "Keep": "rszoo.evaluate.model",
+    "Keep": "rszoo.evaluate.api",
     "ModelFolder": "rszoo.folder.model_folder",
     "Prefetched": "rszoo.cache.prefetch",
     "Preprocessing": "rszoo.registry.preprocessing",
@@ -27,26 +27,26 @@ _MODULE_OF = {
     "Runtime": "rszoo.inference.network",
     "StepTime": "rszoo.bench.timing",
     "Timing": "rszoo.bench.timing",
-    "Trained": "rszoo.train.model",
-    "TrainingOptions": "rszoo.train.model",
-    "TrainingPlan": "rszoo.train.model",
-    "Verification": "rszoo.verify.model",
+    "Trained": "rszoo.train.api",
+    "TrainingOptions": "rszoo.train.api",
+    "TrainingPlan": "rszoo.train.api",
+    "Verification": "rszoo.verify.api",
     "benchmark_model": "rszoo.bench.timing",
     "convert_checkpoint": "converters.conversion",
     "create": "rszoo.models.factory",
-    "evaluate_model": "rszoo.evaluate.model",
+    "evaluate_model": "rszoo.evaluate.api",
     "find_folder": "rszoo.cache.find",
     "get_entry": "rszoo.registry.manifest",
     "list_models": "rszoo.registry.manifest",
     "load_weights": "rszoo.cache.weights",
-    "plan_training": "rszoo.train.model",
+    "plan_training": "rszoo.train.api",
     "prefetch_models": "rszoo.cache.prefetch",
     "preprocess": "rszoo.inference.images",
     "pull_model": "rszoo.cache.pulling",
     "push_to_hub": "rszoo.publish.push",
     "save": "rszoo.models.saving",
-    "train_model": "rszoo.train.model",
-    "verify_model": "rszoo.verify.model",
+    "train_model": "rszoo.train.api",
+    "verify_model": "rszoo.verify.api",
 }
 
 __all__ = [
@@ -98,7 +98,7 @@ if TYPE_CHECKING:
     from rszoo.cache.pulling import Pulled, pull_model
     from rszoo.cache.weights import load_weights
     from rszoo.errors import RszooError
-    from rszoo.evaluate.model import Keep, evaluate_model
+    from rszoo.evaluate.api import Keep, evaluate_model
     from rszoo.folder.model_folder import ModelFolder
     from rszoo.inference.images import preprocess
     from rszoo.inference.network import Runtime
@@ -108,8 +108,8 @@ if TYPE_CHECKING:
     from rszoo.registry.entry import PretrainedEntry
     from rszoo.registry.manifest import get_entry, list_models
     from rszoo.registry.preprocessing import Preprocessing
-    from rszoo.train.model import Trained, TrainingOptions, TrainingPlan, plan_training, train_model
-    from rszoo.verify.model import Verification, verify_model
+    from rszoo.train.api import Trained, TrainingOptions, TrainingPlan, plan_training, train_model
+    from rszoo.verify.api import Verification, verify_model
 
 
 def __getattr__(name: str) -> Any:

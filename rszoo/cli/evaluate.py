@@ -55,7 +55,7 @@ def evaluate(
 
     Images that cannot be read are named and counted; then, or with --limit, nothing is recorded.
     """
-    from rszoo.evaluate.model import Keep, check_keep, evaluate_model
+    from rszoo.evaluate.api import Keep, check_keep, evaluate_model
     from rszoo.evaluate.report import summary
     from rszoo.folder.evaluations import read_evaluations
     from rszoo.folder.model_folder import EVALUATION, ModelFolder

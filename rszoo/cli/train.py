@@ -56,7 +56,7 @@ def train(
 
     OUTPUT/model is the finished model folder. SIGTERM saves and ends with exit code 75: the same command resumes.
     """
-    from rszoo.train.model import TrainingOptions, plan_training, train_model
+    from rszoo.train.api import TrainingOptions, plan_training, train_model
 
     # OpenMP's waiting threads spin on cores that the pipeline needs; PyTorch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

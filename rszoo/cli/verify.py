@@ -21,8 +21,8 @@ def verify(
     The result is written to FOLDER/verification.json.
     """
     from rszoo.cache.find import find_local
+    from rszoo.verify.api import verify_model
     from rszoo.verify.demo import print_check
-    from rszoo.verify.model import verify_model
 
     folder = find_local(model)
     load_frameworks("torch", "keras")

@@ -163,7 +163,7 @@ def _publish(entry: PretrainedEntry, target: Target, extras: Extras) -> Publishe
 
 def _verify(folder: ModelFolder) -> None:
     """Verify a folder, unless a former run has done so."""
-    from rszoo.verify.model import verify_model
+    from rszoo.verify.api import verify_model
 
     if find_doubt(folder) is None:
         return

@@ -251,7 +251,7 @@ def _saved(model: Any, force: bool) -> Iterator[ModelFolder]:
         VerificationError: a check failed, unless `force`.
     """
     from rszoo.models.saving import save
-    from rszoo.verify.model import verify_model
+    from rszoo.verify.api import verify_model
 
     with tempfile.TemporaryDirectory(prefix="rszoo-") as temporary:
         folder = save(model, Path(temporary) / "model")

@@ -17,8 +17,8 @@ from rszoo.folder.model_folder import ModelFolder, read_folder
 from rszoo.inference.classifier import Classifier
 from rszoo.models.factory import Framework
 from rszoo.terminal import printable
+from rszoo.verify.api import verify_model
 from rszoo.verify.checks import Check
-from rszoo.verify.model import verify_model
 
 MODEL = "resnet-rs-demo"
 _DIGITS = asset("demo_digits.npz")
