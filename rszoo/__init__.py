@@ -19,8 +19,10 @@ _MODULE_OF = {
     "Keep": "rszoo.evaluate.api",
     "ModelFolder": "rszoo.folder.model_folder",
     "Prefetched": "rszoo.cache.prefetch",
+    "Preview": "rszoo.publish.push",
     "Preprocessing": "rszoo.registry.preprocessing",
     "PretrainedEntry": "rszoo.registry.entry",
+    "Published": "rszoo.publish.family",
     "Pulled": "rszoo.cache.pulling",
     "Pushed": "rszoo.publish.push",
     "RszooError": "rszoo.errors",
@@ -42,7 +44,9 @@ _MODULE_OF = {
     "plan_training": "rszoo.train.api",
     "prefetch_models": "rszoo.cache.prefetch",
     "preprocess": "rszoo.inference.images",
+    "publish_models": "rszoo.publish.family",
     "pull_model": "rszoo.cache.pulling",
+    "preview_push": "rszoo.publish.push",
     "push_to_hub": "rszoo.publish.push",
     "save": "rszoo.models.saving",
     "train_model": "rszoo.train.api",
@@ -59,6 +63,8 @@ __all__ = [
     "Prefetched",
     "Preprocessing",
     "PretrainedEntry",
+    "Preview",
+    "Published",
     "Pulled",
     "Pushed",
     "RszooError",
@@ -81,6 +87,8 @@ __all__ = [
     "plan_training",
     "prefetch_models",
     "preprocess",
+    "preview_push",
+    "publish_models",
     "pull_model",
     "push_to_hub",
     "save",
@@ -104,7 +112,8 @@ if TYPE_CHECKING:
     from rszoo.inference.network import Runtime
     from rszoo.models.factory import Framework, create
     from rszoo.models.saving import save
-    from rszoo.publish.push import Pushed, push_to_hub
+    from rszoo.publish.family import Published, publish_models
+    from rszoo.publish.push import Preview, Pushed, preview_push, push_to_hub
     from rszoo.registry.entry import PretrainedEntry
     from rszoo.registry.manifest import get_entry, list_models
     from rszoo.registry.preprocessing import Preprocessing

@@ -14,7 +14,7 @@ import rszoo
 from rszoo.cache.find import find_folder
 from rszoo.cli.main import app
 from rszoo.errors import HubError, NetworkError, VerificationError
-from rszoo.publish.family import Extras, publish
+from rszoo.publish.family import Extras, publish_models
 from rszoo.registry.manifest import parse_manifest
 from rszoo.verify import checks as parity
 from tests.conftest import ME
@@ -50,7 +50,7 @@ def left(folder: Path) -> list[str]:
 
 
 def test_every_pair_is_pushed_and_what_fails_stops_no_other(hub, bucket, tmp_path):
-    outcomes = list(publish([NAME, MISSING, OTHER], "acme"))
+    outcomes = list(publish_models([NAME, MISSING, OTHER], "acme"))
     assert [outcome.status for outcome in outcomes] == ["pushed", "failed", "pushed"]
     assert isinstance(outcomes[1].error, NetworkError)
     for name in (NAME, OTHER):
@@ -66,36 +66,36 @@ def test_every_pair_is_pushed_and_what_fails_stops_no_other(hub, bucket, tmp_pat
 
 def test_a_second_run_goes_on_where_the_first_ended(hub, bucket, tmp_path):
     hub.faults = lambda request: HubFault(status=500) if f"acme/{OTHER}/commit" in request.path else None
-    assert [outcome.status for outcome in publish([NAME, OTHER], "acme")] == ["pushed", "failed"]
+    assert [outcome.status for outcome in publish_models([NAME, OTHER], "acme")] == ["pushed", "failed"]
     # What was converted is there for the next run.
     assert len(left(tmp_path / "cache")) == 4
     hub.faults = []
     since, downloads = len(hub.requests), bucket.sent_bytes
-    first, second = publish([NAME, OTHER], "acme")
+    first, second = publish_models([NAME, OTHER], "acme")
     assert (first.status, first.commit) == ("there already", hub.head(f"acme/{NAME}"))
     assert (second.status, second.commit) == ("pushed", hub.head(f"acme/{OTHER}"))
     assert bucket.sent_bytes == downloads
     assert [request.path for request in hub.requests[since:] if request.method == "PUT"] == []
-    assert [outcome.status for outcome in publish([NAME, OTHER], "acme")] == ["there already"] * 2
+    assert [outcome.status for outcome in publish_models([NAME, OTHER], "acme")] == ["there already"] * 2
 
 
 def test_plain_weights_need_no_second_download(hub, bucket, tmp_path):
-    (outcome,) = publish([NAME], "acme", extras=Extras(raw=True))
+    (outcome,) = publish_models([NAME], "acme", extras=Extras(raw=True))
     assert outcome.status == "pushed"
     assert {"model.raw.safetensors", "conversion.raw.json"} < set(hub.files(f"acme/{NAME}"))
     assert bucket.sent_bytes <= len(ARCHIVE) + 1
     assert left(tmp_path / "cache") == []
-    (outcome,) = publish([NAME], "acme", extras=Extras(raw=True))
+    (outcome,) = publish_models([NAME], "acme", extras=Extras(raw=True))
     assert outcome.status == "there already"
     # Without Keras's files it is not all that is wanted.
-    (outcome,) = publish([NAME], "acme", extras=Extras(raw=True, keras=True))
+    (outcome,) = publish_models([NAME], "acme", extras=Extras(raw=True, keras=True))
     assert outcome.status == "pushed"
 
 
 def test_what_was_in_the_cache_stays_there(hub, bucket, tmp_path):
     folder = find_folder(NAME)
     downloads = bucket.sent_bytes
-    (outcome,) = publish([NAME], "acme")
+    (outcome,) = publish_models([NAME], "acme")
     assert (outcome.status, bucket.sent_bytes) == ("pushed", downloads)
     assert folder.weights_path.is_file()
 
@@ -103,21 +103,21 @@ def test_what_was_in_the_cache_stays_there(hub, bucket, tmp_path):
 def test_a_pair_that_fails_its_verification_is_not_pushed(hub, bucket, monkeypatch):
     failed = parity.Check("torch = keras", "failed", "first diverges at stage2")
     monkeypatch.setattr(parity, "verify", lambda *_, **__: iter([failed]))
-    (outcome,) = publish([NAME], "acme")
+    (outcome,) = publish_models([NAME], "acme")
     assert isinstance(outcome.error, VerificationError)
     assert "stage2" in str(outcome.error)
     assert f"acme/{NAME}" not in hub.repos
 
 
 def test_one_of_another_version_or_unverified_is_pushed_anew(hub, bucket):
-    list(publish([NAME], "acme"))
+    list(publish_models([NAME], "acme"))
     files = hub.files(f"acme/{NAME}")
     for spoil in (
         {"conversion.json": re.sub(b"rszoo 0[.0-9]+", b"rszoo 0.0.0", files["conversion.json"])},
         {"verification.json": b"{}"},
     ):
         hub.put_repo(f"acme/{NAME}", files | spoil)
-        (outcome,) = publish([NAME], "acme")
+        (outcome,) = publish_models([NAME], "acme")
         assert outcome.status == "pushed"
         assert {name: hub.files(f"acme/{NAME}")[name] for name in files} == files
 
@@ -146,15 +146,15 @@ def test_the_program_ends_with_a_table_and_writes_pins(hub, bucket, tmp_path, mo
 def test_without_a_login_nothing_is_downloaded(hub, bucket, monkeypatch, tmp_path):
     use_hub(monkeypatch, hub, tmp_path / "nobody", None)
     with pytest.raises(HubError, match="hf auth login"):
-        list(publish([NAME, OTHER], "acme"))
+        list(publish_models([NAME, OTHER], "acme"))
     use_hub(monkeypatch, hub, tmp_path / "me", ME)
     with pytest.raises(HubError, match="you are acme, me there"):
-        list(publish([NAME, OTHER], "you"))
+        list(publish_models([NAME, OTHER], "you"))
     assert bucket.requests == []
 
 
 def test_what_is_there_is_held_against_what_is_said_of_it(hub, bucket):
-    list(publish([NAME], "acme", extras=Extras(raw=True)))
+    list(publish_models([NAME], "acme", extras=Extras(raw=True)))
     files = hub.files(f"acme/{NAME}")
     for spoil in (
         {"model.safetensors": files["model.raw.safetensors"]},
@@ -162,8 +162,8 @@ def test_what_is_there_is_held_against_what_is_said_of_it(hub, bucket):
         {"verification.json": re.sub(b'"status": "passed"', b'"status": "not run"', files["verification.json"])},
     ):
         hub.put_repo(f"acme/{NAME}", files | spoil)
-        (outcome,) = publish([NAME], "acme", extras=Extras(raw=True))
+        (outcome,) = publish_models([NAME], "acme", extras=Extras(raw=True))
         assert outcome.status == "pushed"
         assert {name: hub.files(f"acme/{NAME}")[name] for name in files} == files
-    (outcome,) = publish([NAME], "acme", private=True)
+    (outcome,) = publish_models([NAME], "acme", private=True)
     assert "is public" in str(outcome.error)

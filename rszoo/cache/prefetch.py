@@ -14,7 +14,7 @@ from rszoo.disk.paths import kept_archive
 from rszoo.errors import RszooError, UsageError
 from rszoo.folder.model_folder import ModelFolder, WeightSet
 from rszoo.registry.entry import PretrainedEntry
-from rszoo.registry.manifest import get_entry, names_of
+from rszoo.registry.manifest import expand_patterns, get_entry
 from rszoo.registry.trust import read_record, remember
 
 log = logging.getLogger("rszoo")
@@ -53,8 +53,7 @@ def prefetch_models(
         UnknownModelError: a pattern matches nothing.
         UsageError: `output` is not the name of a folder.
     """
-    given = [patterns] if isinstance(patterns, str) else patterns
-    names = list(dict.fromkeys(name for pattern in given for name in names_of(pattern)))
+    names = expand_patterns(patterns)
     here = {name: (find_cached(get_entry(name), weights), read_record(name)) for name in names}
     if output is not None:
         if not Path(output).name:

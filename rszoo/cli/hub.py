@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rszoo.cli.console import Json, load_frameworks, print_json, raise_first
-from rszoo.errors import UsageError
 from rszoo.terminal import table
 
 if TYPE_CHECKING:
     from rszoo.publish.family import Published
-    from rszoo.publish.plan import Plan
+    from rszoo.publish.push import Preview
 
 Private = Annotated[bool, typer.Option("--private", help="Create the repository as private.")]
 Keras = Annotated[bool, typer.Option("--keras", help="Also push what keras.saving.load_model('hf://...') needs.")]
@@ -44,23 +43,35 @@ def push(
 
     The login is huggingface_hub's: `hf auth login`, or HF_TOKEN.
     """
-    from rszoo.cache.find import find_local
-    from rszoo.hub.address import parse_repo
-    from rszoo.publish.plan import Target, planned
-    from rszoo.publish.push import check_login, upload
+    from rszoo.publish.push import preview_push, push_to_hub
 
-    target = Target(parse_repo(repo), private, revision, create_pr, overwrite)
-    opened = find_local(folder)
-    plain = None if raw_folder is None else find_local(raw_folder)
-    if not dry_run:
-        check_login(f"push to {target.repo}")
     if keras:
         load_frameworks("keras")
-    with planned(opened, target, raw=plain, keras=keras, force=force) as plan:
-        if dry_run:
-            _show(plan, as_json)
-            return
-        pushed = upload(plan)
+    if dry_run:
+        _show(
+            preview_push(
+                folder,
+                repo,
+                revision=revision,
+                create_pr=create_pr,
+                keras=keras,
+                raw_folder=raw_folder,
+                force=force,
+            ),
+            as_json,
+        )
+        return
+    pushed = push_to_hub(
+        folder,
+        repo,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        keras=keras,
+        raw_folder=raw_folder,
+        force=force,
+        overwrite=overwrite,
+    )
     if as_json:
         print_json(dataclasses.asdict(pushed))
         return
@@ -83,30 +94,17 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Fetch, convert, verify and push registered models; the same command resumes after an interruption."""
-    from rszoo.hub.address import parse_repo
-    from rszoo.publish.family import Extras
-    from rszoo.publish.family import publish as publish_all
-    from rszoo.registry.entry import Converted, HubPin
-    from rszoo.registry.manifest import names_of
-    from rszoo.registry.pinning import pin_converted, read_manifest
+    from rszoo.publish.family import Extras, publish_models
 
-    names = list(dict.fromkeys(name for pattern in patterns for name in names_of(pattern)))
-    if "/" in to:
-        raise UsageError(f"--to takes an account or organization, received {to!r}; repositories get the models' names")
-    parse_repo(f"{to}/{names[0]}")
-    if pin is not None:
-        read_manifest(pin)
+    publishing = publish_models(patterns, to, private=private, extras=Extras(raw, keras), pin=pin)
     load_frameworks("torch", "keras")
     outcomes = []
-    for outcome in publish_all(names, to, private=private, extras=Extras(raw, keras)):
+    for outcome in publishing:
         outcomes.append(outcome)
         print(f"{outcome.name}: {outcome.error or outcome.status}", file=sys.stderr, flush=True)
-    if pin is not None:
-        places = {done.name: Converted(done.sha256, HubPin(done.repo, done.commit)) for done in outcomes if done.commit}
-        pin_converted(pin, places)
     print_json([outcome.to_dict() for outcome in outcomes]) if as_json else print(_table(outcomes))
     failed = [outcome.error for outcome in outcomes if outcome.error is not None]
-    raise_first(failed, len(names), "models failed, see above; run it again to resume")
+    raise_first(failed, len(outcomes), "models failed, see above; run it again to resume")
 
 
 def pull(
@@ -122,12 +120,12 @@ def pull(
     print_json(pulled.to_dict()) if as_json else print(f"{pulled.model}  {pulled.path}")
 
 
-def _show(plan: Plan, as_json: bool) -> None:
+def _show(preview: Preview, as_json: bool) -> None:
     if as_json:
-        print_json({"repo": plan.target.repo, "files": plan.sizes, "sha256": plan.sha256, "card": plan.card})
+        print_json(dataclasses.asdict(preview))
         return
-    rows = [("file", "bytes"), *((name, f"{size:,}") for name, size in sorted(plan.sizes.items()))]
-    print(f"would push to {plan.target.repo}:\n{table(rows)}\n\n{plan.card}")
+    rows = [("file", "bytes"), *((name, f"{size:,}") for name, size in sorted(preview.files.items()))]
+    print(f"would push to {preview.repo}:\n{table(rows)}\n\n{preview.card}")
 
 
 def _table(outcomes: list[Published]) -> str:

@@ -30,8 +30,7 @@ def predict(
     load_frameworks(framework.value)
     classifier = Classifier(found, framework.value)
     results = []
-    for image, logits in zip(images, classifier.logits(images), strict=True):
-        predictions = classifier.top(logits, top)
+    for image, predictions in zip(images, classifier.predict(images, top), strict=True):
         results.append({"image": str(image), "predictions": [dataclasses.asdict(guess) for guess in predictions]})
         if not as_json:
             print(image)

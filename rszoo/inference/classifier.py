@@ -54,6 +54,12 @@ class Classifier:
         if batch:
             yield from self._run(np.concatenate(batch))
 
+    def predict(
+        self, images: Iterable[str | os.PathLike[str] | np.ndarray], count: int = 5
+    ) -> Iterator[list[Prediction]]:
+        """Yield the most likely classes of each image, the likeliest first. Images as `rszoo.preprocess` takes them."""
+        return (self.top(logits, count) for logits in self.logits(images))
+
     def top(self, logits: np.ndarray, count: int = 5) -> list[Prediction]:
         """Return the most likely classes, the likeliest first."""
         exponentials = np.exp(logits.astype(np.float64) - logits.max())

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from rszoo.cache.cached import find_cached, remove_folder
 from rszoo.cache.fill import fill_cache
 from rszoo.disk.paths import kept_archive
-from rszoo.errors import ConfigError, HubError, RszooError, VerificationError
+from rszoo.errors import ConfigError, HubError, RszooError, UsageError, VerificationError
 from rszoo.folder.model_folder import (
     CARD,
     CONFIG,
@@ -30,13 +31,15 @@ from rszoo.folder.model_folder import (
 )
 from rszoo.folder.records import find_doubt as find_record_doubt
 from rszoo.folder.records import read_conversion, read_verification
+from rszoo.hub.address import parse_repo
 from rszoo.hub.failures import explained
 from rszoo.hub.pull import fetch_file
 from rszoo.publish.plan import Target, find_doubt, planned
 from rszoo.publish.push import check_login, upload
 from rszoo.refs import Hub
-from rszoo.registry.entry import PretrainedEntry
-from rszoo.registry.manifest import get_entry
+from rszoo.registry.entry import Converted, HubPin, PretrainedEntry
+from rszoo.registry.manifest import expand_patterns, get_entry
+from rszoo.registry.pinning import pin_converted, read_manifest
 from rszoo.version import __version__
 
 Status = Literal["pushed", "unchanged", "there already", "failed"]
@@ -73,14 +76,55 @@ class Extras:
         return files | ({KERAS_WEIGHTS} if self.keras else set())
 
 
-def publish(
-    names: Sequence[str], owner: str, *, private: bool = False, extras: Extras = Extras()
+def publish_models(
+    patterns: str | Sequence[str],
+    owner: str,
+    *,
+    private: bool = False,
+    extras: Extras = Extras(),
+    pin: Path | None = None,
 ) -> Iterator[Published]:
-    """Publish registered pairs as `OWNER/NAME`, yielding the outcome of each; one that fails does not stop the rest.
+    """Fetch, convert, verify and push registered pairs as `OWNER/NAME`; yield the outcome of each.
+
+    A pair that fails does not stop the rest. Arguments are checked at once, the rest happens while it is iterated.
+
+    Args:
+        patterns: a name or shell pattern, or several.
+        owner: account or organization on the Hub.
+        private: make new repositories private.
+        extras: what goes along with the averaged weights.
+        pin: a weights manifest to write repositories, commits and hashes into, at the end.
 
     Raises:
+        UnknownModelError: a pattern matches nothing.
+        UsageError: `owner` is not the name of an account.
+        SourceNotFoundError, ConfigError: there is no manifest at `pin`, or it is damaged.
         HubError: there is no login, or no such account that it may write to, which would stop them all.
     """
+    names = expand_patterns(patterns)
+    if "/" in owner:
+        raise UsageError(
+            f"--to takes an account or organization, received {owner!r}; repositories get the models' names"
+        )
+    parse_repo(f"{owner}/{names[0]}")
+    if pin is not None:
+        read_manifest(pin)
+    return _publish_pinned(names, owner, private, extras, pin)
+
+
+def _publish_pinned(
+    names: list[str], owner: str, private: bool, extras: Extras, pin: Path | None
+) -> Iterator[Published]:
+    places = {}
+    for outcome in _publish_all(names, owner, private, extras):
+        if outcome.commit:
+            places[outcome.name] = Converted(outcome.sha256, HubPin(outcome.repo, outcome.commit))
+        yield outcome
+    if pin is not None:
+        pin_converted(pin, places)
+
+
+def _publish_all(names: list[str], owner: str, private: bool, extras: Extras) -> Iterator[Published]:
     names_here = check_login(f"publish to {owner}")
     if owner not in names_here:
         raise HubError(

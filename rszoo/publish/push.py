@@ -69,6 +69,16 @@ class Pushed:
     files: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Preview:
+    """What a push would upload: bytes by file name, SHA-256 of the weights among the files in hex, the card's text."""
+
+    repo: str
+    files: dict[str, int]
+    sha256: dict[str, str]
+    card: str
+
+
 def push_to_hub(
     model: ModelLike | torch.nn.Module | keras.Model,
     repo_id: str,
@@ -103,10 +113,36 @@ def push_to_hub(
     """
     target = Target(parse_repo(repo_id), private, revision, create_pr, overwrite)
     check_login(f"push to {target.repo}")
+    with _prepared(model, target, raw_folder=raw_folder, keras=keras, force=force) as plan:
+        return upload(plan)
+
+
+def preview_push(
+    model: ModelLike | torch.nn.Module | keras.Model,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    create_pr: bool = False,
+    keras: bool = False,
+    raw_folder: ModelLike | None = None,
+    force: bool = False,
+) -> Preview:
+    """Return what `push_to_hub` would upload, checked in the same way; nothing is sent or asked.
+
+    Arguments and errors as of `push_to_hub`.
+    """
+    target = Target(parse_repo(repo_id), revision=revision, create_pr=create_pr)
+    with _prepared(model, target, raw_folder=raw_folder, keras=keras, force=force) as plan:
+        return Preview(target.repo, plan.sizes, plan.sha256, plan.card)
+
+
+@contextmanager
+def _prepared(model: Any, target: Target, *, raw_folder: ModelLike | None, keras: bool, force: bool) -> Iterator[Plan]:
+    """Yield what a push uploads: of a folder, or of a live model saved to one."""
     with ExitStack() as stack:
         folder = find_local(model) if names_model(model) else stack.enter_context(_saved(model, force))
         raw = None if raw_folder is None else find_local(raw_folder)
-        return upload(stack.enter_context(planned(folder, target, raw=raw, keras=keras, force=force)))
+        yield stack.enter_context(planned(folder, target, raw=raw, keras=keras, force=force))
 
 
 def check_login(doing: str) -> set[str]:

@@ -10,7 +10,7 @@ import fnmatch
 import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,16 @@ def names_of(pattern: str) -> list[str]:
         UnknownModelError: there is none.
     """
     return list_models(pattern) if set(pattern) & set("*?[") else [get_entry(pattern).name]
+
+
+def expand_patterns(patterns: str | Sequence[str]) -> list[str]:
+    """Return the registered names that a user means by one or several names, aliases or shell patterns, each once.
+
+    Raises:
+        UnknownModelError: there is none.
+    """
+    given = [patterns] if isinstance(patterns, str) else patterns
+    return list(dict.fromkeys(name for pattern in given for name in names_of(pattern)))
 
 
 def get_entry(name: str) -> PretrainedEntry:
