@@ -1,4 +1,4 @@
-"""Tensors held against what they must be: names, shapes and dtypes in both directions, and values bit by bit.
+"""Tensors compared with what they must be: names, shapes and dtypes in both directions, and values bit by bit.
 
 In go tensors of any library, or what an index or a header says of them; out come the differences, ready for the one
 error of the caller, who knows what was read and what to type next.

@@ -109,7 +109,7 @@ def parse_manifest(values: object) -> dict[str, PretrainedEntry]:
             for name, facts in manifest.families.items()
         }
     except ConfigError as error:
-        raise ConfigError(f"weights manifest: {error}") from error
+        raise ConfigError(f"weights manifest: {error}; compare it with the one that rszoo ships") from error
     entries: dict[str, PretrainedEntry] = {}
     for model in manifest.models:
         name = model.get("name")
