@@ -148,7 +148,7 @@ def create(
         num_classes: another number than the weights' keeps the backbone and starts a new head, with a warning.
         in_chans: another number than the weights' adapts the first convolution: summed over RGB for 1, else RGB's
             kernels repeated in turn and scaled by 3 / in_chans.
-        features_only: return a list of feature maps, described by `feature_info` as in timm. What lies behind the last
+        features_only: return a list of feature maps, described by `feature_info` as in timm. What comes after the last
             of them is neither built nor read.
         out_indices: which maps, in the order in which they are returned: 0 the stem (stride 2), 1 to 4 the stages
             (strides 4 to 32), negative ones from the end. All five if left out.
