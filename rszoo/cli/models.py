@@ -15,11 +15,13 @@ def list_models_command(
 ) -> None:
     """List the registered models."""
     from rszoo.arch.walk import count_parameters
-    from rszoo.cache.describe import describe_entry
     from rszoo.registry.manifest import get_entry, list_models
 
     entries = [get_entry(name) for name in list_models(pattern)]
     if as_json:
+        # Imported here: it needs numpy, which takes as long as the rest.
+        from rszoo.cache.describe import describe_entry
+
         print_json([describe_entry(entry) for entry in entries])
         return
     rows = [("model", "parameters", "input", "top-1 %", "archive MiB", "trained on")]
