@@ -228,7 +228,7 @@ def test_what_cannot_be_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     engine = KerasEngine(make_recipe())
     with pytest.raises(UsageError, match="call start"):
         engine.step(0.1)
-    with pytest.raises(UsageError, match="read in 2 places"):
+    with pytest.raises(UsageError, match="read by 2 readers, and 1 cannot resume that"):
         engine.start(open_training, [Position(0, 0, 4), Position(0, 0, 8)])
     rszoo.save(engine.network("ema"), tmp_path / "model")
     with pytest.raises(ConfigError, match="blocks differ"):
