@@ -63,6 +63,8 @@ class _Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         target = super().get_redirect_target(resp)
         if target and urlsplit(urljoin(resp.url, target)).scheme != "https":
+            # requests would leave it to the garbage collector.
+            resp.close()
             raise NetworkError(
                 f"{public_url(resp.url)} redirects to {public_url(urljoin(resp.url, target))}, which is not HTTPS and "
                 "is not followed; give the final URL if you trust it"
