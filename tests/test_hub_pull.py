@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import rszoo
 from converters.convert import convert
 from rszoo.arch.config import ArchConfig
-from rszoo.arch.names import torch_name, torch_shape
+from rszoo.arch.names import is_counter, torch_name, torch_shape
 from rszoo.arch.walk import iter_tensors
 from rszoo.cache.find import find_folder
 from rszoo.cli.main import app
@@ -375,7 +375,7 @@ def test_of_a_few_feature_maps_only_their_tensors_move(hub, files, source, frame
 def test_one_stage_read_lazily_moves_its_bytes(hub, files, source):
     hub.put_repo("me/demo", files)
     with rszoo.load_weights(NAME, "torch") as remote, rszoo.load_weights(source["ema"], "torch") as local:
-        names = [name for name in remote if name.startswith("layer2.")]
+        names = [name for name in remote if name.startswith("layer2.") and not is_counter(name)]
         since = len(hub.requests)
         loaded = remote.load(names)
         assert len(hub.requests) - since == 1

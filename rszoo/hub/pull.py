@@ -46,6 +46,8 @@ from rszoo.refs import Hub
 from rszoo.registry.entry import PretrainedEntry
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.version import __version__
+from rszoo.weights.belonging import settle
+from rszoo.weights.mapping import Weights
 
 if TYPE_CHECKING:
     from rszoo.weights.remote_file import RemoteFile
@@ -81,18 +83,29 @@ class HubModel:
             IntegrityError: the file does not have the expected hash.
         """
         _check_weights(fetch_file(self.address, self.address.file), self.address, sha256)
-        return ModelFolder(self.folder, self.config, self.address.file)
+        folder = settle(ModelFolder(self.folder, self.config, self.address.file))
+        if self.address.file != RAW_WEIGHTS:
+            return folder
+        with Weights(folder.weights_path) as weights:
+            return replace(folder, config=replace(folder.config, digest=weights.known_digest()))
 
-    def open_weights(self, needed: Collection[str]) -> Path | RemoteFile:
-        """Return the weights file in the cache; or the remote file, if it is not cached and only a part is needed.
+    def open_weights(self, needed: Collection[str]) -> ModelFolder | RemoteFile:
+        """Return the folder in the cache; or the remote file, if it is not cached and only a part is needed.
+
+        A remote file is the one that the config speaks of.
 
         `needed`: tensors by state dict key. Raises as `fetch_weights`.
         """
         sizes = {torch_name(spec): spec.size for spec in iter_tensors(self.config.arch)}
         much = sum(sizes[name] for name in needed if name in sizes) > _NEARLY_WHOLE * sum(sizes.values())
         if much or offline_variable() or _cached(self.address, self.address.file):
-            return self.fetch_weights().weights_path
-        return open_remote(self.address)
+            return self.fetch_weights()
+        remote = open_remote(self.address)
+        known = Weights(remote).known_digest()
+        if self.config.digest in (None, known):
+            return remote
+        remote.close()
+        return self.fetch_weights()
 
 
 def copy_model(model: HubModel, folder: Path, sha256: str | None = None) -> None:
@@ -100,10 +113,10 @@ def copy_model(model: HubModel, folder: Path, sha256: str | None = None) -> None
 
     Raises as `HubModel.fetch_weights`, and OSError if the folder cannot be written.
     """
-    raw = model.address.file == RAW_WEIGHTS
-    shutil.copyfile(model.fetch_weights(sha256).weights_path, folder / WEIGHTS)
+    raw, found = model.address.file == RAW_WEIGHTS, model.fetch_weights(sha256)
+    shutil.copyfile(found.weights_path, folder / WEIGHTS)
     config = strip_config((model.folder / CONFIG).read_text(encoding="utf-8"))
-    (folder / CONFIG).write_text(model.config.to_json() if raw else config, encoding="utf-8")
+    (folder / CONFIG).write_text(found.config.to_json() if raw else config, encoding="utf-8")
     for name, path in fetch_records(model).items():
         shutil.copyfile(path, folder / name)
 
@@ -151,7 +164,8 @@ def as_loaded(config: ModelConfig, address: Hub) -> ModelConfig:
     if lineage := timm_lineage(address.repo):
         weights: WeightKind = "ema" if lineage.startswith("Google's") else "trained"
         config = replace(config, title=f"{address.repo} ({lineage})", weights=weights)
-    return replace(config, weights="raw") if address.file == RAW_WEIGHTS else config
+    # The digest is of the other file.
+    return replace(config, weights="raw", digest=None) if address.file == RAW_WEIGHTS else config
 
 
 def find_pinned(entry: PretrainedEntry) -> HubModel | None:

@@ -68,9 +68,9 @@ def save(
         suspicion="is the model being trained at the same time, or the disk failing?",
     )
     with staged_model_folder(folder, overwrite=overwrite) as staging:
-        sha256 = write_weights(staging, config, tensors, {"source": _source_name(live)})
+        written = write_weights(staging, config, tensors, {"source": _source_name(live)})
         provenance = _provenance(live, len(narrowed.rounded))
-        write_records(staging, config, live.names, provenance, weights_sha256=sha256)
+        write_records(staging, config, live.names, provenance, written)
     if narrowed.rounded:
         log.warning("%d tensors of float64 were rounded to the float32 of the file", len(narrowed.rounded))
     return read_folder(expand_user(folder))

@@ -1,4 +1,4 @@
-"""A safetensors file as bytes: the header's facts, and the tensors' bytes, mapped or copied.
+"""A safetensors file as bytes: the header's facts, and the tensors' bytes, copied or mapped.
 
 The safetensors package opens every file first and so checks the header (bounds, gaps, sizes, nesting).
 """
@@ -11,12 +11,16 @@ import math
 import mmap
 import os
 import re
+import threading
+import weakref
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from rszoo.disk.checksums import DIGITS, METADATA_KEY, checksum, unpack
 from rszoo.errors import WeightsError
 
 #: Bytes of the header's length, which stands before it.
@@ -29,9 +33,10 @@ _MAX_VALUES = 1 << 48
 
 # Names that JSON writes as they are; not that of the metadata.
 _PLAIN = re.compile(r"(?!__metadata__)[\w.]+", re.ASCII)
-
-#: How a file is read: a map for some of its tensors, a map for all of them, or a copy for each read.
-Access = Literal["some", "all", "copies"]
+# Stands once in each tensor's entry.
+_OFFSETS = b'"data_offsets":['
+#: What the `transformers` library puts before all names when it saves one of timm's models.
+_PREFIX = "timm_model."
 
 
 class TensorFacts(NamedTuple):
@@ -45,8 +50,9 @@ class TensorFacts(NamedTuple):
 class Header:
     """The header of a safetensors file: names in the order of their values, facts and places of each.
 
-    Parsed when something is asked of all tensors; the entry of one is found by its name in the text.
-    `stat` tells the file that was checked from another that took its place; `label` is its name in error texts.
+    Parsed when something is asked of all tensors; the entry of one is found by its name in the text. Where all names
+    begin with `timm_model.`, they are without it here. `metadata` is without the checksums. `stat` tells the file that
+    was checked from another that took its place; `label` is its name in error texts.
 
     Raises:
         WeightsError: the file is missing, damaged, or not a safetensors file.
@@ -64,6 +70,10 @@ class Header:
             # MemoryError: more than the system can map.
             raise WeightsError(f"{label} is damaged or not a safetensors file ({error}); convert again") from error
         self._start = LENGTH_BYTES + len(self._text)
+        self._packed = self.metadata.pop(METADATA_KEY, None)
+        self._prefix = ""
+        if b'"%s' % _PREFIX.encode() in self._text and all(name.startswith(_PREFIX) for name in self._entries):
+            self._prefix = _PREFIX
 
     def facts(self, name: str) -> TensorFacts:
         """Return a tensor's dtype, shape and size.
@@ -86,16 +96,37 @@ class Header:
     @functools.cached_property
     def names(self) -> list[str]:
         """All tensors, in the order of their values."""
-        return sorted(self._entries, key=lambda name: self._entries[name]["data_offsets"])
+        stored = sorted(self._entries, key=lambda name: self._entries[name]["data_offsets"])
+        return [name.removeprefix(self._prefix) for name in stored]
+
+    @functools.cached_property
+    def checksums(self) -> dict[str, str]:
+        """The CRC32C of each tensor's bytes, 8 hex digits; empty where the file has none."""
+        known = None if self._packed is None else unpack(self._packed, len(self.names))
+        return {} if known is None else dict(zip(self.names, known, strict=True))
+
+    def contradicts(self, name: str, values: np.ndarray) -> bool:
+        """Whether a tensor's bytes are not those whose checksum the file has. False if it has none."""
+        if self._packed is None:
+            return False
+        found = checksum(values)
+        return found != self._likely_checksum(name) and found != self.checksums.get(name, found)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return isinstance(name, str) and self._prefix + name in self._entries
 
     @functools.cached_property
     def _entries(self) -> dict[str, Any]:
         entries: dict[str, Any] = json.loads(self._text)
         entries.pop("__metadata__", None)
         return entries
+
+    def _likely_checksum(self, name: str) -> str | None:
+        """Return a tensor's checksum if the entries are in the order of their values, as rszoo writes them."""
+        if self._packed is None or "_entries" in vars(self):
+            return None
+        index = self._text.count(_OFFSETS, 0, self._text.rfind(b'"%s":{' % name.encode()))
+        return self._packed[DIGITS * index : DIGITS * (index + 1)]
 
     def _entry(self, name: str) -> Any:
         if "_entries" not in vars(self) and _PLAIN.fullmatch(name):
@@ -107,7 +138,7 @@ class Header:
             if place > 0 and self._text[place - 1 : place] != b"\\":
                 begin = place + len(start) - 1
                 return json.loads(self._text[begin : self._text.index(b"}", begin) + 1])
-        return self._entries[name]
+        return self._entries[self._prefix + name]
 
 
 class TensorFile(Protocol):
@@ -118,6 +149,9 @@ class TensorFile(Protocol):
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return bytes [start, stop) of the file, uint8, writable; writing changes memory only."""
 
+    def read_many(self, spans: Iterable[tuple[int, int]]) -> list[np.ndarray]:
+        """Return the bytes of each span as `read` does."""
+
     def close(self) -> None:
         """Let go of the file. What was read stays."""
 
@@ -125,27 +159,26 @@ class TensorFile(Protocol):
 class LocalFile:
     """A safetensors file on this machine.
 
-    `access`: with "some" and "all", bytes are views of one copy-on-write map of the file, which they keep alive. "all"
-    lets the kernel read ahead when a page is touched; "some" reads what is asked for and no more. With "copies" each
-    read is a copy, so that memory has no page of the file.
+    Each read is a copy, so that nothing depends on the file afterwards. `mapped`: bytes are views of one copy-on-write
+    map of the file, which they keep alive.
 
     Raises:
         WeightsError: the file is missing, damaged, or not a safetensors file.
     """
 
-    def __init__(self, path: Path, access: Access) -> None:
+    def __init__(self, path: Path, *, mapped: bool = False) -> None:
         self.header = Header(path, str(path))
         self._file = path.open("rb", buffering=0)
         self._map: mmap.mmap | None = None
-        self._advised = access == "some" and hasattr(mmap, "MADV_RANDOM")
         if not os.path.samestat(os.fstat(self._file.fileno()), self.header.stat):
             self._file.close()
             raise self._changed()
-        if access != "copies":
+        if mapped:
             with self._file:
                 self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
-            if self._advised:
-                self._map.madvise(mmap.MADV_RANDOM)
+        self._lock = threading.Lock()
+        # Closed with this object, which is often not closed by hand: it is a mapping first.
+        weakref.finalize(self, self._file.close)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return bytes [start, stop) of the file, uint8.
@@ -155,24 +188,32 @@ class LocalFile:
             ValueError: it was closed.
         """
         if self._map is not None:
-            if self._advised and start < stop:
-                page = start // mmap.PAGESIZE * mmap.PAGESIZE
-                self._map.madvise(mmap.MADV_WILLNEED, page, stop - page)
             return np.frombuffer(self._map, np.uint8, stop - start, start)
         values = np.empty(stop - start, np.uint8)
-        self._file.seek(start)
         left = values.data
         while left:
-            count = self._file.readinto(left)
+            count = self._read_into(left, stop - len(left))
             if not count:
                 raise self._changed()
             left = left[count:]
         return values
 
+    def read_many(self, spans: Iterable[tuple[int, int]]) -> list[np.ndarray]:
+        """Return the bytes of each span, each in an array of its own. Raises as `read`."""
+        return [self.read(start, stop) for start, stop in spans]
+
     def close(self) -> None:
         """Close the file; a map goes with the last array that needs it."""
         self._map = None
         self._file.close()
+
+    def _read_into(self, buffer: memoryview, place: int) -> int:
+        # Threads and forked processes share the file's position.
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [buffer], place)
+        with self._lock:
+            self._file.seek(place)
+            return self._file.readinto(buffer) or 0
 
     def _changed(self) -> WeightsError:
         return WeightsError(f"{self.header.label} changed while it was opened; open it again")
