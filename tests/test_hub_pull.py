@@ -28,7 +28,7 @@ from rszoo.errors import ConfigError, HubError, IntegrityError, NetworkError, Ou
 from rszoo.folder.model_folder import ModelConfig, find_damage, parse_config, read_folder
 from rszoo.hub.address import parse_repo
 from rszoo.hub.describe import describe_hub_model
-from rszoo.models.factory import keras_weights
+from rszoo.models.adapt import keras_weights
 from rszoo.refs import parse_ref
 from rszoo.registry.manifest import get_entry, parse_manifest
 from rszoo.registry.preprocessing import Preprocessing

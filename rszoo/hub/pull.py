@@ -6,21 +6,16 @@ one commit. A model that is named by its commit and is in the cache makes no req
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import re
 import shutil
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rszoo.arch.names import torch_name
 from rszoo.arch.walk import iter_tensors
-from rszoo.disk.paths import checked_folder
-from rszoo.disk.temporary import write_whole
 from rszoo.errors import HubError, IntegrityError, NetworkError, RszooError
 from rszoo.folder.model_folder import (
     CONFIG,
@@ -35,11 +30,11 @@ from rszoo.folder.model_folder import (
     ModelFolder,
     WeightKind,
     parse_config,
-    sha256_of,
     strip_config,
 )
 from rszoo.folder.timm_config import timm_lineage
 from rszoo.hub.address import check_endpoint
+from rszoo.hub.checked import check_file
 from rszoo.hub.failures import explained, status_of
 from rszoo.net.urls import offline_variable
 from rszoo.refs import Hub
@@ -82,7 +77,7 @@ class HubModel:
             HubError, NetworkError: it is not in the cache and cannot be fetched.
             IntegrityError: the file does not have the expected hash.
         """
-        _check_weights(fetch_file(self.address, self.address.file), self.address, sha256)
+        check_file(fetch_file(self.address, self.address.file), self.address, sha256)
         folder = settle(ModelFolder(self.folder, self.config, self.address.file))
         if self.address.file != RAW_WEIGHTS:
             return folder
@@ -197,7 +192,7 @@ def open_hub_file(address: Hub) -> Path | RemoteFile:
     if offline_variable() is None:
         address = _at_commit(address)
     if path := _cached(address, address.file):
-        _check_weights(path, address, None)
+        check_file(path, address, None)
         return path
     if offline_variable():
         return fetch_file(address, address.file)
@@ -280,30 +275,3 @@ def hub_headers() -> dict[str, str]:
 
     headers: dict[str, str] = build_hf_headers(library_name="rszoo", library_version=__version__)
     return headers
-
-
-def _check_weights(path: Path, address: Hub, expected: str | None) -> None:
-    """Compare a file of the Hub's cache with its SHA-256, once: a correct file is not checked again until it changes.
-
-    The cache names files by the SHA-256 that the Hub gives, except where the file system has no symbolic links.
-    """
-    real = path.resolve()
-    named = real.name if re.fullmatch("[0-9a-f]{64}", real.name) else None
-    expected = expected or named
-    if expected is None:
-        log.warning("%s: its SHA-256 is not known, so %s was not checked", address, path)
-        return
-    facts = real.stat()
-    stamp = f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
-    mark = checked_folder() / f"{expected}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:8]}"
-    with suppress(OSError, ValueError):
-        if mark.read_text(encoding="ascii") == stamp:
-            return
-    if (found := sha256_of(real)) != expected:
-        raise IntegrityError(
-            f"{path} is not {address.file} of {address}: its SHA-256 is {found}, expected {expected}; delete "
-            f"{real} and run the command again"
-        )
-    with suppress(OSError):
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(mark, stamp)

@@ -15,16 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
-
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.features import FeatureInfo, choose_features
-from rszoo.arch.names import keras_name, to_tf_layout, torch_name
-from rszoo.arch.walk import iter_tensors
 from rszoo.cache.find import ModelLike
 from rszoo.errors import UsageError, nearest
 from rszoo.extras import needs
-from rszoo.models.adapt import adapt_weights, needed_tensors
+from rszoo.models.adapt import adapt_weights, keras_weights, needed_tensors
 from rszoo.models.devices import check_device, keras_scope
 from rszoo.models.stored import Stored, find_stored
 from rszoo.weights.mapping import Layout, Weights, check_header
@@ -236,28 +232,6 @@ def import_model_module(framework: Framework) -> Any:
     hint = "or set KERAS_BACKEND to an engine that is installed"
     with needs("a Keras model", framework, *_KERAS_BACKENDS, extra=f"keras,{backend}", hint=hint):
         return importlib.import_module("rszoo.models.keras_resnet_rs")
-
-
-def keras_weights(tensors: Mapping[str, np.ndarray], config: ArchConfig) -> Mapping[tuple[str, str], np.ndarray]:
-    """Return tensors with PyTorch's keys and layout under Keras's names and in its layout, read when asked for."""
-    return _KerasView(tensors, config)
-
-
-class _KerasView(Mapping[tuple[str, str], np.ndarray]):
-    def __init__(self, tensors: Mapping[str, np.ndarray], config: ArchConfig) -> None:
-        self._tensors = tensors
-        self._specs = {keras_name(spec): spec for spec in iter_tensors(config)}
-
-    def __getitem__(self, name: tuple[str, str]) -> np.ndarray:
-        spec = self._specs[name]
-        # Keras on PyTorch and JAX may take an array as it is, and a view of other axes has led exports to wrong values.
-        return np.ascontiguousarray(to_tf_layout(spec.kind, self._tensors[torch_name(spec)]))
-
-    def __iter__(self) -> Any:
-        return iter(self._specs)
-
-    def __len__(self) -> int:
-        return len(self._specs)
 
 
 def _dtype_name(dtype: str | torch.dtype, framework: Framework) -> str:

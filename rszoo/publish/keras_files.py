@@ -17,8 +17,9 @@ import numpy as np
 from rszoo.arch.audit import same_bits
 from rszoo.errors import OutputError
 from rszoo.folder.model_folder import KERAS_WEIGHTS, ModelFolder
+from rszoo.models.adapt import keras_weights
 from rszoo.models.devices import keras_scope
-from rszoo.models.factory import import_model_module, keras_weights
+from rszoo.models.factory import import_model_module
 from rszoo.weights.mapping import Weights, check_header
 
 _DTYPE = "float32"
