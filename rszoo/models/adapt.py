@@ -76,8 +76,7 @@ class _KerasView(Mapping[tuple[str, str], np.ndarray]):
 
     def __getitem__(self, name: tuple[str, str]) -> np.ndarray:
         spec = self._specs[name]
-        # Keras on PyTorch and JAX may take an array as it is, and a view of other axes has led exports to wrong values.
-        return np.ascontiguousarray(to_tf_layout(spec.kind, self._tensors[torch_name(spec)]))
+        return to_tf_layout(spec.kind, self._tensors[torch_name(spec)])
 
     def __iter__(self) -> Any:
         return iter(self._specs)
