@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -248,12 +249,19 @@ def _create_torch(module: Any, plan: _Plan) -> Any:
 
     dtype = None if plan.dtype is None else getattr(torch, plan.dtype)
     device = None if plan.device is None else torch.device(plan.device)
-    model = module.empty_model(plan.wanted, plan.features)
-    # The file is mapped only if its pages become the weights: others would count as memory beside the converted ones.
+    # Whether what is read becomes the weights. If not, each tensor is read, converted and let go of before the next,
+    # and no page of the file is mapped, which would count as memory too.
     kept = dtype in (None, torch.float32) and (device is None or device.type == "cpu")
-    with _open(plan, "torch", mapped=plan.mmap and kept) as weights:
-        module.assign_weights(model, {} if weights is None else _fitted(weights, plan), dtype, device)
-    return model if plan.stored.file is None else model.eval()
+    with _open(plan, "torch", mapped=plan.mmap and kept) as weights, ThreadPoolExecutor(1) as pool:
+        if weights is None:
+            model = module.empty_model(plan.wanted, plan.features)
+            module.assign_weights(model, {}, dtype, device)
+            return model
+        fitted = pool.submit(_fitted, weights, plan, at_once=kept)
+        # Meanwhile: reading leaves a core to Python.
+        model = module.empty_model(plan.wanted, plan.features)
+        module.assign_weights(model, fitted.result(), dtype, device)
+    return model.eval()
 
 
 def _create_keras(module: Any, plan: _Plan) -> Any:
@@ -271,9 +279,10 @@ def _open(plan: _Plan, layout: Layout, *, mapped: bool = False) -> AbstractConte
     return Weights(opened, layout, check=plan.check)
 
 
-def _fitted(weights: Weights, plan: _Plan) -> Mapping[str, Any]:
+def _fitted(weights: Weights, plan: _Plan, *, at_once: bool = False) -> Mapping[str, Any]:
     """Check the weights against the architecture, and return them as the wanted model needs them."""
     check_header(weights, plan.stored.arch)
     # Of a remote file all at once: what neighbours there comes in one request.
-    tensors = weights if isinstance(plan.stored.file, Path) else weights.load(plan.needed)
+    at_once = at_once or not isinstance(plan.stored.file, Path)
+    tensors = weights.load(plan.needed) if at_once else weights
     return adapt_weights(tensors, plan.stored.arch, plan.wanted)

@@ -57,8 +57,10 @@ def settle_config(
     Blocks, classes and channels are then the tensors' own; labels those that `labels` returns, if their number fits.
     `digest` is the weights'. Where the config has none, as in older files, only other shapes tell other weights.
     """
+    if config.digest is not None and digest == config.digest:
+        return config
     arch = _infer(config.arch, weights)
-    if digest == config.digest if config.digest is not None else arch == config.arch:
+    if config.digest is None and arch == config.arch:
         return config
     found = labels()
     return ModelConfig(

@@ -7,6 +7,7 @@ with its checksum while it is read, if the file has checksums.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -92,8 +93,8 @@ class Weights(Mapping[str, Any]):
             NetworkError: a request failed, or the file at the URL changed.
         """
         spans = {name: self._header.span(self._stored(name)) for name in names}
-        read = self._file.read_many(spans.values())
-        return {name: self._checked(name, values) for name, values in zip(spans, read, strict=True)}
+        with closing(self._file.read_many(spans.values())) as read:
+            return {name: self._checked(name, values) for name, values in zip(spans, read, strict=True)}
 
     def digest(self) -> str:
         """Return what names these weights (`rszoo.disk.checksums.digest`); PyTorch's counts of batches are no weights.

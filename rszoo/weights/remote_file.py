@@ -7,7 +7,7 @@ same version of the object.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -61,8 +61,8 @@ class RemoteFile:
             raise NetworkError(f"{self._label} sent {len(data)} of {stop - start} bytes; open it again")
         return np.frombuffer(bytearray(data), np.uint8)
 
-    def read_many(self, spans: Iterable[tuple[int, int]]) -> list[np.ndarray]:
-        """Return the bytes of each span, each in an array of its own; adjacent spans come in one request.
+    def read_many(self, spans: Iterable[tuple[int, int]]) -> Generator[np.ndarray]:
+        """Yield the bytes of each span, each in an array of its own; adjacent spans come in one request.
 
         Raises as `read`.
         """
@@ -73,7 +73,7 @@ class RemoteFile:
             values = self.read(begin, run[-1][1])
             # Copied, or one tensor would keep the memory of all.
             read.update((span, values[span[0] - begin : span[1] - begin].copy()) for span in run)
-        return [read[span] for span in wanted]
+        yield from (read[span] for span in wanted)
 
     def close(self) -> None:
         """Let go of the connection. What was read stays."""

@@ -13,7 +13,8 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -37,6 +38,8 @@ _PLAIN = re.compile(r"(?!__metadata__)[\w.]+", re.ASCII)
 _OFFSETS = b'"data_offsets":['
 #: What the `transformers` library puts before all names when it saves one of timm's models.
 _PREFIX = "timm_model."
+# Threads that read a file.
+_READERS = 2
 
 
 class TensorFacts(NamedTuple):
@@ -149,8 +152,8 @@ class TensorFile(Protocol):
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return bytes [start, stop) of the file, uint8, writable; writing changes memory only."""
 
-    def read_many(self, spans: Iterable[tuple[int, int]]) -> list[np.ndarray]:
-        """Return the bytes of each span as `read` does."""
+    def read_many(self, spans: Iterable[tuple[int, int]]) -> Generator[np.ndarray]:
+        """Yield the bytes of each span, each in an array of its own."""
 
     def close(self) -> None:
         """Let go of the file. What was read stays."""
@@ -198,9 +201,16 @@ class LocalFile:
             left = left[count:]
         return values
 
-    def read_many(self, spans: Iterable[tuple[int, int]]) -> list[np.ndarray]:
-        """Return the bytes of each span, each in an array of its own. Raises as `read`."""
-        return [self.read(start, stop) for start, stop in spans]
+    def read_many(self, spans: Iterable[tuple[int, int]]) -> Generator[np.ndarray]:
+        """Yield the bytes of each span, each in an array of its own, read by threads. Raises as `read`."""
+        wanted = list(spans)
+        if self._map is not None or len(wanted) < _READERS:
+            yield from (self.read(start, stop) for start, stop in wanted)
+            return
+        # Most of the time goes to the kernel, which fills fresh pages.
+        with ThreadPoolExecutor(_READERS) as pool:
+            reading = [pool.submit(self.read, start, stop) for start, stop in wanted]
+            yield from (done.result() for done in reading)
 
     def close(self) -> None:
         """Close the file; a map goes with the last array that needs it."""
