@@ -1,39 +1,52 @@
-"""Checksums of a weights file's tensors: CRC32C of each, kept in the file's metadata, and one digest of all.
+"""Checksums of a weights file, in its own metadata: of its header, of each tensor, and one digest of all tensors.
 
-The checksums find a tensor whose bytes changed on the disk; the digest tells weights from others, whatever file they
-are in. Both are of the values alone, little-endian and in C order.
+They find a tensor whose bytes changed on the disk, and tell weights from others, whatever file they are in. A tool that
+writes the file again may keep the metadata; then they are not of this header, and mean nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import google_crc32c
 import numpy as np
 
-#: The key of a safetensors file's metadata that has the checksums.
-METADATA_KEY = "crc32c"
-#: Hex digits of one checksum.
-DIGITS = 8
+#: The keys of a safetensors file's metadata. The first has a CRC32C of the header's text, in which this value is all
+#: zeros, then that of each tensor's bytes in the order of the file. The other has the digest of the weights.
+CHECKSUMS, DIGEST = "crc32c", "digest"
+# Hex digits of one checksum.
+_DIGITS = 8
 
 
-def checksum(values: np.ndarray) -> str:
-    """Return the CRC32C of an array's bytes, which must be contiguous, as 8 hex digits."""
-    return f"{google_crc32c.value(values.reshape(-1).view(np.uint8)):0{DIGITS}x}"
+def checksum(values: np.ndarray | bytes) -> str:
+    """Return the CRC32C of bytes, or of an array's, which must be contiguous, as 8 hex digits."""
+    data = values if isinstance(values, bytes) else values.reshape(-1).view(np.uint8)
+    return f"{google_crc32c.value(data):0{_DIGITS}x}"
 
 
-def pack(checksums: Iterable[str]) -> str:
-    """Return the value for a file's metadata, given the checksums of all tensors in the order of their values."""
-    return "".join(checksums)
+def blank(tensors: int) -> str:
+    """Return the value under `CHECKSUMS` of which the header's checksum is."""
+    return "0" * _DIGITS * (1 + tensors)
 
 
-def unpack(text: str, count: int) -> list[str] | None:
-    """Return the checksums of `count` tensors; None if the text is not of as many, so of another file's tensors."""
-    if len(text) != DIGITS * count or re.fullmatch("[0-9a-f]*", text) is None:
+def pack(header: bytes, checksums: Sequence[str]) -> str:
+    """Return the value under `CHECKSUMS`, given the header's text with `blank` in its place."""
+    return checksum(header) + "".join(checksums)
+
+
+def unpack(packed: str, header: bytes) -> str | None:
+    """Return the tensors' checksums, joined, out of a header's text; None if they are not of this header."""
+    if len(packed) % _DIGITS or re.fullmatch("[0-9a-f]+", packed) is None:
         return None
-    return [text[start : start + DIGITS] for start in range(0, len(text), DIGITS)]
+    blanked = header.replace(packed.encode(), b"0" * len(packed), 1)
+    return packed[_DIGITS:] if checksum(blanked) == packed[:_DIGITS] else None
+
+
+def nth(checksums: str, index: int) -> str:
+    """Return one of the joined checksums."""
+    return checksums[_DIGITS * index : _DIGITS * (index + 1)]
 
 
 def digest(checksums: Mapping[str, str]) -> str:

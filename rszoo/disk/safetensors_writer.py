@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rszoo.disk.checksums import DIGITS, METADATA_KEY, checksum, pack
+from rszoo.disk.checksums import CHECKSUMS, DIGEST, blank, checksum, digest, pack
 
+_LENGTH_BYTES = 8
 _ALIGNMENT = 8
 _ITEM_BYTES = 4
 _COUNTER = np.zeros(1, "<i8")
@@ -39,11 +40,12 @@ class SafetensorsWriter:
         self._counters = list(counters)
         self._offsets: dict[str, int] = {}
         self._checksums: dict[str, str] = {}
-        self._metadata = {**metadata, METADATA_KEY: "0" * DIGITS * (len(counters) + len(shapes))}
+        # As long as what `seal` puts there.
+        self._metadata = {**metadata, CHECKSUMS: blank(len(counters) + len(shapes)), DIGEST: digest({})}
         encoded, size = self._lay_out()
-        self._data_start = 8 + len(encoded)
+        self._data_start = _LENGTH_BYTES + len(encoded)
         with path.open("wb") as out:
-            out.write(len(encoded).to_bytes(8, "little") + encoded)
+            out.write(len(encoded).to_bytes(_LENGTH_BYTES, "little") + encoded)
             out.truncate(self._data_start + size)
 
     def write(self, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
@@ -62,18 +64,15 @@ class SafetensorsWriter:
                 out.seek(self._data_start + self._offsets[name])
                 out.write(ordered.data)
 
-    def seal(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Write the tensors' checksums into the header; return the file's metadata, and the checksums by name.
-
-        The latter are without the counters.
-        """
+    def seal(self) -> dict[str, str]:
+        """Write the checksums, and the digest of all but the counters, into the header; return the file's metadata."""
+        self._metadata[DIGEST] = digest(self._checksums)
         ordered = [checksum(_COUNTER)] * len(self._counters) + [self._checksums[name] for name in self._shapes]
-        self._metadata[METADATA_KEY] = pack(ordered)
-        # As many bytes as before.
-        encoded, _ = self._lay_out()
+        self._metadata[CHECKSUMS] = pack(self._lay_out()[0], ordered)
         with self._path.open("r+b", buffering=0) as out:
-            out.write(len(encoded).to_bytes(8, "little") + encoded)
-        return self._metadata, {name: self._checksums[name] for name in self._shapes}
+            out.seek(_LENGTH_BYTES)
+            out.write(self._lay_out()[0])
+        return self._metadata
 
     def _lay_out(self) -> tuple[bytes, int]:
         """Return the header's text and the size of all values in bytes."""

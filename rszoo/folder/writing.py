@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from rszoo.arch.audit import same_bits
 from rszoo.arch.names import counter_names, torch_name, torch_shape
 from rszoo.arch.walk import TensorSpec, count_parameters
-from rszoo.disk.checksums import digest
+from rszoo.disk.checksums import DIGEST
 from rszoo.disk.paths import expand_user
 from rszoo.disk.safetensors_writer import SafetensorsWriter
 from rszoo.disk.staging import staged_folder, sync_file
@@ -114,13 +114,13 @@ def write_weights(folder: Path, config: ModelConfig, tensors: TensorSource, orig
         "converter": f"rszoo {__version__}",
         **origin,
     }
-    metadata, checksums = _fill(path, tensors, metadata)
+    metadata = _fill(path, tensors, metadata)
     with ThreadPoolExecutor(2) as pool:
         written = pool.submit(sync_file, path)
         sha256 = pool.submit(sha256_of, path)
         _compare_reread(path, tensors, metadata)
     written.result()
-    return Written(sha256.result(), digest(checksums))
+    return Written(sha256.result(), metadata[DIGEST])
 
 
 def write_records(
@@ -155,8 +155,8 @@ def write_records(
     return account
 
 
-def _fill(path: Path, tensors: TensorSource, metadata: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Write the file; return its metadata, and the checksum of each tensor."""
+def _fill(path: Path, tensors: TensorSource, metadata: dict[str, str]) -> dict[str, str]:
+    """Write the file; return its metadata, to which the checksums were added."""
     shapes = [(torch_name(spec), torch_shape(spec)) for spec in tensors.names]
     writer = SafetensorsWriter(path, shapes, metadata, counter_names(tensors.names))
 

@@ -82,7 +82,7 @@ class HubModel:
         if self.address.file != RAW_WEIGHTS:
             return folder
         with Weights(folder.weights_path) as weights:
-            return replace(folder, config=replace(folder.config, digest=weights.known_digest()))
+            return replace(folder, config=replace(folder.config, digest=weights.known_digest))
 
     def open_weights(self, needed: Collection[str]) -> ModelFolder | RemoteFile:
         """Return the folder in the cache; or the remote file, if it is not cached and only a part is needed.
@@ -96,7 +96,7 @@ class HubModel:
         if much or offline_variable() or _cached(self.address, self.address.file):
             return self.fetch_weights()
         remote = open_remote(self.address)
-        known = Weights(remote).known_digest()
+        known = Weights(remote).known_digest
         if self.config.digest in (None, known):
             return remote
         remote.close()

@@ -104,14 +104,14 @@ class Weights(Mapping[str, Any]):
         Raises:
             NetworkError, WeightsError: they cannot be.
         """
-        return self.known_digest() or digest(
+        return self.known_digest or digest(
             {name: checksum(self._file.read(*self._header.span(name))) for name in self._weight_names()}
         )
 
+    @property
     def known_digest(self) -> str | None:
-        """Return the digest by the file's checksums, or None if it has none."""
-        known = self._header.checksums
-        return digest({name: known[name] for name in self._weight_names()}) if known else None
+        """The digest that the file itself has, or None if it has none."""
+        return self._header.digest
 
     def _weight_names(self) -> list[str]:
         return [name for name in self._header.names if not is_counter(name)]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from rszoo.disk.checksums import DIGITS, METADATA_KEY, checksum, unpack
+from rszoo.disk.checksums import CHECKSUMS, DIGEST, checksum, nth, unpack
 from rszoo.errors import WeightsError
 
 #: Bytes of the header's length, which stands before it.
@@ -73,7 +73,9 @@ class Header:
             # MemoryError: more than the system can map.
             raise WeightsError(f"{label} is damaged or not a safetensors file ({error}); convert again") from error
         self._start = LENGTH_BYTES + len(self._text)
-        self._packed = self.metadata.pop(METADATA_KEY, None)
+        self._checksums = unpack(self.metadata.pop(CHECKSUMS, ""), self._text)
+        #: The digest of the weights, where the file has checksums of this header.
+        self.digest = self.metadata.pop(DIGEST, None) if self._checksums is not None else None
         self._prefix = ""
         if b'"%s' % _PREFIX.encode() in self._text and all(name.startswith(_PREFIX) for name in self._entries):
             self._prefix = _PREFIX
@@ -102,18 +104,11 @@ class Header:
         stored = sorted(self._entries, key=lambda name: self._entries[name]["data_offsets"])
         return [name.removeprefix(self._prefix) for name in stored]
 
-    @functools.cached_property
-    def checksums(self) -> dict[str, str]:
-        """The CRC32C of each tensor's bytes, 8 hex digits; empty where the file has none."""
-        known = None if self._packed is None else unpack(self._packed, len(self.names))
-        return {} if known is None else dict(zip(self.names, known, strict=True))
-
     def contradicts(self, name: str, values: np.ndarray) -> bool:
         """Whether a tensor's bytes are not those whose checksum the file has. False if it has none."""
-        if self._packed is None:
+        if self._checksums is None:
             return False
-        found = checksum(values)
-        return found != self._likely_checksum(name) and found != self.checksums.get(name, found)
+        return checksum(values) != nth(self._checksums, self._index(name))
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._prefix + name in self._entries
@@ -124,12 +119,15 @@ class Header:
         entries.pop("__metadata__", None)
         return entries
 
-    def _likely_checksum(self, name: str) -> str | None:
-        """Return a tensor's checksum if the entries are in the order of their values, as rszoo writes them."""
-        if self._packed is None or "_entries" in vars(self):
-            return None
-        index = self._text.count(_OFFSETS, 0, self._text.rfind(b'"%s":{' % name.encode()))
-        return self._packed[DIGITS * index : DIGITS * (index + 1)]
+    def _index(self, name: str) -> int:
+        """Return which one a tensor is in the order of the values, in which rszoo writes the entries."""
+        if "_entries" in vars(self):
+            return self._indices[name]
+        return self._text.count(_OFFSETS, 0, self._text.rfind(b'"%s":{' % name.encode()))
+
+    @functools.cached_property
+    def _indices(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
 
     def _entry(self, name: str) -> Any:
         if "_entries" not in vars(self) and _PLAIN.fullmatch(name):
