@@ -62,7 +62,12 @@ class Opened:
 class _Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         target = super().get_redirect_target(resp)
-        if target and urlsplit(urljoin(resp.url, target)).scheme != "https":
+        try:
+            refused = bool(target) and urlsplit(urljoin(resp.url, target)).scheme != "https"
+        except ValueError:
+            resp.close()
+            raise
+        if refused:
             # requests would leave it to the garbage collector.
             resp.close()
             raise NetworkError(
@@ -96,7 +101,9 @@ def open_range(session: requests.Session, url: str, start: int, stop: int | None
     try:
         response = session.get(url, headers={"Range": f"bytes={start}-{last}"}, stream=True, timeout=timeouts)
     except (requests.RequestException, ValueError) as error:
-        # ValueError: a redirect to an invalid URL.
+        # ValueError: a redirect to an invalid URL. What requests leaves open, the garbage collector would close.
+        if (unread := getattr(error, "response", None)) is not None:
+            unread.close()
         raise _explain(url, error) from error
     try:
         _check_status(response, url)
