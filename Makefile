@@ -9,6 +9,9 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(VENV) $(if $(CONSTRAINTS),--
 # A worker a core; a test file's tests stay together, as they share what they build.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10
 
+# Where this is set, each of the tests' processes compiles TensorFlow's Python code again: 8 s, some 40 times.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-all lint constraints clean
 
 demo: $(VENV)/installed-demo
