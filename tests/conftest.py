@@ -22,8 +22,6 @@ from tests.tf1 import TINY, Tf1Checkpoint, write_checkpoint
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # As `rszoo train` does: two frameworks share the cores here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# The networks are small: a second thread of PyTorch's doubles the work of the processors, and saves no time.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: Tokens of the tests' Hub; the second may not write.
 ME, READER = "hf_me", "hf_reader"
