@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from rszoo.cache.find import ModelLike, find, find_folder
+from rszoo.cache.find import ModelLike, find_folder
 from rszoo.errors import ImageError, UsageError, VerificationError
 from rszoo.evaluate.classes import ClassMap, match_classes
 from rszoo.evaluate.result import Result
@@ -38,14 +38,12 @@ def count_accuracy(
         raise UsageError(f"preprocessing must be {' or '.join(get_args(Transform))}, received {preprocessing!r}")
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1 image, received {limit!r}")
-    # First: a wrong name is told before TensorFlow is imported, which takes seconds.
-    found = find(model)
     from rszoo.pipeline.faults import Faults
 
     _leave_accelerators_to(runtime.framework)
-    # The data before the weights: an error there should not cost a download.
+    # The data first: an error there should not cost a download.
     source = open_source(data, split)
-    folder = find_folder(found)
+    folder = find_folder(model)
     if (channels := folder.config.arch.in_chans) != 3:
         raise UsageError(f"{folder.path} takes {channels} channels; only a model of RGB images can be evaluated")
     classes = match_classes(source.class_names, source.num_classes, folder.config)
