@@ -9,6 +9,9 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(VENV) $(if $(CONSTRAINTS),--
 # A worker a core; a test file's tests stay together, as they share what they build.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10
 
+# Where this is set, each process compiles TensorFlow's Python code again, for 8 s, and the tests start a dozen.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-all lint constraints clean
 
 demo: $(VENV)/installed-demo

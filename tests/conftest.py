@@ -27,14 +27,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ME, READER = "hf_me", "hf_reader"
 #: The files that take longest, by their tests' times: they come first, so that no worker is left alone with one.
 LONGEST = (
-    "training",
     "keras_engine",
+    "training",
     "parity",
     "interruption",
-    "torch_engine",
-    "pipeline_faults",
-    "hub_push",
     "create",
+    "pipeline_training",
+    "hub_push",
+    "torch_engine",
+    "cli",
+    "keras_files",
 )
 SHARED = Path(__file__).parent.parent.parent / "shared" / "fixtures"
 

@@ -327,8 +327,9 @@ def test_a_stopped_conversion_leaves_nothing(tmp_path, signal_name):
         "import os, signal, sys, time; from rszoo.cli.convert import main;"
         "from rszoo.disk.safetensors_writer import SafetensorsWriter;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"
-        # Another thread may be the one that gets the signal: the main one hears of it a little later.
-        f"SafetensorsWriter.write = lambda *_: (os.kill(os.getpid(), signal.{signal_name}), time.sleep(10));"
+        # Another thread may be the one that gets the signal: the main one hears of it after what it does just then.
+        f"stop = lambda *_: (os.kill(os.getpid(), signal.{signal_name}), [time.sleep(0.01) for _ in range(1000)]);"
+        "SafetensorsWriter.write = stop;"
         f"sys.argv = ['rszoo-convert', '--ckpt', 'resnet-rs-demo', '--output', {str(tmp_path / 'm')!r}]; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -42,10 +42,25 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple]:
     jax = Job(str(folder / "jax.npz"), 1, curve=True)
     mirrored = Job(str(folder / "mirrored.npz"), 3, cpus=2, model=DROPPING)
     two = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    # Compiling takes most of the time.
+    two["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     return {
         "jax": (keras_worker.start_worker(jax, two), jax),
         "mirrored": (keras_worker.start_worker(mirrored, {"KERAS_BACKEND": "tensorflow"}), mirrored),
     }
+
+
+# Tracing a step takes seconds. What an engine has done before does not matter: `started` gives it a whole state.
+@pytest.fixture(scope="module")
+def engine() -> KerasEngine:
+    """An engine of the plain recipe, to be started."""
+    return KerasEngine(make_recipe())
+
+
+@pytest.fixture(scope="module")
+def dropping() -> KerasEngine:
+    """An engine with dropout and drop-connect, to be started."""
+    return KerasEngine(make_recipe(DROPPING))
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +75,9 @@ def tf1() -> tuple[State, np.ndarray]:
 
 
 @pytest.mark.usefixtures("workers")
-def test_steps_equal_the_tf1_graphs(tf1: tuple[State, np.ndarray]) -> None:
+def test_steps_equal_the_tf1_graphs(tf1: tuple[State, np.ndarray], engine: KerasEngine) -> None:
     """Gradients (the momenta after the first step, L2 included), weights, batch statistics, averages, and losses."""
-    engine = started(KerasEngine(make_recipe()))
-    state = take_steps(engine, 1)
+    state = take_steps(started(engine), 1)
     assert set(tf1[0]) == {name for name in engine.state() if name != "step"}
     assert_close(state, tf1[0])
     np.testing.assert_allclose(loss_curve(engine), tf1[1], rtol=1e-5)
@@ -109,10 +123,8 @@ def test_an_accumulated_step_is_the_mean_of_its_micro_batches() -> None:
     assert np.linalg.norm(start["model/bn1.running_var"] - total["model/bn1.running_var"]) > 1e-2
 
 
-def test_resuming_is_exact(tmp_path: Path) -> None:
-    recipe = make_recipe(DROPPING)
-    whole = KerasEngine(recipe)
-    whole.start(open_training, [])
+def test_resuming_is_exact(tmp_path: Path, dropping: KerasEngine) -> None:
+    whole = started(dropping)
     for rate in (0.0, 0.1):
         whole.step(rate)
     state, positions = whole.state(), whole.positions()
@@ -122,7 +134,7 @@ def test_resuming_is_exact(tmp_path: Path) -> None:
 
     # An engine from given weights: how it began must not matter.
     rszoo.save(whole.network("raw"), tmp_path / "model")
-    resumed = KerasEngine(recipe, init=tmp_path / "model")
+    resumed = KerasEngine(make_recipe(DROPPING), init=tmp_path / "model")
     resumed.load_state(state)
     resumed.start(open_training, positions)
     assert resumed.positions() == positions
@@ -171,11 +183,9 @@ def test_frozen_stages_compute_as_in_evaluation() -> None:
     assert np.array_equal(*figures)
 
 
-def test_recomputing_changes_nothing() -> None:
-    plain, recomputed = (
-        take_steps(started(KerasEngine(make_recipe(DROPPING, {"gradient_checkpointing": recompute}))), 2)
-        for recompute in (False, True)
-    )
+def test_recomputing_changes_nothing(dropping: KerasEngine) -> None:
+    recomputing = KerasEngine(make_recipe(DROPPING, {"gradient_checkpointing": True}))
+    plain, recomputed = (take_steps(started(engine), 2) for engine in (dropping, recomputing))
     assert_close(recomputed, {name: value for name, value in plain.items() if "/" in name})
     assert plain["figures"] == pytest.approx(recomputed["figures"])
 
@@ -187,9 +197,8 @@ def test_bfloat16(tf1: tuple[State, np.ndarray]) -> None:
     assert 1e-4 < np.linalg.norm(taken["momentum/fc.weight"] - exact) / np.linalg.norm(exact) < 0.1
 
 
-def test_evaluation_counts_each_image_once() -> None:
-    engine = started(KerasEngine(make_recipe()))
-    take_steps(engine, 10)
+def test_evaluation_counts_each_image_once(engine: KerasEngine) -> None:
+    take_steps(started(engine), 10)
     images, labels = make_images()
     for weights in ("raw", "ema"):
         scores = engine.evaluate(open_evaluation, weights)
@@ -199,12 +208,11 @@ def test_evaluation_counts_each_image_once() -> None:
     assert not np.array_equal(logits, np.asarray(engine.network("raw")(images)))
 
 
-def test_a_run_changes_from_pytorch_to_keras_and_back() -> None:
+def test_a_run_changes_from_pytorch_to_keras_and_back(engine: KerasEngine) -> None:
     from rszoo.train.torch.engine import TorchEngine
 
     torch_engine = started(TorchEngine(make_recipe()))
     torch_engine.step(0.01)
-    engine = KerasEngine(make_recipe())
     engine.load_state(torch_engine.state())
     engine.start(open_training, torch_engine.positions())
     torch_figures, figures = torch_engine.read([torch_engine.step(0.02)]), engine.read([engine.step(0.02)])

@@ -6,8 +6,10 @@ The graph is `rszoo.verify.tf1_graph.build_training`: TensorFlow's own `Momentum
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -64,12 +66,10 @@ def run_tf1_steps(
     """
     import tensorflow.compat.v1 as tf
 
-    from rszoo.verify.tf1_graph import build_training
-
-    training = build_training(config, 0)
+    training, session = _training(config)
     named = dict(zip(tf1_names(iter_tensors(config)), iter_tensors(config), strict=True))
     losses, states = [], {}
-    with training.graph.as_default(), tf.Session() as session:
+    with training.graph.as_default():
         variables = {variable.op.name: variable for variable in tf.global_variables()}
         # One run for all: each further run of a graph this size costs a tenth of a second.
         feed = {
@@ -84,6 +84,17 @@ def run_tf1_steps(
             if number in keep:
                 states[number] = _canonical(session.run(variables), named)
     return Tf1Steps(np.array(losses, np.float64), states)
+
+
+@functools.cache
+def _training(config: ArchConfig) -> tuple[Any, Any]:
+    """Return the graph and a session in it: TensorFlow prepares the graph anew, for seconds, in each session."""
+    import tensorflow.compat.v1 as tf
+
+    from rszoo.verify.tf1_graph import build_training
+
+    training = build_training(config, 0)
+    return training, tf.Session(graph=training.graph)
 
 
 def _canonical(values: Mapping[str, np.ndarray], named: Mapping[str, TensorSpec]) -> dict[str, np.ndarray]:

@@ -55,6 +55,7 @@ def evaluate(
 
     Images that cannot be read are named and counted; then, or with --limit, nothing is recorded.
     """
+    from rszoo.cache.find import find
     from rszoo.evaluate.api import Keep, check_keep, evaluate_model
     from rszoo.evaluate.report import summary
     from rszoo.folder.evaluations import read_evaluations
@@ -62,7 +63,8 @@ def evaluate(
     from rszoo.inference.network import Runtime
 
     runtime, keep = Runtime(framework.value, batch_size, dtype, device), Keep(output, overwrite, record, dataset)
-    found = check_keep(model, data, keep, runtime=runtime, limit=limit)
+    # A wrong name is told before frameworks are imported, which takes seconds.
+    found = find(check_keep(model, data, keep, runtime=runtime, limit=limit))
     load_frameworks(framework.value, "tensorflow")
     result = evaluate_model(
         found,

@@ -7,6 +7,7 @@ scope counters, not from `converters.formats.tf1`, so that a wrong name map cann
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,8 +75,10 @@ def run_reference(folder: ModelFolder, batches: Sequence[np.ndarray]) -> list[di
         return graph.run_stages(prefix, batches, ema=folder.config.weights == "ema")
 
 
+# `verify` holds each framework against the same network; building a deep one takes many seconds.
+@functools.lru_cache(maxsize=1)
 def build_inference(config: ArchConfig) -> Tf1Graph:
-    """Build the evaluation graph. Input: float32 (N, H, W, C) of any size.
+    """Build the evaluation graph. Input: float32 (N, H, W, C) of any size. The last one is kept.
 
     Raises:
         ConfigError: the config is not of the TF1 lineage.
