@@ -118,6 +118,8 @@ def run(case: Case) -> Run:
     os.sync()
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         environment = {**os.environ, **_QUIET, **case.environment}
+        # Else each process would compile what it imports, and the time be Python's compiler's.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         start = time.perf_counter()
         process = subprocess.Popen(case.command, stdout=output, stderr=errors, env=environment)
         _, status, usage = os.wait4(process.pid, 0)

@@ -16,7 +16,7 @@ import google_crc32c
 
 from rszoo.errors import NetworkError, OutputError
 from rszoo.net.fetcher import Fetcher
-from rszoo.net.http import Opened, new_session, open_range
+from rszoo.net.http import Opened, open_alone
 from rszoo.net.retry import Patience, TransientError
 from rszoo.net.urls import Version, public_url
 
@@ -127,6 +127,6 @@ def _probe(url: str) -> Opened:
     patience = Patience()
     while True:
         try:
-            return open_range(new_session(), url, 0, 1)
+            return open_alone(url, 0, 1)
         except TransientError as error:
             patience.endure(error)

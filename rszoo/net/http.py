@@ -34,6 +34,7 @@ class Opened:
         self.version = version
         self._response = response
         self._url = url
+        self._session: requests.Session | None = None
 
     def read(self, size: int) -> bytes:
         """Return up to `size` bytes as the server stores them; empty at the end.
@@ -48,9 +49,16 @@ class Opened:
                 f"the connection to {public_url(self._url)} broke ({type(_cause(error)).__name__})"
             ) from error
 
+    def closes(self, session: requests.Session) -> None:
+        """Let this session be closed with the response."""
+        self._session = session
+
     def close(self) -> None:
         """Close the connection."""
         self._response.close()
+        if self._session is not None:
+            # It keeps the connection of a body that was read to its end.
+            self._session.close()
 
     def __enter__(self) -> Opened:
         return self
@@ -84,6 +92,18 @@ def new_session() -> requests.Session:
     # Identity: compression by the server would change the length and hash of the bytes.
     session.headers.update({"Accept-Encoding": "identity", "User-Agent": f"rszoo/{__version__}"})
     return session
+
+
+def open_alone(url: str, start: int, stop: int | None) -> Opened:
+    """Request bytes as `open_range` does, in a session of their own, which is closed with the result."""
+    session = new_session()
+    try:
+        opened = open_range(session, url, start, stop)
+    except BaseException:
+        session.close()
+        raise
+    opened.closes(session)
+    return opened
 
 
 def open_range(session: requests.Session, url: str, start: int, stop: int | None) -> Opened:
