@@ -1,13 +1,13 @@
-"""From elements of a source to cropped pixels: decoded by TensorFlow if possible, else by Pillow, else a named fault.
+"""From elements of a source to cropped pixels: those of `rszoo.inference.reader`, or a named fault.
 
-TensorFlow detects JPEG (also CMYK), PNG, GIF and BMP by their first bytes, not by file name; in a JPEG it decodes only
-the box. Its errors cannot be caught in a graph, but a dataset of one element that ignores errors is then empty.
+TensorFlow itself decodes whole RGB and gray JPEGs, of which it decodes only the box, and PNGs; both are detected by
+their first bytes, not by file name. What it decodes otherwise than the reader, or not at all, the reader decodes in
+Python: slower, but in several threads. TensorFlow's errors cannot be caught in a graph, but a dataset of one element
+that ignores errors is then empty.
 """
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from rszoo.errors import ConfigError, ImageError
-from rszoo.inference.images import load_rgb
+from rszoo.inference import jpeg
+from rszoo.inference.reader import MAX_PIXELS, PNG_MAGIC, decode
 from rszoo.pipeline.faults import Faults
 from rszoo.pipeline.sources import Source
 
@@ -29,9 +30,11 @@ _FEATURES = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string, ""),
     "image/class/label": tf.io.FixedLenFeature([], tf.int64, FIRST_LABEL - 1),
 }
-_JPEG = b"\xff\xd8\xff"
-# Python's description of an object in memory, which differs between runs.
-_ADDRESS = re.compile(r" *<[^<>]* at 0x[0-9a-f]+>")
+# Where a PNG's header has width and height (4 bytes each), bits of a sample, and the type of its colours.
+_PNG_HEADER, _PNG_HEADER_LENGTH = 16, 10
+_BYTES_OF_NUMBER = (1 << 24, 1 << 16, 1 << 8, 1)
+# TensorFlow interpolates the colours of a crop's first and last column without those beside the crop.
+_COLUMNS_BEFORE, _COLUMNS_AFTER = 1, 2
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Decoder:
 
         if self.source.content == "image":
             # Created by rszoo and never broken: catching errors would cost more than the decoding.
-            pixels, label = fast(element["content"], element["label"])
-            return pixels, tf.cast(label, tf.int32)
+            pixels = _cut(tf.io.decode_png(element["content"], channels=3), box)
+            return pixels, tf.cast(element["label"], tf.int32)
         failed = (tf.zeros([0, 0, 3], tf.uint8), tf.constant(-1, tf.int64))
         pixels, label = _attempt(fast, (element["content"], element["label"]), failed)
         usable = (tf.size(pixels) > 0) & (label >= 0)
@@ -112,37 +115,16 @@ class Decoder:
     def _read(self, content: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         if self.source.content == "path":
             return tf.io.read_file(content), label
-        if self.source.content == "image":
-            return content, label
         parsed = tf.io.parse_single_example(content, _FEATURES)
         return parsed["image/encoded"], parsed["image/class/label"] - FIRST_LABEL
 
     def _decode_slowly(self, content: bytes, label: int, file: int, record: int) -> tuple[np.ndarray, np.int64]:
         try:
             encoded, own_label = self.bytes_of(content, int(label))
-            return open_rgb(encoded), np.int64(own_label)
+            return decode(encoded).pixels, np.int64(own_label)
         except ImageError as error:
             self.note(file, record, error)
             return np.zeros((0, 0, 3), np.uint8), np.int64(-1)
-
-
-def open_rgb(encoded: bytes) -> np.ndarray:
-    """Return an image as uint8 (H, W, 3), decoded by Pillow.
-
-    Raises:
-        ImageError: it is not a readable image.
-    """
-    from PIL import Image
-
-    if not encoded:
-        raise ImageError("it is empty")
-    try:
-        with Image.open(io.BytesIO(encoded)) as opened:
-            return load_rgb(opened)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"not a readable image ({_ADDRESS.sub('', str(error))})") from error
 
 
 def _attempt(
@@ -154,16 +136,51 @@ def _attempt(
 
 
 def _decode_box(encoded: tf.Tensor, box: Box) -> tf.Tensor:
-    def jpeg() -> tf.Tensor:
-        shape = tf.image.extract_jpeg_shape(encoded)[:2]
-        return tf.image.decode_and_crop_jpeg(encoded, box(shape), channels=3)
-
-    def other() -> tf.Tensor:
-        return _cut(tf.io.decode_image(encoded, channels=3, expand_animations=False), box)
-
-    pixels = tf.cond(tf.strings.substr(encoded, 0, len(_JPEG)) == _JPEG, jpeg, other)
+    """Return the box's pixels if TensorFlow decodes such a file as the reader does, else none (H is 0)."""
+    whole_jpeg = (_part(encoded, 0, jpeg.MAGIC) == jpeg.MAGIC) & (_part(encoded, -len(jpeg.END), jpeg.END) == jpeg.END)
+    png = _part(encoded, 0, PNG_MAGIC) == PNG_MAGIC
+    pixels = tf.cond(
+        whole_jpeg,
+        lambda: _decode_jpeg_box(encoded, box),
+        lambda: tf.cond(png, lambda: _decode_png_box(encoded, box), _nothing),
+    )
     pixels.set_shape([None, None, 3])
     return pixels
+
+
+def _decode_jpeg_box(encoded: tf.Tensor, box: Box) -> tf.Tensor:
+    height, width, channels = tf.unstack(tf.image.extract_jpeg_shape(encoded))
+
+    def decode_box() -> tf.Tensor:
+        top, left, rows, columns = tf.unstack(box(tf.stack([height, width])))
+        before, after = tf.minimum(left, _COLUMNS_BEFORE), tf.minimum(width - left - columns, _COLUMNS_AFTER)
+        wider = [top, left - before, rows, before + columns + after]
+        return tf.image.decode_and_crop_jpeg(encoded, wider, channels=3)[:, before : before + columns]
+
+    # CMYK is left to the reader, which knows more of its kinds than simplejpeg and TensorFlow have in common.
+    return tf.cond((channels <= 3) & _is_small(height, width), decode_box, _nothing)
+
+
+def _decode_png_box(encoded: tf.Tensor, box: Box) -> tf.Tensor:
+    header = tf.io.decode_raw(tf.strings.substr(encoded, _PNG_HEADER, _PNG_HEADER_LENGTH), tf.uint8)
+    header = tf.cast(header, tf.int64)
+    width, height = (tf.reduce_sum(header[at : at + 4] * _BYTES_OF_NUMBER) for at in (0, 4))
+    deep_gray = (header[8] == 16) & ((header[9] == 0) | (header[9] == 4))
+    return tf.cond(
+        ~deep_gray & _is_small(height, width), lambda: _cut(tf.io.decode_png(encoded, channels=3), box), _nothing
+    )
+
+
+def _part(encoded: tf.Tensor, start: int, like: bytes) -> tf.Tensor:
+    return tf.strings.substr(encoded, start, len(like))
+
+
+def _is_small(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    return tf.cast(height, tf.int64) * tf.cast(width, tf.int64) <= MAX_PIXELS
+
+
+def _nothing() -> tf.Tensor:
+    return tf.zeros([0, 0, 3], tf.uint8)
 
 
 def _cut(pixels: tf.Tensor, box: Box) -> tf.Tensor:
