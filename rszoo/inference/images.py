@@ -18,7 +18,7 @@ import numpy as np
 
 from rszoo.cache.find import ModelLike, find, names_model
 from rszoo.errors import ConfigError, ImageError, SourceNotFoundError
-from rszoo.inference.reader import READABLE, UPRIGHT, Decoded, decode, orientation_of, read_orientation, to_rgb, upright
+from rszoo.inference.reader import UPRIGHT, Decoded, decode, orientation_of, read_orientation, to_rgb, upright
 from rszoo.registry.preprocessing import LUMA, Preprocessing
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def read_image(path: str | os.PathLike[str], *, exif: bool = False) -> Decoded:
     try:
         decoded = decode(encoded)
     except ImageError as error:
-        raise ImageError(f"cannot read {path}: {error}; readable are {READABLE}") from error
+        raise ImageError(f"cannot read {path}: {error}") from error
     return replace(decoded, pixels=_turned(decoded.pixels, read_orientation(encoded), exif))
 
 

@@ -29,10 +29,11 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 2**28 // 3
 #: EXIF's orientation of an image that needs no turning.
 UPRIGHT = 1
-#: Pillow's names of what is read. Not everything that Pillow has: it would start Ghostscript for EPS.
+# Pillow's names of what is read. Not everything that Pillow has: it would start Ghostscript for EPS.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-#: The same, for error texts.
-READABLE = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, PPM"
+# The same, for error texts.
+_READABLE = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, PPM"
+_TOO_LARGE = f"it is too large: at most {MAX_PIXELS:,} pixels are read"
 # Byte offsets in a PNG, whose first chunk is always the same: bits of a sample, and the type of its colours.
 _PNG_DEPTH, _PNG_COLOURS, _PNG_GRAY = 24, 25, (0, 4)
 _ORIENTATION = 0x0112
@@ -162,10 +163,16 @@ def _opened(encoded: bytes) -> Iterator[Image]:
 
 @contextmanager
 def _no_other_errors() -> Iterator[None]:
+    from PIL import Image, UnidentifiedImageError
+
     try:
         yield
     except ImageError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(_TOO_LARGE) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"not a readable image (cannot identify image file); readable are {_READABLE}") from error
     except Exception as error:
         # Pillow's plug-ins raise whatever their arithmetic does with a damaged file.
         text = _ADDRESS.sub("", str(error)) or type(error).__name__
@@ -183,9 +190,7 @@ def _formats() -> tuple[str, ...]:
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"too large: {width} x {height} pixels, at most {MAX_PIXELS:,} are read; make the image smaller"
-        )
+        raise ImageError(_TOO_LARGE)
 
 
 def _too_deep(found: str) -> str:

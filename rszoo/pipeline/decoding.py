@@ -30,6 +30,11 @@ _FEATURES = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string, ""),
     "image/class/label": tf.io.FixedLenFeature([], tf.int64, FIRST_LABEL - 1),
 }
+# The marker before a sequential JPEG's frame header. From its fourth byte on, that has height, width, the number of
+# components, and three bytes for each, of which the second is its sampling.
+_SEQUENTIAL, _FRAME_LENGTH = b"\xff\xc0", 4 + 1 + 3 * 3
+# Across and down, of luma: 4:4:4, 4:2:2, 4:2:0, 4:4:0 and 4:1:1; and of both colours.
+_SAMPLINGS, _UNSAMPLED = (0x11, 0x21, 0x22, 0x12, 0x41), 0x11
 # Where a PNG's header has width and height (4 bytes each), bits of a sample, and the type of its colours.
 _PNG_HEADER, _PNG_HEADER_LENGTH = 16, 10
 _BYTES_OF_NUMBER = (1 << 24, 1 << 16, 1 << 8, 1)
@@ -157,8 +162,22 @@ def _decode_jpeg_box(encoded: tf.Tensor, box: Box) -> tf.Tensor:
         wider = [top, left - before, rows, before + columns + after]
         return tf.image.decode_and_crop_jpeg(encoded, wider, channels=3)[:, before : before + columns]
 
-    # CMYK is left to the reader, which knows more of its kinds than simplejpeg and TensorFlow have in common.
-    return tf.cond((channels <= 3) & _is_small(height, width), decode_box, _nothing)
+    usual = _is_usual_frame(encoded, height, width, channels)
+    return tf.cond(usual & _is_small(height, width), decode_box, _nothing)
+
+
+def _is_usual_frame(encoded: tf.Tensor, height: tf.Tensor, width: tf.Tensor, channels: tf.Tensor) -> tf.Tensor:
+    """Whether a JPEG is sequential, of gray or of colours sampled as simplejpeg knows it.
+
+    Of CMYK and of other samplings simplejpeg does not decode all, and TensorFlow's libjpeg-turbo, an older one, smooths
+    a progressive JPEG otherwise if its last scans are missing.
+    """
+    # Of several frame headers, such as a thumbnail's, the image's is the one with its size.
+    after = tf.strings.split(encoded, _SEQUENTIAL)[-1]
+    header = tf.cast(tf.io.decode_raw(tf.strings.substr(after, 3, _FRAME_LENGTH), tf.uint8), tf.int32)
+    same = (header[0] * 256 + header[1] == height) & (header[2] * 256 + header[3] == width) & (header[4] == channels)
+    sampled = tf.reduce_any(header[6] == _SAMPLINGS) & (header[9] == _UNSAMPLED) & (header[12] == _UNSAMPLED)
+    return same & ((channels == 1) | ((channels == 3) & sampled))
 
 
 def _decode_png_box(encoded: tf.Tensor, box: Box) -> tf.Tensor:

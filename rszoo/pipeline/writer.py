@@ -180,7 +180,7 @@ def _example(encoded: bytes, label: int, text: str, name: str) -> bytes:
 
 
 def _decodes_alike(encoded: bytes, decoded: Decoded) -> bool:
-    """Whether TensorFlow decodes a file to the same pixels, or the same size where those of the reader are not exact."""
+    """Whether TensorFlow decodes a file to the same pixels; to the same size, if those of the reader are not exact."""
     try:
         pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
     except tf.errors.OpError:
