@@ -96,7 +96,8 @@ def _tidy_header(encoded: bytes) -> tuple[bytes, bool]:
 
 def _split(encoded: bytes) -> tuple[list[bytes], bytes]:
     """Return the segments of a JPEG's header, with their markers, and all that follows."""
-    segments, position = [], 2
+    segments: list[bytes] = []
+    position = 2
     while (position := encoded.find(_MARKER, position)) >= 0:
         # Any number of these may stand before a marker.
         while encoded[position + 1 : position + 2] == _MARKER:

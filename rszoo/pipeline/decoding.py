@@ -30,11 +30,15 @@ _FEATURES = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string, ""),
     "image/class/label": tf.io.FixedLenFeature([], tf.int64, FIRST_LABEL - 1),
 }
-# The marker before a sequential JPEG's frame header. From its fourth byte on, that has height, width, the number of
-# components, and three bytes for each, of which the second is its sampling.
-_SEQUENTIAL, _FRAME_LENGTH = b"\xff\xc0", 4 + 1 + 3 * 3
-# Across and down, of luma: 4:4:4, 4:2:2, 4:2:0, 4:4:0 and 4:1:1; and of both colours.
-_SAMPLINGS, _UNSAMPLED = (0x11, 0x21, 0x22, 0x12, 0x41), 0x11
+# The marker before a sequential JPEG's frame header, which is looked for in the first bytes: an image whose header is
+# longer, such as one with a large thumbnail, is brought to the reader.
+_SEQUENTIAL, _SEARCHED = b"\xff\xc0", 1 << 15
+# From its fourth byte on, a frame header has height, width, the number of components, and three bytes for each, the
+# second of them its sampling across and down. Each row gives one of these numbers, the last the sampling of all three.
+_FRAME = np.zeros((4, 4 + 1 + 3 * 3), np.int32)
+_FRAME[[0, 0, 1, 1, 2, 3, 3, 3], [0, 1, 2, 3, 4, 6, 9, 12]] = [1 << 8, 1, 1 << 8, 1, 1, 1 << 16, 1 << 8, 1]
+# 4:4:4, 4:2:2, 4:2:0, 4:4:0 and 4:1:1.
+_SAMPLINGS = (0x111111, 0x211111, 0x221111, 0x121111, 0x411111)
 # Where a PNG's header has width and height (4 bytes each), bits of a sample, and the type of its colours.
 _PNG_HEADER, _PNG_HEADER_LENGTH = 16, 10
 _BYTES_OF_NUMBER = (1 << 24, 1 << 16, 1 << 8, 1)
@@ -154,30 +158,31 @@ def _decode_box(encoded: tf.Tensor, box: Box) -> tf.Tensor:
 
 
 def _decode_jpeg_box(encoded: tf.Tensor, box: Box) -> tf.Tensor:
-    height, width, channels = tf.unstack(tf.image.extract_jpeg_shape(encoded))
+    shape = tf.image.extract_jpeg_shape(encoded)
 
     def decode_box() -> tf.Tensor:
-        top, left, rows, columns = tf.unstack(box(tf.stack([height, width])))
-        before, after = tf.minimum(left, _COLUMNS_BEFORE), tf.minimum(width - left - columns, _COLUMNS_AFTER)
+        top, left, rows, columns = tf.unstack(box(shape[:2]))
+        before, after = tf.minimum(left, _COLUMNS_BEFORE), tf.minimum(shape[1] - left - columns, _COLUMNS_AFTER)
         wider = [top, left - before, rows, before + columns + after]
         return tf.image.decode_and_crop_jpeg(encoded, wider, channels=3)[:, before : before + columns]
 
-    usual = _is_usual_frame(encoded, height, width, channels)
-    return tf.cond(usual & _is_small(height, width), decode_box, _nothing)
+    return tf.cond(_is_usual(encoded, shape) & _is_small(shape[0], shape[1]), decode_box, _nothing)
 
 
-def _is_usual_frame(encoded: tf.Tensor, height: tf.Tensor, width: tf.Tensor, channels: tf.Tensor) -> tf.Tensor:
-    """Whether a JPEG is sequential, of gray or of colours sampled as simplejpeg knows it.
+def _is_usual(encoded: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    """Whether a JPEG of this shape (height, width, components) is sequential, and gray or of a usual sampling.
 
     Of CMYK and of other samplings simplejpeg does not decode all, and TensorFlow's libjpeg-turbo, an older one, smooths
     a progressive JPEG otherwise if its last scans are missing.
     """
-    # Of several frame headers, such as a thumbnail's, the image's is the one with its size.
-    after = tf.strings.split(encoded, _SEQUENTIAL)[-1]
-    header = tf.cast(tf.io.decode_raw(tf.strings.substr(after, 3, _FRAME_LENGTH), tf.uint8), tf.int32)
-    same = (header[0] * 256 + header[1] == height) & (header[2] * 256 + header[3] == width) & (header[4] == channels)
-    sampled = tf.reduce_any(header[6] == _SAMPLINGS) & (header[9] == _UNSAMPLED) & (header[12] == _UNSAMPLED)
-    return same & ((channels == 1) | ((channels == 3) & sampled))
+    start = tf.strings.substr(encoded, 0, _SEARCHED)
+    # tf.strings.split makes a ragged tensor of it, for longer than the search takes.
+    after = tf.raw_ops.StringSplitV2(input=[start], sep=_SEQUENTIAL).values[-1]
+    header = tf.io.decode_raw(tf.strings.substr(after, 3, _FRAME.shape[1]), tf.uint8)
+    frame = tf.linalg.matvec(_FRAME, tf.cast(header, tf.int32))
+    # Of several frame headers, a thumbnail's for example, the image's is the one with its size.
+    same = tf.reduce_all(frame[:3] == shape)
+    return same & ((shape[2] == 1) | ((shape[2] == 3) & tf.reduce_any(frame[3] == _SAMPLINGS)))
 
 
 def _decode_png_box(encoded: tf.Tensor, box: Box) -> tf.Tensor:
