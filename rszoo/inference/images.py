@@ -7,8 +7,6 @@ tensorflow/tpu `models/official/resnet/resnet_preprocessing.py` for the crop, an
 
 from __future__ import annotations
 
-import functools
-import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from rszoo.cache.find import ModelLike, find, names_model
 from rszoo.errors import ConfigError, ImageError, SourceNotFoundError
 from rszoo.inference.reader import UPRIGHT, Decoded, decode, orientation_of, read_orientation, to_rgb, upright
 from rszoo.registry.preprocessing import LUMA, Preprocessing
+from rszoo.terminal import warn_once
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,7 +27,10 @@ if TYPE_CHECKING:
 _TABLE_STEPS = 1024
 _KEYS_A = -0.75
 
-log = logging.getLogger("rszoo")
+_IGNORED = (
+    "the EXIF data of an image say that it is rotated or mirrored; that is ignored, as in the published code, unless "
+    "you give --exif (in Python exif=True)"
+)
 
 
 class Preprocessed(Protocol):
@@ -163,17 +165,8 @@ def _turned(pixels: np.ndarray, orientation: int, exif: bool) -> np.ndarray:
     if exif:
         return upright(pixels, orientation)
     if orientation != UPRIGHT:
-        _warn_of_orientation()
+        warn_once(_IGNORED)
     return pixels
-
-
-@functools.cache
-def _warn_of_orientation() -> None:
-    """Warn once."""
-    log.warning(
-        "an image's EXIF orientation says that it is rotated or mirrored; it is ignored, as in the published code, "
-        "unless you give --exif (in Python exif=True)"
-    )
 
 
 def _resolve(spec: ModelLike | Preprocessing | Preprocessed) -> Preprocessing:

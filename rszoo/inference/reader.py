@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import io
-import logging
 import re
 import zlib
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import numpy as np
 
 from rszoo.errors import ImageError
 from rszoo.inference import jpeg
+from rszoo.terminal import warn_once
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,15 +40,13 @@ _ORIENTATION = 0x0112
 # Python's description of an object in memory, which differs between runs.
 _ADDRESS = re.compile(r" *<[^<>]* at 0x[0-9a-f]+>")
 
-log = logging.getLogger("rszoo")
-
 
 @dataclass(frozen=True)
 class Decoded:
     """An image's pixels, uint8 (H, W, 3) RGB, and which package decoded them.
 
-    `exact`: they are those that training and evaluation see. Only a JPEG decoded by Pillow is not: it differs by about
-    one level of 255 on average.
+    `exact`: a JPEG's are TensorFlow's, and another image's are the only ones that it has. Not so of a JPEG that Pillow
+    decoded: by about one level of 255 on average.
     """
 
     pixels: np.ndarray
@@ -81,7 +79,7 @@ def decode(encoded: bytes) -> Decoded:
         reason = f"simplejpeg cannot decode it ({error})"
     with _opened(encoded) as image:
         pixels = _cmyk_of(image) if image.mode == "CMYK" else to_rgb(image)
-    _warn_of_pillow(reason)
+    warn_once(f"a JPEG was decoded by Pillow, whose pixels are about 1 level of 255 off TensorFlow's: {reason}")
     return Decoded(pixels, "Pillow", exact=False)
 
 
@@ -141,12 +139,6 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
-
-
-@functools.cache
-def _warn_of_pillow(reason: str) -> None:
-    """Warn once for each reason."""
-    log.warning("a JPEG was decoded by Pillow, about 1 level of 255 off what training and evaluation see: %s", reason)
 
 
 @contextmanager
