@@ -1,12 +1,16 @@
-"""What a terminal shows: progress bars (on stderr, and only of a job's first process), tables, texts made safe."""
+"""What a terminal shows: progress bars (on stderr, and only of a job's first process), tables, safe texts, warnings."""
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Sequence
 from typing import NoReturn
 
 from tqdm import tqdm
+
+log = logging.getLogger("rszoo")
 
 _RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
@@ -19,6 +23,12 @@ def progress_bar(title: str, total: int | None, unit: str = "it", initial: int =
     return tqdm(
         total=total, desc=title, unit=unit, unit_scale=unit == "B", initial=initial, disable=disable, leave=False
     )
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Log a warning, unless this process has logged it before."""
+    log.warning("%s", text)
 
 
 def printable(text: str) -> str:

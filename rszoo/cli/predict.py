@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rszoo.cli.console import FrameworkChoice, Json, load_frameworks, print_json
 from rszoo.errors import SourceNotFoundError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def predict(
@@ -17,6 +21,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     framework: Annotated[FrameworkChoice, typer.Option(help="PyTorch or Keras 3.")] = FrameworkChoice.torch,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    exif: Annotated[bool, typer.Option("--exif", help="Turn images as their EXIF orientation says.")] = False,
     as_json: Json = False,
 ) -> None:
     """Classify images with the published preprocessing."""
@@ -29,12 +34,23 @@ def predict(
     found = find_folder(model)
     load_frameworks(framework.value)
     classifier = Classifier(found, framework.value)
-    results = []
-    for image, predictions in zip(images, classifier.predict(images, top), strict=True):
-        results.append({"image": str(image), "predictions": [dataclasses.asdict(guess) for guess in predictions]})
+    results: list[dict[str, Any]] = []
+    pixels = _read(images, exif, results)
+    for number, predictions in enumerate(classifier.predict(pixels, top)):
+        results[number]["predictions"] = [dataclasses.asdict(guess) for guess in predictions]
         if not as_json:
-            print(image)
+            print(results[number]["image"])
             for guess in predictions:
                 print(f"  {100 * guess.probability:6.2f} %  {guess.index:4}  {guess.label}")
     if as_json:
         print_json(results)
+
+
+def _read(images: list[Path], exif: bool, results: list[dict[str, Any]]) -> Iterator[np.ndarray]:
+    """Yield the pixels of each image, and add to the results how it was read."""
+    from rszoo.inference.images import read_image
+
+    for image in images:
+        read = read_image(image, exif=exif)
+        results.append({"image": str(image), "decoder": read.decoder, "exact": read.exact})
+        yield read.pixels

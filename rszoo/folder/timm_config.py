@@ -14,7 +14,7 @@ from typing import Any
 
 from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
 from rszoo.errors import ConfigError
-from rszoo.registry.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from rszoo.registry.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Channels, Preprocessing
 from rszoo.schema.fields import build, pick
 
 # What timm's constructors of this family are given; `layers` may be any.
@@ -51,8 +51,8 @@ class _TimmSettings:
     """What is read of its `pretrained_cfg`."""
 
     input_size: tuple[int, int, int] = (3, 224, 224)
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
     num_classes: int = 1000
 
 

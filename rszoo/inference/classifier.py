@@ -29,17 +29,18 @@ class Prediction:
 class Classifier:
     """A model ready to predict, in memory with its weights.
 
+    `exif`: turn images as their EXIF orientation says.
+
     Raises:
-        UsageError: the network does not take RGB; else as `rszoo.create`.
+        UsageError: the network takes neither RGB nor gray images; else as `rszoo.create`.
     """
 
-    def __init__(self, model: ModelLike, framework: Framework = "torch") -> None:
+    def __init__(self, model: ModelLike, framework: Framework = "torch", *, exif: bool = False) -> None:
         folder = find_folder(model)
-        if folder.config.arch.in_chans != 3:
-            raise UsageError(
-                f"{folder.path} takes {folder.config.arch.in_chans} channels; only RGB images can be predicted"
-            )
+        if (channels := folder.config.arch.in_chans) not in (1, 3):
+            raise UsageError(f"{folder.path} takes {channels} channels; only RGB and gray images can be predicted")
         self.folder = folder
+        self.exif = exif
         self.framework = framework
         self.model = create(folder, pretrained=True, framework=framework)
 
@@ -47,7 +48,7 @@ class Classifier:
         """Yield the logits of each image, float32 (num_classes,). Images as `rszoo.preprocess` takes them."""
         batch: list[np.ndarray] = []
         for image in images:
-            batch.append(preprocess(image, self.folder))
+            batch.append(preprocess(image, self.folder, exif=self.exif))
             if len(batch) == _BATCH:
                 yield from self._run(np.concatenate(batch))
                 batch = []

@@ -1,4 +1,4 @@
-"""The published evaluation preprocessing, in numpy and Pillow: from an image to the network's input.
+"""The published evaluation preprocessing, in numpy: from an image to the network's input.
 
 Center crop (offsets rounded up), TensorFlow 1's legacy bicubic resize, normalization. Facts:
 tensorflow/tpu `models/official/resnet/resnet_preprocessing.py` for the crop, and the kernel of
@@ -8,6 +8,7 @@ tensorflow/tpu `models/official/resnet/resnet_preprocessing.py` for the crop, an
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +16,9 @@ import numpy as np
 
 from rszoo.cache.find import ModelLike, find, names_model
 from rszoo.errors import ConfigError, ImageError, SourceNotFoundError
-from rszoo.registry.preprocessing import Preprocessing
+from rszoo.inference.reader import UPRIGHT, Decoded, decode, orientation_of, read_orientation, to_rgb, upright
+from rszoo.registry.preprocessing import LUMA, Preprocessing
+from rszoo.terminal import warn_once
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
 # TensorFlow takes bicubic weights from a table with this many steps per pixel, with Keys's a = -0.75.
 _TABLE_STEPS = 1024
 _KEYS_A = -0.75
+
+_IGNORED = (
+    "the EXIF data of an image say that it is rotated or mirrored; that is ignored, as in the published code, unless "
+    "you give --exif (in Python exif=True)"
+)
 
 
 class Preprocessed(Protocol):
@@ -35,31 +43,59 @@ class Preprocessed(Protocol):
 
 
 def preprocess(
-    image: str | os.PathLike[str] | Image | np.ndarray, spec: ModelLike | Preprocessing | Preprocessed
+    image: str | os.PathLike[str] | Image | np.ndarray,
+    spec: ModelLike | Preprocessing | Preprocessed,
+    *,
+    exif: bool = False,
 ) -> np.ndarray:
-    """Return the network's input for one image: float32 (1, size, size, 3), NHWC, normalized RGB.
+    """Return the network's input for one image: float32 (1, size, size, channels), NHWC, normalized RGB or gray.
 
     `image`: a path, a Pillow image, or uint8 (H, W, 3). `spec`: a `Preprocessing`, anything that has one as
     `.preprocessing` (a registry entry, a model that `rszoo.create` made), or what names a model: a registered name, a
-    model folder's path, `hf-hub:OWNER/NAME`.
+    model folder's path, `hf-hub:OWNER/NAME`. As many channels as the model takes: 3, or 1, the image's luma.
 
-    EXIF orientation is ignored, as in TensorFlow's decoder.
+    A file is decoded as TensorFlow does in training and evaluation (docs/data.md). A Pillow image has the pixels that
+    Pillow gave it, which for a JPEG are others: give its path. `exif`: turn and mirror the image as its EXIF
+    orientation says, which the published code ignores; without it a warning says that an orientation was ignored.
 
     Raises:
         SourceNotFoundError: there is no such file.
         ImageError: it is not an image, or too small to crop.
         UnknownModelError: `spec` is a name that the registry does not have.
-        ConfigError: `spec` does not determine the preprocessing.
+        ConfigError: `spec` does not determine the preprocessing, or takes other channels than RGB or gray.
     """
     settings = _resolve(spec)
-    pixels = load_rgb(image)
+    pixels = _load(image, exif)
     top, left, side = crop_box(settings, *pixels.shape[:2])
     if side < 1:
         raise ImageError(f"image of {pixels.shape[1]}x{pixels.shape[0]} pixels is too small: its crop would be empty")
     resized = resize_legacy_bicubic(pixels[top : top + side, left : left + side], settings.image_size)
     mean, std = (np.asarray(values, np.float32) * np.float32(255) for values in (settings.mean, settings.std))
+    if settings.channels == 1:
+        resized = resized @ np.asarray(LUMA, np.float32)[:, None]
     normalized: np.ndarray = (resized - mean) / std
     return normalized[None]
+
+
+def read_image(path: str | os.PathLike[str], *, exif: bool = False) -> Decoded:
+    """Return the pixels of an image's file, with its EXIF orientation applied or, by default, ignored.
+
+    Raises:
+        SourceNotFoundError: there is no such file.
+        ImageError: it is not a readable image.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SourceNotFoundError(f"no image at {path}; give the path of a JPEG or PNG file")
+    try:
+        encoded = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        decoded = decode(encoded)
+    except ImageError as error:
+        raise ImageError(f"cannot read {path}: {error}") from error
+    return replace(decoded, pixels=_turned(decoded.pixels, read_orientation(encoded), exif))
 
 
 def crop_box(settings: Preprocessing, height: int, width: int) -> tuple[int, int, int]:
@@ -69,35 +105,6 @@ def crop_box(settings: Preprocessing, height: int, width: int) -> tuple[int, int
     ratio = np.float32(settings.image_size / (settings.image_size + padding))
     side = int(ratio * np.float32(min(height, width)))
     return (height - side + 1) // 2, (width - side + 1) // 2, side
-
-
-def load_rgb(image: str | os.PathLike[str] | Image | np.ndarray) -> np.ndarray:
-    """Return an image as uint8 (H, W, 3) RGB. Raises as `preprocess` does."""
-    from PIL import Image as PillowImage
-
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ImageError(f"an image array must be uint8 (H, W, 3), received {image.dtype} {image.shape}")
-        return image
-    if isinstance(image, PillowImage.Image):
-        return _to_rgb(image)
-    path = Path(image)
-    if not path.is_file():
-        raise SourceNotFoundError(f"no image at {path}; give the path of a JPEG or PNG file")
-    try:
-        with PillowImage.open(path) as opened:
-            return _to_rgb(opened)
-    except ImageError:
-        raise
-    except (OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError) as error:
-        raise ImageError(f"cannot read {path} as an image ({error}); give a JPEG or PNG file, for example") from error
-
-
-def _to_rgb(image: Image) -> np.ndarray:
-    if image.mode.startswith(("I", "F")):
-        # Pillow would silently clip values above 255.
-        raise ImageError(f"an image of mode {image.mode} has more than 8 bits per channel; convert it to 8 bits first")
-    return np.asarray(image.convert("RGB"))
 
 
 def resize_legacy_bicubic(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -139,6 +146,29 @@ def _outer(x: np.ndarray) -> np.ndarray:
     return values
 
 
+def _load(image: str | os.PathLike[str] | Image | np.ndarray, exif: bool) -> np.ndarray:
+    """Return an image as uint8 (H, W, 3) RGB. Raises as `preprocess` does."""
+    from PIL import Image as PillowImage
+
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ImageError(f"an image array must be uint8 (H, W, 3), received {image.dtype} {image.shape}")
+        return image
+    if isinstance(image, PillowImage.Image):
+        # In this order: once its pixels are loaded, Pillow has turned a TIFF and forgets its orientation.
+        pixels = to_rgb(image)
+        return _turned(pixels, orientation_of(image), exif)
+    return read_image(image, exif=exif).pixels
+
+
+def _turned(pixels: np.ndarray, orientation: int, exif: bool) -> np.ndarray:
+    if exif:
+        return upright(pixels, orientation)
+    if orientation != UPRIGHT:
+        warn_once(_IGNORED)
+    return pixels
+
+
 def _resolve(spec: ModelLike | Preprocessing | Preprocessed) -> Preprocessing:
     if names_model(spec):
         spec = find(spec)
@@ -148,4 +178,17 @@ def _resolve(spec: ModelLike | Preprocessing | Preprocessed) -> Preprocessing:
             f"cannot determine the preprocessing from {type(spec).__name__}; pass a model's name, "
             "rszoo.get_entry(...), or rszoo.Preprocessing(image_size=...)"
         )
-    return settings
+    taken = _channels_of(spec)
+    fitted = settings if taken is None else settings.for_channels(taken)
+    if taken not in (None, fitted.channels):
+        raise ConfigError(
+            f"the model takes {taken} channels, and images become 3 (RGB) or 1 (gray); prepare its input yourself"
+        )
+    return fitted
+
+
+def _channels_of(spec: object) -> int | None:
+    """Return how many channels a model takes: of a registry entry, a model folder, or a live model."""
+    arch = getattr(spec, "arch", None) or getattr(spec, "config", None)
+    arch = getattr(arch, "arch", arch)
+    return getattr(arch, "in_chans", None)

@@ -147,8 +147,8 @@ def create(
 ) -> Any:
     """Build a model: a `torch.nn.Module` or a `keras.Model`, in evaluation mode if it has weights.
 
-    Its `config` is the `ArchConfig`, `preprocessing` what images go through, and `origin` the `ModelConfig` of the
-    folder that it came from, or None.
+    Its `config` is the `ArchConfig`, `preprocessing` what images go through (gray ones for `in_chans=1`), and `origin`
+    the `ModelConfig` of the folder that it came from, or None.
 
     Args:
         model: a registered name (`resnet-rs-152` means its largest resolution), a model on the Hugging Face Hub
@@ -212,7 +212,7 @@ def create(
         built.config = wanted
     built.origin = found.origin
     if found.preprocessing is not None:
-        built.preprocessing = found.preprocessing
+        built.preprocessing = found.preprocessing.for_channels(wanted.in_chans)
     return built
 
 

@@ -1,13 +1,13 @@
-"""From elements of a source to cropped pixels: decoded by TensorFlow if possible, else by Pillow, else a named fault.
+"""From elements of a source to cropped pixels: those of `rszoo.inference.reader`, or a named fault.
 
-TensorFlow detects JPEG (also CMYK), PNG, GIF and BMP by their first bytes, not by file name; in a JPEG it decodes only
-the box. Its errors cannot be caught in a graph, but a dataset of one element that ignores errors is then empty.
+TensorFlow itself decodes whole RGB and gray JPEGs, of which it decodes only the box, and PNGs; both are detected by
+their first bytes, not by file name. What it decodes otherwise than the reader, or not at all, the reader decodes in
+Python: slower, but in several threads. TensorFlow's errors cannot be caught in a graph, but a dataset of one element
+that ignores errors is then empty.
 """
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from rszoo.errors import ConfigError, ImageError
-from rszoo.inference.images import load_rgb
+from rszoo.inference import jpeg
+from rszoo.inference.reader import MAX_PIXELS, PNG_MAGIC, decode
 from rszoo.pipeline.faults import Faults
 from rszoo.pipeline.sources import Source
 
@@ -29,9 +30,20 @@ _FEATURES = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string, ""),
     "image/class/label": tf.io.FixedLenFeature([], tf.int64, FIRST_LABEL - 1),
 }
-_JPEG = b"\xff\xd8\xff"
-# Python's description of an object in memory, which differs between runs.
-_ADDRESS = re.compile(r" *<[^<>]* at 0x[0-9a-f]+>")
+# The marker before a sequential JPEG's frame header, which is looked for in the first bytes: an image whose header is
+# longer, such as one with a large thumbnail, is brought to the reader.
+_SEQUENTIAL, _SEARCHED = b"\xff\xc0", 1 << 15
+# From its fourth byte on, a frame header has height, width, the number of components, and three bytes for each, the
+# second of them its sampling across and down. Each row gives one of these numbers, the last the sampling of all three.
+_FRAME = np.zeros((4, 4 + 1 + 3 * 3), np.int32)
+_FRAME[[0, 0, 1, 1, 2, 3, 3, 3], [0, 1, 2, 3, 4, 6, 9, 12]] = [1 << 8, 1, 1 << 8, 1, 1, 1 << 16, 1 << 8, 1]
+# 4:4:4, 4:2:2, 4:2:0, 4:4:0 and 4:1:1.
+_SAMPLINGS = (0x111111, 0x211111, 0x221111, 0x121111, 0x411111)
+# Where a PNG's header has width and height (4 bytes each), bits of a sample, and the type of its colours.
+_PNG_HEADER, _PNG_HEADER_LENGTH = 16, 10
+_BYTES_OF_NUMBER = (1 << 24, 1 << 16, 1 << 8, 1)
+# TensorFlow interpolates the colours of a crop's first and last column without those beside the crop.
+_COLUMNS_BEFORE, _COLUMNS_AFTER = 1, 2
 
 
 @dataclass(frozen=True)
@@ -62,8 +74,8 @@ class Decoder:
 
         if self.source.content == "image":
             # Created by rszoo and never broken: catching errors would cost more than the decoding.
-            pixels, label = fast(element["content"], element["label"])
-            return pixels, tf.cast(label, tf.int32)
+            pixels = _cut(tf.io.decode_png(element["content"], channels=3), box)
+            return pixels, tf.cast(element["label"], tf.int32)
         failed = (tf.zeros([0, 0, 3], tf.uint8), tf.constant(-1, tf.int64))
         pixels, label = _attempt(fast, (element["content"], element["label"]), failed)
         usable = (tf.size(pixels) > 0) & (label >= 0)
@@ -112,37 +124,16 @@ class Decoder:
     def _read(self, content: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         if self.source.content == "path":
             return tf.io.read_file(content), label
-        if self.source.content == "image":
-            return content, label
         parsed = tf.io.parse_single_example(content, _FEATURES)
         return parsed["image/encoded"], parsed["image/class/label"] - FIRST_LABEL
 
     def _decode_slowly(self, content: bytes, label: int, file: int, record: int) -> tuple[np.ndarray, np.int64]:
         try:
             encoded, own_label = self.bytes_of(content, int(label))
-            return open_rgb(encoded), np.int64(own_label)
+            return decode(encoded).pixels, np.int64(own_label)
         except ImageError as error:
             self.note(file, record, error)
             return np.zeros((0, 0, 3), np.uint8), np.int64(-1)
-
-
-def open_rgb(encoded: bytes) -> np.ndarray:
-    """Return an image as uint8 (H, W, 3), decoded by Pillow.
-
-    Raises:
-        ImageError: it is not a readable image.
-    """
-    from PIL import Image
-
-    if not encoded:
-        raise ImageError("it is empty")
-    try:
-        with Image.open(io.BytesIO(encoded)) as opened:
-            return load_rgb(opened)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"not a readable image ({_ADDRESS.sub('', str(error))})") from error
 
 
 def _attempt(
@@ -154,16 +145,66 @@ def _attempt(
 
 
 def _decode_box(encoded: tf.Tensor, box: Box) -> tf.Tensor:
-    def jpeg() -> tf.Tensor:
-        shape = tf.image.extract_jpeg_shape(encoded)[:2]
-        return tf.image.decode_and_crop_jpeg(encoded, box(shape), channels=3)
-
-    def other() -> tf.Tensor:
-        return _cut(tf.io.decode_image(encoded, channels=3, expand_animations=False), box)
-
-    pixels = tf.cond(tf.strings.substr(encoded, 0, len(_JPEG)) == _JPEG, jpeg, other)
+    """Return the box's pixels if TensorFlow decodes such a file as the reader does, else none (H is 0)."""
+    whole_jpeg = (_part(encoded, 0, jpeg.MAGIC) == jpeg.MAGIC) & (_part(encoded, -len(jpeg.END), jpeg.END) == jpeg.END)
+    png = _part(encoded, 0, PNG_MAGIC) == PNG_MAGIC
+    pixels = tf.cond(
+        whole_jpeg,
+        lambda: _decode_jpeg_box(encoded, box),
+        lambda: tf.cond(png, lambda: _decode_png_box(encoded, box), _nothing),
+    )
     pixels.set_shape([None, None, 3])
     return pixels
+
+
+def _decode_jpeg_box(encoded: tf.Tensor, box: Box) -> tf.Tensor:
+    shape = tf.image.extract_jpeg_shape(encoded)
+
+    def decode_box() -> tf.Tensor:
+        top, left, rows, columns = tf.unstack(box(shape[:2]))
+        before, after = tf.minimum(left, _COLUMNS_BEFORE), tf.minimum(shape[1] - left - columns, _COLUMNS_AFTER)
+        wider = [top, left - before, rows, before + columns + after]
+        return tf.image.decode_and_crop_jpeg(encoded, wider, channels=3)[:, before : before + columns]
+
+    return tf.cond(_is_usual(encoded, shape) & _is_small(shape[0], shape[1]), decode_box, _nothing)
+
+
+def _is_usual(encoded: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    """Whether a JPEG of this shape (height, width, components) is sequential, and gray or of a usual sampling.
+
+    Of CMYK and of other samplings simplejpeg does not decode all, and TensorFlow's libjpeg-turbo, an older one, smooths
+    a progressive JPEG otherwise if its last scans are missing.
+    """
+    start = tf.strings.substr(encoded, 0, _SEARCHED)
+    # tf.strings.split makes a ragged tensor of it, for longer than the search takes.
+    after = tf.raw_ops.StringSplitV2(input=[start], sep=_SEQUENTIAL).values[-1]
+    header = tf.io.decode_raw(tf.strings.substr(after, 3, _FRAME.shape[1]), tf.uint8)
+    frame = tf.linalg.matvec(_FRAME, tf.cast(header, tf.int32))
+    # Of several frame headers, a thumbnail's for example, the image's is the one with its size.
+    same = tf.reduce_all(frame[:3] == shape)
+    return same & ((shape[2] == 1) | ((shape[2] == 3) & tf.reduce_any(frame[3] == _SAMPLINGS)))
+
+
+def _decode_png_box(encoded: tf.Tensor, box: Box) -> tf.Tensor:
+    header = tf.io.decode_raw(tf.strings.substr(encoded, _PNG_HEADER, _PNG_HEADER_LENGTH), tf.uint8)
+    header = tf.cast(header, tf.int64)
+    width, height = (tf.reduce_sum(header[at : at + 4] * _BYTES_OF_NUMBER) for at in (0, 4))
+    deep_gray = (header[8] == 16) & ((header[9] == 0) | (header[9] == 4))
+    return tf.cond(
+        ~deep_gray & _is_small(height, width), lambda: _cut(tf.io.decode_png(encoded, channels=3), box), _nothing
+    )
+
+
+def _part(encoded: tf.Tensor, start: int, like: bytes) -> tf.Tensor:
+    return tf.strings.substr(encoded, start, len(like))
+
+
+def _is_small(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    return tf.cast(height, tf.int64) * tf.cast(width, tf.int64) <= MAX_PIXELS
+
+
+def _nothing() -> tf.Tensor:
+    return tf.zeros([0, 0, 3], tf.uint8)
 
 
 def _cut(pixels: tf.Tensor, box: Box) -> tf.Tensor:

@@ -9,8 +9,9 @@ import tensorflow as tf
 
 from rszoo.errors import ImageError
 from rszoo.folder.evaluations import Transform
+from rszoo.inference.reader import decode_by_pillow
 from rszoo.pipeline import crops
-from rszoo.pipeline.decoding import Decoder, open_rgb
+from rszoo.pipeline.decoding import Decoder
 from rszoo.pipeline.faults import Faults
 from rszoo.pipeline.order import evaluation_stream, share_range
 from rszoo.pipeline.share import Share
@@ -33,7 +34,7 @@ def evaluation_dataset(
     Elements: "image" float32 (B, S, S, 3), normalized RGB; "label" int32 (B,), from 0; "weight" float32 (B,), 0 for a
     broken image and for the padding of the last batch; "index" int64 (B,), the image's number in the split, -1 for
     padding. All shares have the same number of batches. `transform` "timm" is timm's, for the same input size, by
-    Pillow.
+    Pillow, JPEGs too: their pixels are not those of "published".
 
     Raises:
         SourceNotFoundError: TFRecords cannot be counted because a file cannot be read.
@@ -99,7 +100,7 @@ def _prepare_timm(
     def prepare(content: bytes, label: int, file: int, record: int) -> tuple[np.bool_, np.ndarray, np.int32]:
         try:
             encoded, own_label = decoder.bytes_of(content, int(label))
-            return np.bool_(True), timm_transform(open_rgb(encoded), preprocessing), np.int32(own_label)
+            return np.bool_(True), timm_transform(decode_by_pillow(encoded), preprocessing), np.int32(own_label)
         except ImageError as error:
             decoder.note(file, record, error)
             return np.bool_(False), np.zeros((size, size, 3), np.float32), np.int32(0)

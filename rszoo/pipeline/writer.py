@@ -1,6 +1,7 @@
 """TFRecords from a folder of images, in the published layout, so that training reads a few large files sequentially.
 
-JPEG and PNG are stored unchanged, detected by content; other images that Pillow reads are stored as PNG, without loss.
+JPEG and PNG, detected by content, are stored unchanged if TensorFlow decodes them as `rszoo.inference.reader` does;
+all else that the reader reads is stored as an 8-bit RGB PNG of its pixels, without loss.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from PIL import Image
 import rszoo
 from rszoo.disk.staging import staged_folder
 from rszoo.errors import ImageError, OutputError, SplitNotFoundError, UsageError
-from rszoo.pipeline.decoding import FIRST_LABEL, Decoder, open_rgb
+from rszoo.inference import jpeg
+from rszoo.inference.reader import PNG_MAGIC, Decoded, decode
+from rszoo.pipeline.decoding import FIRST_LABEL, Decoder
 from rszoo.pipeline.faults import DEFAULT_LIMIT, Faults
 from rszoo.pipeline.shard_folders import DESCRIPTION, FORMAT_VERSION, shard_name
 from rszoo.pipeline.sources import ImageSource, open_source
@@ -31,7 +34,7 @@ _SPLITS = ("train", "validation")
 # As published: 1,281,167 images in 1024 files; 128 for validation.
 _RECORDS_PER_FILE, _MAX_SHARDS, _VALIDATION_PART = 1000, 1024, 8
 _MAX_COUNT = 99999
-_MAGIC = {b"\xff\xd8\xff": b"JPEG", b"\x89PNG\r\n\x1a\n": b"PNG"}
+_MAGIC = {jpeg.MAGIC: b"JPEG", PNG_MAGIC: b"PNG"}
 
 
 @dataclass(frozen=True)
@@ -148,10 +151,10 @@ def _examples(source: ImageSource, indices: Sequence[int], faults: Faults) -> It
 
 
 def _example(encoded: bytes, label: int, text: str, name: str) -> bytes:
-    # Decoded only to check that it can be.
-    pixels = open_rgb(encoded)
+    decoded = decode(encoded)
+    pixels = decoded.pixels
     kind = next((kind for magic, kind in _MAGIC.items() if encoded.startswith(magic)), None)
-    if kind is None:
+    if kind is None or not _decodes_alike(encoded, decoded):
         kind, buffer = b"PNG", io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
         encoded = buffer.getvalue()
@@ -174,6 +177,15 @@ def _example(encoded: bytes, label: int, text: str, name: str) -> bytes:
         deterministic=True
     )
     return example
+
+
+def _decodes_alike(encoded: bytes, decoded: Decoded) -> bool:
+    """Whether TensorFlow decodes a file to the same pixels; to the same size, if those of the reader are not exact."""
+    try:
+        pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
+    except tf.errors.OpError:
+        return False
+    return pixels.shape == decoded.pixels.shape and (not decoded.exact or np.array_equal(pixels, decoded.pixels))
 
 
 def _describe(written: Written, seed: int) -> dict[str, Any]:

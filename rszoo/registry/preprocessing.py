@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rszoo.schema.fields import check_fields
-from rszoo.schema.limits import check_count, check_range
+from rszoo.schema.limits import check_count, check_range, require
 
 #: Mean and standard deviation of ImageNet's RGB, for pixels in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+#: Parts of red, green and blue in a gray level (ITU-R BT.601, as in JPEG and Pillow).
+LUMA = (0.299, 0.587, 0.114)
+#: One number for each channel: RGB, or gray.
+Channels = tuple[float, float, float] | tuple[float]
 Interpolation = Literal["legacy-bicubic"]
 #: How an image is resized, in words.
 INTERPOLATIONS: dict[Interpolation, str] = {
@@ -28,7 +32,8 @@ class Preprocessing:
     """The published evaluation preprocessing: centre crop, square resize, normalization.
 
     `image_size` in pixels (the input is square); `crop` is the fraction that defines the padding around the crop,
-    `padding = round(image_size * (1 / crop - 1))`; `mean` and `std` are for RGB in [0, 1].
+    `padding = round(image_size * (1 / crop - 1))`; `mean` and `std` are for RGB in [0, 1], or one number each for gray
+    in [0, 1], the luma of RGB.
 
     Raises:
         ConfigError: a value is impossible.
@@ -37,8 +42,8 @@ class Preprocessing:
     image_size: int
     crop: float = 0.875
     interpolation: Interpolation = "legacy-bicubic"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -46,3 +51,22 @@ class Preprocessing:
         check_range(self, "crop", low=_MIN_CROP, high=1)
         check_range(self, "mean", low=-_MAX_NUMBER, high=_MAX_NUMBER)
         check_range(self, "std", low=1e-12, high=_MAX_NUMBER)
+        require(len(self.std) == len(self.mean), "std", f"of as many numbers as mean, {len(self.mean)}", self.std)
+
+    @property
+    def channels(self) -> int:
+        """The number of channels: 3 for RGB, 1 for gray."""
+        return len(self.mean)
+
+    def for_channels(self, count: int) -> Preprocessing:
+        """Return it for a network of this many input channels: gray for 1, unchanged for any other number.
+
+        A first convolution that was adapted from RGB sums its kernels, and so takes one image for all three channels.
+        Normalized they differ, even those of a gray image; the nearest to all three is their mean, which is also
+        a normalization: its 1 / std is the mean of theirs, as is its mean / std.
+        """
+        if count != 1 or self.channels == 1:
+            return self
+        std = 3 / sum(1 / value for value in self.std)
+        mean = std * sum(mean / value for mean, value in zip(self.mean, self.std, strict=True)) / 3
+        return replace(self, mean=(mean,), std=(std,))

@@ -185,6 +185,9 @@ def _union(args: tuple[Any, ...], value: Any, where: str, number_texts: bool) ->
     arms = [arg for arg in args if arg is not types.NoneType]
     if value is None and len(arms) < len(args):
         return None
+    if isinstance(value, (list, tuple)):
+        # Of lists of several lengths, the one of this length says what is wrong with an item.
+        arms = [arm for arm in arms if get_origin(arm) is tuple and len(get_args(arm)) == len(value)] or arms
     if len(arms) == 1:
         return _value(arms[0], value, where, number_texts)
     for arm in arms:
@@ -200,10 +203,7 @@ def _tuple(args: tuple[Any, ...], value: Any, where: str, number_texts: bool) ->
     open_ended = args[-1] is Ellipsis
     wanted = (args[0],) * len(items) if open_ended else args
     if len(items) != len(wanted) or (not items and not isinstance(value, (list, tuple))):
-        names = _MANY.get(args[0], "values") if open_ended or len(set(args)) == 1 else "values"
-        raise ConfigError(
-            f"{where} must be a list of {'' if open_ended else f'{len(args)} '}{names}, received {shown(value)}"
-        )
+        raise ConfigError(f"{where} must be {_kind_of_tuple(args)}, received {shown(value)}")
     if wanted and set(wanted) == {str} and set(map(type, items)) == {str}:
         # At once: a folder's thousand class names are checked whenever it is opened.
         return items
@@ -217,7 +217,13 @@ def _kind(hint: Any) -> str:
         return "null"
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
-    return _ONE.get(hint, "a list" if get_origin(hint) is tuple else "a section with keys")
+    return _kind_of_tuple(get_args(hint)) if get_origin(hint) is tuple else _ONE.get(hint, "a section with keys")
+
+
+def _kind_of_tuple(args: tuple[Any, ...]) -> str:
+    open_ended = args[-1] is Ellipsis
+    names = _MANY.get(args[0], "values") if open_ended or len(set(args)) == 1 else "values"
+    return f"a list of {'' if open_ended else f'{len(args)} '}{names if len(args) > 1 else names.removesuffix('s')}"
 
 
 def _as_section(values: object, where: str) -> Mapping[str, Any]:
