@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rszoo.errors import MissingPackageError, OutputError, RszooError
-from rszoo.terminal import printable
+from rszoo.terminal import is_first_process, printable
 
 if TYPE_CHECKING:
     from rszoo.models.factory import Framework
@@ -67,6 +68,7 @@ def new_app(help_text: str) -> typer.Typer:
 def run(app: typer.Typer) -> None:
     """Run an application; end with its exit code, without a traceback for errors that a user or file can cause."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _show_log()
     # As an exception, so that temporary folders are deleted: `timeout` and container runtimes send SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -81,6 +83,13 @@ def run(app: typer.Typer) -> None:
             message, code = f"{where}{error.strerror or error}", OutputError.exit_code
         print(f"error: {printable(message)}", file=sys.stderr)
         sys.exit(code)
+
+
+def _show_log() -> None:
+    """Print what rszoo logs, except for debugging, on stderr: facts by the first process of a job alone."""
+    log = logging.getLogger("rszoo")
+    log.setLevel(logging.INFO if is_first_process() else logging.WARNING)
+    log.addHandler(logging.StreamHandler())
 
 
 def load_frameworks(*frameworks: Framework | Literal["tensorflow"]) -> None:
