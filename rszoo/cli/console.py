@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -68,11 +68,11 @@ def new_app(help_text: str) -> typer.Typer:
 def run(app: typer.Typer) -> None:
     """Run an application; end with its exit code, without a traceback for errors that a user or file can cause."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    _show_log()
     # As an exception, so that temporary folders are deleted: `timeout` and container runtimes send SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        app()
+        with _shown_log():
+            app()
     except (RszooError, OSError) as error:
         if os.environ.get("RSZOO_DEBUG") == "1":
             raise
@@ -85,11 +85,18 @@ def run(app: typer.Typer) -> None:
         sys.exit(code)
 
 
-def _show_log() -> None:
+@contextmanager
+def _shown_log() -> Iterator[None]:
     """Print what rszoo logs, except for debugging, on stderr: facts by the first process of a job alone."""
-    log = logging.getLogger("rszoo")
+    log, handler = logging.getLogger("rszoo"), logging.StreamHandler()
+    level = log.level
     log.setLevel(logging.INFO if is_first_process() else logging.WARNING)
-    log.addHandler(logging.StreamHandler())
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def load_frameworks(*frameworks: Framework | Literal["tensorflow"]) -> None:

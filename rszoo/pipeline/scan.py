@@ -55,7 +55,7 @@ class Scan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
         """Return one line for people."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from rszoo.disk.paths import expand_user
-from rszoo.errors import UsageError, nearest
+from rszoo.errors import UsageError, nearest, summarize
 from rszoo.pipeline.scan import Scan
 from rszoo.pipeline.tensorflow_reader import require_tensorflow
 from rszoo.refs import Folder
@@ -159,9 +159,16 @@ def open_source(data: str, split: Split, *, cache: str | Path | None = None) -> 
         return _open_digits(split)
     root = data.rstrip("/") if "://" in data else str(expand_user(data))
     source = _open_folder(data, root, split, None if cache is None else expand_user(cache))
-    level = logging.WARNING if source.scan.is_doubtful else logging.INFO
-    log.log(level, "%s", printable(f"{source.title}, {split}: {source.scan}"))
+    _say(source)
     return source
+
+
+def _say(source: Source) -> None:
+    """Log what was taken of a folder and what was left: as a warning if the user may not know of it."""
+    names = source.class_names
+    classes = "" if names is None else f", {len(names)} classes ({summarize(names)})"
+    level = logging.WARNING if source.scan.is_doubtful else logging.INFO
+    log.log(level, "%s", printable(f"{source.title}, {source.split}{classes}: {source.scan}"))
 
 
 @functools.cache
