@@ -126,10 +126,12 @@ def test_what_systems_put_into_folders_is_neither_class_nor_image(tmp_path):
         make(folder, *(f"{split}/{name}/x.jpg" for name in (*system, ".ipynb_checkpoints", "cat", "dog")))
         make(folder, *(f"{split}/cat/{name}" for name in ("Thumbs.db", "desktop.ini", "._x.jpg", "@eaDir/x.jpg/T.jpg")))
         make(folder, f"{split}/dog/__MACOSX/._x.jpg")
+    make(folder, "__MACOSX/train/._x.jpg", "labels.csv", "x.jpg")
     for split in ("train", "validation"):
         classes, names, facts = scan(folder, split)
         assert (classes, names) == (("cat", "dog"), ("cat/x.jpg", "dog/x.jpg"))
-        assert facts == {"taken": {".jpg": 2}, "left": {"of the system": len(system) + 4, "hidden": 2}}
+        left = {"of the system": len(system) + 5, "hidden": 2, ".csv": 1, "images outside of class folders": 1}
+        assert facts == {"taken": {".jpg": 2}, "left": left}
 
 
 @pytest.mark.parametrize(
@@ -320,19 +322,20 @@ def test_the_command_prints_what_was_taken_and_left(tmp_path):
     folder = tmp_path / "pets"
     for number in range(10):
         make(folder, f"a/{number}.jfif", f"b/{number}.jpe", content=encode(piece(number), "JPEG"))
-    make(folder, "a/note.txt", "a/c.cr2")
+    make(folder, "a/note.txt")
     done = call("rszoo", "tfrecords", folder, tmp_path / "out", "--json")
     scans = json.loads(done.stdout)["scans"]
     assert {split: facts["taken"] for split, facts in scans.items()} == {
         "train": {".jfif": 9, ".jpe": 9},
         "validation": {".jfif": 1, ".jpe": 1},
     }
-    assert {split: facts["left"] for split, facts in scans.items()} == {key: {".cr2": 1, ".txt": 1} for key in scans}
+    assert {split: facts["left"] for split, facts in scans.items()} == {key: {".txt": 1} for key in scans}
+    # Not only as a warning: also what nobody needs to be warned of is printed.
     assert done.stderr.splitlines()[-2:] == [
-        "pets, train, 2 classes (a, b): took 18 files (9 .jfif, 9 .jpe) (2 more are in the other split); left 2 files "
-        "(1 .cr2, 1 .txt)",
-        "pets, validation, 2 classes (a, b): took 2 files (1 .jfif, 1 .jpe) (18 more are in the other split); left 2 "
-        "files (1 .cr2, 1 .txt)",
+        "pets, train, 2 classes (a, b): took 18 files (9 .jfif, 9 .jpe) (2 more are in the other split); left 1 file "
+        "(1 .txt)",
+        "pets, validation, 2 classes (a, b): took 2 files (1 .jfif, 1 .jpe) (18 more are in the other split); left 1 "
+        "file (1 .txt)",
     ]
 
 

@@ -90,7 +90,8 @@ def _shown_log() -> Iterator[None]:
     """Print what rszoo logs, except for debugging, on stderr: facts by the first process of a job alone."""
     log, handler = logging.getLogger("rszoo"), logging.StreamHandler()
     level = log.level
-    log.setLevel(logging.INFO if is_first_process() else logging.WARNING)
+    log.setLevel(min(log.getEffectiveLevel(), logging.INFO))
+    handler.setLevel(logging.INFO if is_first_process() else logging.WARNING)
     log.addHandler(handler)
     try:
         yield

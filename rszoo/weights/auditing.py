@@ -1,0 +1,43 @@
+"""A model folder that came from elsewhere, held against what it says of itself, before anything relies on it."""
+
+from __future__ import annotations
+
+from rszoo.errors import WeightsError
+from rszoo.folder.model_folder import (
+    CONVERSION,
+    RAW_CONVERSION,
+    RAW_WEIGHTS,
+    ModelFolder,
+    find_damage,
+    sha256_of,
+)
+from rszoo.folder.records import read_conversion
+from rszoo.weights.mapping import check_header
+
+
+def audit_folder(folder: ModelFolder) -> None:
+    """Check that the weights are of the folder's architecture, and that weights and config are as its account says.
+
+    The account is optional: timm's repositories have none.
+
+    Raises:
+        WeightsError: the weights are missing, damaged, or of another architecture; or the account is of other files.
+        ConfigError: the account is damaged.
+        NewerFormatError: a newer rszoo wrote it.
+    """
+    check_header(folder.weights_path, folder.config.arch)
+    problem = _find_raw_damage(folder) if folder.weights_file == RAW_WEIGHTS else _find_damage(folder)
+    if problem is not None:
+        raise WeightsError(f"{folder.path} is not what its account says: {problem}")
+
+
+def _find_damage(folder: ModelFolder) -> str | None:
+    return find_damage(folder.path) if (folder.path / CONVERSION).is_file() else None
+
+
+def _find_raw_damage(folder: ModelFolder) -> str | None:
+    """Return what is wrong with plain weights beside averaged ones, which share the config of these."""
+    if not (folder.path / RAW_CONVERSION).is_file():
+        return None
+    found, recorded = sha256_of(folder.weights_path), read_conversion(folder.path, RAW_CONVERSION).sha256
+    return None if found == recorded else f"{RAW_WEIGHTS} has SHA-256 {found}, but {RAW_CONVERSION} recorded {recorded}"
