@@ -85,10 +85,10 @@ def convert_into(
     with open_accounted(open_files, folder, weights) as (files, account):
         config = _describe(account, entry, identity)
         tensors = TensorSource(account.mapped, lambda spec: account.read(files.reader, spec))
-        sha256 = write_weights(folder, config, tensors, {"source": files.source, **files.content_hash()})
+        written = write_weights(folder, config, tensors, {"source": files.source, **files.content_hash()})
         checks = [*files.integrity_checks(), *_CHECKS]
         provenance = Provenance(account.format.name, _source_facts(files, account), account.skipped, checks)
-        return write_records(folder, config, tensors.names, provenance, weights_sha256=sha256)
+        return write_records(folder, config, tensors.names, provenance, written)
 
 
 @contextmanager

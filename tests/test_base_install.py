@@ -82,7 +82,7 @@ def test_it_converts_verifies_and_shows_what_it_would_push(base: BaseInstall) ->
     base.run("rszoo", *pushed, code=1, hint="could compare these weights with no other implementation")
     assert "model.safetensors" in base.run("rszoo", *pushed, "--force", hint="pushed with --force")
     code = "import rszoo; print(len(rszoo.load_weights('resnet-rs-demo')))"
-    assert base.run("python", "-c", code) == "194\n"
+    assert base.run("python", "-c", code) == "226\n"
 
 
 def test_each_command_starts(base: BaseInstall) -> None:

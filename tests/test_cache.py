@@ -213,7 +213,7 @@ def test_prefetch_fills_another_folder_that_is_a_cache(cache, tmp_path, monkeypa
 def test_temporary_folder_of_the_system_is_not_used(cache, monkeypatch):
     monkeypatch.setenv("TMPDIR", "/nonexistent")
     monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
-    assert len(load_weights("resnet-rs-demo")) == 194
+    assert load_weights("resnet-rs-demo").count == 194
 
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
@@ -252,7 +252,7 @@ def test_the_cache_of_another_user_is_read_and_left_alone(monkeypatch):
         monkeypatch.setenv("RSZOO_CACHE", cache)
         folder = fill_cache(DEMO).path
         before = everything(Path(cache))
-        found = as_another_user(lambda: f"{find_folder('resnet-rs-demo').path} {len(load_weights('resnet-rs-demo'))}")
+        found = as_another_user(lambda: f"{find_folder('resnet-rs-demo').path} {load_weights('resnet-rs-demo').count}")
         assert found == f"{folder} 194"
         refused = as_another_user(lambda: str(fill_cache(DEMO, "raw").path))
         assert refused.startswith("OutputError: resnet-rs-demo is not in the cache")

@@ -26,7 +26,7 @@ from converters.read.source import find_entry, open_known
 from converters.tensorbundle.bundle import Bundle, write_bundle
 from converters.write_back import write_checkpoint
 from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
-from rszoo.arch.names import to_torch_layout, torch_name
+from rszoo.arch.names import counter_names, to_torch_layout, torch_name
 from rszoo.arch.walk import iter_tensors
 from rszoo.disk.safetensors_writer import SafetensorsWriter
 from rszoo.errors import (
@@ -79,7 +79,10 @@ def test_every_tensor_is_the_checkpoints_bit_for_bit(tiny_checkpoint, tmp_path, 
     for spec, name in zip(SPECS, tf1_names(SPECS), strict=True):
         expected = to_torch_layout(spec.kind, tiny_checkpoint.values[name + suffix])
         np.testing.assert_array_equal(converted[torch_name(spec)].view(np.int32), expected.view(np.int32))
-    assert len(converted) == len(SPECS) == len(report["mapped"])
+    counts = set(counter_names(SPECS))
+    assert set(converted) - counts == set(map(torch_name, SPECS))
+    assert {int(converted[name]) for name in counts} == {0}
+    assert len(SPECS) == len(report["mapped"]) == report["result"]["tensors"] == converted.count
 
 
 def test_account_covers_every_variable_once(tiny_checkpoint, tmp_path):
@@ -245,7 +248,7 @@ def test_registered_name_is_not_shadowed_by_a_former_result(tmp_path, monkeypatc
     convert("resnet-rs-demo", "resnet-rs-demo")
     convert("resnet-rs-demo", "resnet-rs-demo", overwrite=True)
     assert check_source(read_folder("resnet-rs-demo"), None).status == "passed"
-    assert len(rszoo.load_weights("./resnet-rs-demo")) == 194
+    assert rszoo.load_weights("./resnet-rs-demo").count == 194
 
 
 def test_an_archive_of_another_hash_than_the_manifests_is_refused(tmp_path):
@@ -360,16 +363,17 @@ def test_read_only_place_is_named(tmp_path):
 
 @pytest.mark.parametrize("corrupt", ["value", "header"])
 def test_a_file_that_reads_back_differently_is_never_published(tmp_path, monkeypatch, corrupt):
-    write = SafetensorsWriter.write
+    seal = SafetensorsWriter.seal
 
-    def write_and_corrupt(self, tensors):
-        write(self, tensors)
+    def seal_and_corrupt(self):
+        sealed = seal(self)
         path = next(tmp_path.rglob("model.safetensors"))
         data = bytearray(path.read_bytes())
         data[-7 if corrupt == "value" else 20] ^= 1
         path.write_bytes(data)
+        return sealed
 
-    monkeypatch.setattr(SafetensorsWriter, "write", write_and_corrupt)
+    monkeypatch.setattr(SafetensorsWriter, "seal", seal_and_corrupt)
     with pytest.raises(OutputError, match=r"read back|reads back"):
         convert("resnet-rs-demo", tmp_path / "m")
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ import torch
 
 import rszoo
 from rszoo.arch.config import ArchConfig
-from rszoo.arch.names import keras_name, to_tf_layout, torch_name
+from rszoo.arch.names import counter_names, keras_name, to_tf_layout, torch_name
 from rszoo.arch.walk import Initial, iter_tensors
 from rszoo.errors import (
     ConfigError,
@@ -428,7 +428,8 @@ def test_keras_policy_is_restored_when_building_fails(tiny_folder, monkeypatch):
 
 def test_weights_are_lazy_and_a_mapping(tiny_folder):
     with rszoo.load_weights(tiny_folder.path) as weights:
-        assert list(weights) == [torch_name(spec) for spec in iter_tensors(TINY)]
+        specs = list(iter_tensors(TINY))
+        assert list(weights) == [*counter_names(specs), *map(torch_name, specs)]
         assert weights.shape("conv1.0.weight") == (4, 3, 3, 3)
         assert weights["conv1.0.weight"].shape == (4, 3, 3, 3)
         assert "nothing" not in weights

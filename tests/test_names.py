@@ -166,7 +166,7 @@ def test_a_registered_name_wins_over_a_folder_and_a_warning_says_so_once(place, 
     assert rszoo.create(f"./{DEMO}").origin.title == "Mine"
     assert rszoo.create(Path(DEMO)).origin.title == "Mine"
     assert rszoo.create("mine").origin.title == DEMO
-    cached, mine = len(rszoo.load_weights(DEMO)), len(rszoo.load_weights(f"./{DEMO}"))
+    cached, mine = rszoo.load_weights(DEMO).count, rszoo.load_weights(f"./{DEMO}").count
     assert cached == 194 != mine
     sizes = [rszoo.preprocess("photo.png", name).shape[1] for name in (DEMO, f"./{DEMO}")]
     assert sizes == [get_entry(DEMO).image_size, 32]

@@ -24,7 +24,7 @@ from rszoo.arch.names import to_torch_layout, torch_name
 from rszoo.arch.walk import Kind, TensorSpec, iter_tensors
 from rszoo.folder.model_folder import ModelFolder, read_folder
 from rszoo.models import keras_resnet_rs, torch_resnet_rs
-from rszoo.models.factory import keras_weights
+from rszoo.models.adapt import keras_weights
 from rszoo.verify import stages as parity
 from rszoo.verify import tf1_graph
 from tests.tf1 import TINY, write_checkpoint

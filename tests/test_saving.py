@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 import subprocess
@@ -17,7 +18,7 @@ from torch.nn.utils import parametrize, prune
 
 import rszoo
 from rszoo.arch.config import ArchConfig
-from rszoo.arch.names import keras_name, to_torch_layout, torch_name
+from rszoo.arch.names import counter_names, is_counter, keras_name, to_torch_layout, torch_name
 from rszoo.arch.walk import Kind, iter_tensors
 from rszoo.disk.safetensors_writer import SafetensorsWriter
 from rszoo.errors import OutputError, UsageError
@@ -26,6 +27,7 @@ from rszoo.folder.model_folder import find_damage, read_folder
 from rszoo.models.saving import save
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.verify.checks import verify
+from rszoo.verify.given import check_golden, check_source
 from tests.tf1 import TINY
 
 IMAGES = np.random.default_rng(1).standard_normal((2, 64, 75, 3)).astype(np.float32)
@@ -76,7 +78,8 @@ def put(model, values: dict[str, np.ndarray]) -> None:
 
 def stored_values(folder) -> dict[str, np.ndarray]:
     with safe_open(folder.weights_path, framework="numpy") as opened:
-        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+        names = [name for name in opened.keys() if not is_counter(name)]  # noqa: SIM118 - no mapping
+        return {name: opened.get_tensor(name) for name in names}
 
 
 @pytest.mark.parametrize("framework", ["torch", "keras"])
@@ -85,7 +88,7 @@ def test_a_saved_model_comes_back_bit_by_bit(tiny_folder, framework, tmp_path):
     folder = save(model, tmp_path / "new" / "mine")
     stored, values = stored_values(folder), values_of(model)
     original = rszoo.load_weights(tiny_folder.path)
-    assert stored.keys() == values.keys() == set(original)
+    assert stored.keys() == values.keys() == set(filter(lambda name: not is_counter(name), original))
     for name, array in values.items():
         assert stored[name].dtype == np.float32
         np.testing.assert_array_equal(stored[name], array, err_msg=name)
@@ -115,11 +118,41 @@ def test_the_folder_says_what_it_is(tiny_folder, framework, tmp_path):
     counters = [name for group in account["skipped"].values() for name in group]
     assert sorted(counters) == sorted(key for key in getattr(model, "state_dict", dict)() if key.endswith("_tracked"))
     assert account["parameters"] == sum(spec.size for spec in iter_tensors(TINY) if spec.kind.trainable)
-    # The walk's order in the file, and the same bytes each time.
-    assert list(rszoo.load_weights(folder.path)) == names
+    # Counts of batches, then the walk's order in the file, and the same bytes each time.
+    assert list(rszoo.load_weights(folder.path)) == [*counter_names(iter_tensors(TINY)), *names]
     twin = save(model, tmp_path / "twin", labels=list("abcdefg"))
     for file in ("config.json", "conversion.json", "model.safetensors"):
         assert (twin.path / file).read_bytes() == (folder.path / file).read_bytes()
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_an_untouched_model_stays_what_it_is(verified, framework, tmp_path):
+    for weights, source in verified.items():
+        model, origin = rszoo.create(source, framework=framework), read_folder(source).config
+        folder = save(model, tmp_path / weights)
+        assert folder.config == origin
+        assert (origin.title, origin.pair, origin.weights) == ("resnet-rs-demo", "resnet-rs-demo", weights)
+        assert find_damage(folder.path) is None
+        # What is said of the images or classes is not the pair's; the weights are still the published ones.
+        named = save(model, tmp_path / f"{weights}-named", title="Mine", labels=list("abcdefghij")).config
+        assert (named.title, named.pair, named.weights) == ("Mine", None, weights)
+    model.preprocessing = SETTINGS
+    assert save(model, tmp_path / "other").config.pair is None
+    # One bit of one tensor, or a number of the architecture, and it is another model.
+    values = values_of(model)
+    values["layer2.0.bn1.bias"][0] = np.nextafter(values["layer2.0.bn1.bias"][0].astype(np.float32), np.float32(9))
+    put(model, values)
+    config = save(model, tmp_path / "changed").config
+    assert (config.title, config.pair, config.weights) == ("resnet-rs-demo, trained further", None, "trained")
+    model = rszoo.create(verified["ema"], framework=framework)
+    model.config = dataclasses.replace(model.config, dropout_rate=0.5)
+    assert save(model, tmp_path / "dropout").config.weights == "trained"
+
+
+def test_an_untouched_model_can_be_verified_like_the_folder_that_it_came_from(verified, tmp_path):
+    folder = save(rszoo.create(verified["ema"]), tmp_path / "mine")
+    assert check_source(folder, None).status == "passed"
+    assert check_golden(folder, None).status == "not run"
 
 
 def test_a_trained_network_passes_verification(tiny_folder, tmp_path):

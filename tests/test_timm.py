@@ -105,3 +105,40 @@ def test_rszoo_loads_what_timm_pushes(hub, images, tmp_path):
         assert model.preprocessing.image_size == 96
         assert model.origin.labels == ("a", "b", "c", "d", "e")
     assert read_folder(tmp_path / "timm").config.arch.blocks == (1, 1, 2, 1)
+
+
+_TRANSFORMERS = """
+import json, sys, numpy as np, torch, transformers
+folder, out, classes = sys.argv[1], sys.argv[2], int(sys.argv[3])
+mine = {} if classes == 7 else {"id2label": {i: f"kind {i}" for i in range(classes)}, "num_labels": classes}
+load = transformers.AutoModelForImageClassification.from_pretrained
+model, report = load(folder, ignore_mismatched_sizes=True, output_loading_info=True, **mine)
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter.add_(0.001)
+model.save_pretrained(out)
+with torch.no_grad():
+    np.save(sys.argv[5], model.eval()(torch.from_numpy(np.load(sys.argv[4]))).logits.numpy())
+print(json.dumps({"missing": sorted(report["missing_keys"]), "unexpected": sorted(report["unexpected_keys"])}))
+print(json.dumps(list(transformers.AutoConfig.from_pretrained(out).id2label.values())))
+"""
+
+
+@pytest.mark.parametrize("classes", [7, 5])
+def test_transformers_trains_saves_and_loads_with_its_users_labels(images, tmp_path, classes):
+    if subprocess.run([PYTHON, "-c", "import transformers"], capture_output=True, cwd="/").returncode:
+        pytest.skip(f"{PYTHON} has no transformers")
+    ours, theirs = [f"class {number}" for number in range(7)], [f"kind {number}" for number in range(5)]
+    model = rszoo.create(ArchConfig((1, 1, 2, 1), num_classes=7))
+    model.preprocessing = Preprocessing(96)
+    folder = rszoo.save(model, tmp_path / "model", title="mine", labels=ours)
+    words = str(folder.path), str(tmp_path / "out"), str(classes), str(images), str(tmp_path / "out.npy")
+    report, labels = map(json.loads, timm_run(_TRANSFORMERS, *words, HF_HUB_OFFLINE="1").splitlines()[-2:])
+    # Not one batch normalization is new to it.
+    assert report == {"missing": [], "unexpected": []}
+    assert labels == (ours if classes == 7 else theirs)
+    loaded = rszoo.create(tmp_path / "out")
+    assert (loaded.origin.title, loaded.num_classes) == ("changed since, from mine", classes)
+    assert list(loaded.origin.labels) == labels
+    with torch.no_grad():
+        np.testing.assert_array_equal(loaded(torch.from_numpy(np.load(images))).numpy(), np.load(tmp_path / "out.npy"))

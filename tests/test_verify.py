@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -154,7 +155,9 @@ def test_a_source_that_cannot_be_used_is_refused_and_nothing_is_written(checked,
         with pytest.MonkeyPatch.context() as patched:
             patched.setenv("RSZOO_OFFLINE", "1")
             refuse(checked, code, "--ckpt", source)
-    trained = rszoo.save(rszoo.create(checked.path), tmp_path / "trained", title="mine")
+    model = rszoo.create(checked.path)
+    torch.nn.init.ones_(model.fc.bias)
+    trained = rszoo.save(model, tmp_path / "trained")
     with pytest.raises(UsageError, match="were trained, and no checkpoint has them; leave it out"):
         rszoo.verify_model(trained, source="resnet-rs-demo")
     assert not (trained.path / "verification.json").exists()

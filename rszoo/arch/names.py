@@ -7,7 +7,8 @@ checkpoint calls its variables is the format's, see `converters.formats`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -46,6 +47,7 @@ _TORCH_PARAMETER = {
 # HWIO -> OIHW and (in, out) -> (out, in). Everything else is a vector and does not change.
 _TO_TORCH_AXES = {Kind.CONV_KERNEL: (3, 2, 0, 1), Kind.DENSE_KERNEL: (1, 0)}
 _TO_TF_AXES = {Kind.CONV_KERNEL: (2, 3, 1, 0), Kind.DENSE_KERNEL: (1, 0)}
+_COUNTER = ".num_batches_tracked"
 _BLOCK_KEY = re.compile(r"layer([1-4])\.([0-9]{1,6})\.")
 
 
@@ -73,18 +75,43 @@ def keras_names(torch_names: Iterable[str]) -> dict[str, tuple[str, Kind]]:
         ConfigError: there are more blocks than any network can have.
     """
     keys = list(torch_names)
-    found = [match for key in keys if (match := _BLOCK_KEY.match(key))]
-    first, second, third, fourth = (
-        max((int(match[2]) + 1 for match in found if match[1] == stage), default=1) for stage in "1234"
-    )
-    arch = ArchConfig((first, second, third, fourth), stem="classic" if "conv1.weight" in keys else "deep")
+    arch = ArchConfig(_count_blocks(keys), stem="classic" if "conv1.weight" in keys else "deep")
     known = {torch_name(spec): spec for spec in iter_tensors(arch)}
     return {key: ("/".join(keras_name(known[key])), known[key].kind) for key in keys if key in known}
 
 
+def infer_arch(known: ArchConfig, shapes: Mapping[str, tuple[int, ...]]) -> ArchConfig:
+    """Return `known` with the blocks, classes and input channels of tensors, given their shapes by PyTorch key.
+
+    Raises:
+        ConfigError: no network has such tensors.
+    """
+    stem, head = shapes.get(torch_name(next(iter_tensors(known))), ()), shapes.get("fc.weight", ())
+    return replace(
+        known,
+        blocks=_count_blocks(shapes),
+        num_classes=head[0] if len(head) == 2 else known.num_classes,
+        in_chans=stem[1] if len(stem) == 4 else known.in_chans,
+    )
+
+
+def _count_blocks(torch_names: Iterable[str]) -> tuple[int, int, int, int]:
+    found = [match for key in torch_names if (match := _BLOCK_KEY.match(key))]
+    first, second, third, fourth = (
+        max((int(match[2]) + 1 for match in found if match[1] == stage), default=1) for stage in "1234"
+    )
+    return first, second, third, fourth
+
+
 def is_counter(torch_key: str) -> bool:
     """Whether a PyTorch key is a batch normalization's batch count: not a weight, and not in any checkpoint."""
-    return torch_key.endswith(".num_batches_tracked")
+    return torch_key.endswith(_COUNTER)
+
+
+def counter_names(specs: Iterable[TensorSpec]) -> list[str]:
+    """Return the PyTorch keys of the batch counts that belong to the batch normalizations among the specs."""
+    gammas = (torch_name(spec) for spec in specs if spec.kind is Kind.GAMMA)
+    return [f"{name.removesuffix('.weight')}{_COUNTER}" for name in gammas]
 
 
 def torch_shape(spec: TensorSpec) -> tuple[int, ...]:

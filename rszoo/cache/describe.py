@@ -78,6 +78,6 @@ def _describe_folder(folder: ModelFolder) -> dict[str, Any]:
             "arch": config.arch.to_dict(),
             "preprocessing": dataclasses.asdict(config.preprocessing),
             "parameters": count_parameters(config.arch),
-            "tensors": len(weights),
+            "tensors": weights.count,
             "metadata": weights.metadata,
         }

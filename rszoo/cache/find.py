@@ -20,6 +20,7 @@ from rszoo.refs import Checkpoint, Folder, Hub, Ref, Registered, Url, parse_ref
 from rszoo.registry.entry import PretrainedEntry
 from rszoo.registry.lookup import lookup
 from rszoo.registry.manifest import get_entry
+from rszoo.weights.belonging import settle
 
 #: What a ref stands for. The `config.json` of a folder or a model on the Hub was read.
 Found = PretrainedEntry | ModelFolder | HubModel
@@ -68,7 +69,7 @@ def find_folder(model: ModelLike) -> ModelFolder:
     if isinstance(found, HubModel):
         return found.fetch_weights()
     if cached := find_cached(found):
-        return cached
+        return settle(cached)
     pinned = find_pinned(found)
     return fill_cache(found) if pinned is None else pinned.fetch_weights(found.converted.sha256)
 
@@ -144,9 +145,9 @@ def _find(ref: Ref) -> Found:
         if entry is None and not os.path.isdir(ref.name):
             # It raises, and names the nearest.
             return get_entry(ref.name)
-        return entry or read_folder(ref.name)
+        return entry or settle(read_folder(ref.name))
     if isinstance(ref, Checkpoint) and not Path(ref.path).is_dir():
         raise UnknownModelError(
             f"{ref} is a file, not a model; convert an archive with `rszoo-convert --ckpt {ref}`, or give a folder"
         )
-    return read_folder(ref.path)
+    return settle(read_folder(ref.path))

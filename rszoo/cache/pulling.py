@@ -10,10 +10,11 @@ from pathlib import Path
 from rszoo.cache.find import ModelLike, find_remote
 from rszoo.disk.paths import expand_user
 from rszoo.errors import NetworkError, WeightsError
-from rszoo.folder.model_folder import read_folder
+from rszoo.folder.model_folder import ModelFolder
 from rszoo.folder.writing import staged_model_folder
-from rszoo.hub.pull import HubModel, copy_model, fetch_records
+from rszoo.hub.pull import HubModel, copy_model, fetch_records, open_remote
 from rszoo.weights.auditing import audit_folder
+from rszoo.weights.belonging import settle_config
 from rszoo.weights.mapping import Weights, check_header
 
 
@@ -58,10 +59,12 @@ def pull_model(model: ModelLike, output: str | os.PathLike[str] | None = None, *
 
 
 def _check_header(found: HubModel) -> None:
-    """Hold the header of the weights, in the cache or on the Hub, against the config."""
+    """Look at the header of weights that are not in the cache: whether a model can be made of them."""
+    if (found.folder / found.address.file).is_file():
+        return
     # If ranges cannot be fetched, the whole file may.
-    with suppress(NetworkError), Weights(found.open_weights(())) as weights:
-        check_header(weights, found.config.arch)
+    with suppress(NetworkError), Weights(open_remote(found.address)) as weights:
+        check_header(weights, settle_config(found.config, weights, weights.known_digest, lambda: None).arch)
 
 
 def _fetch(found: HubModel) -> Path:
@@ -72,8 +75,9 @@ def _fetch(found: HubModel) -> Path:
 
 
 def _copy(found: HubModel, path: Path, overwrite: bool) -> Path:
-    with staged_model_folder(path, overwrite=overwrite) as folder:
-        check_header(found.fetch_weights().weights_path, found.config.arch)
-        copy_model(found, folder)
-        audit_folder(read_folder(folder))
+    with staged_model_folder(path, overwrite=overwrite) as copied:
+        folder = found.fetch_weights()
+        check_header(folder.weights_path, folder.config.arch)
+        copy_model(found, copied)
+        audit_folder(ModelFolder(copied, folder.config))
     return path

@@ -11,13 +11,14 @@ from rszoo.errors import SourceNotFoundError, UsageError, nearest
 from rszoo.hub.pull import open_hub_file
 from rszoo.refs import Checkpoint, Hub, Url
 from rszoo.weights.mapping import Layout, Weights
+from rszoo.weights.tensor_file import LocalFile
 from rszoo.weights.values import import_torch
 
 if TYPE_CHECKING:
     from rszoo.weights.remote_file import RemoteFile
 
 
-def load_weights(model: ModelLike, framework: Layout = "numpy") -> Weights:
+def load_weights(model: ModelLike, framework: Layout = "numpy", *, mmap: bool = False, check: bool = True) -> Weights:
     """Open the weights of a model, reading nothing but the header.
 
     Args:
@@ -25,6 +26,8 @@ def load_weights(model: ModelLike, framework: Layout = "numpy") -> Weights:
             file or folder, `hf-hub:OWNER/NAME`, or what any of these was found to be. From a URL, or the Hub unless
             the model is in its cache, only the requested ranges are fetched.
         framework: "numpy", "torch" or "keras", whose names, layout and tensors the mapping has. See `Weights`.
+        mmap: let tensors of a file on this machine be views of it, as `rszoo.create` does with `mmap=True`.
+        check: compare each tensor that is read as a whole with its checksum, where the file has checksums.
 
     Raises:
         UnknownModelError, SourceNotFoundError: there is no such model or folder.
@@ -38,7 +41,8 @@ def load_weights(model: ModelLike, framework: Layout = "numpy") -> Weights:
         raise UsageError(f"framework must be numpy, torch or keras, received {framework!r}; try {likely[0]!r}")
     if framework == "torch":
         import_torch()
-    return Weights(_open(model), framework)
+    source = _open(model)
+    return Weights(LocalFile(source, mapped=mmap) if isinstance(source, Path) else source, framework, check=check)
 
 
 def _open(model: ModelLike) -> Path | RemoteFile:

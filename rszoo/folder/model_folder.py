@@ -21,6 +21,7 @@ from rszoo.folder.timm_config import parse_timm_config, timm_keys
 from rszoo.refs import DEFAULT_FILE
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.schema.fields import build, check_format, parse_json, plain
+from rszoo.schema.limits import check_pattern
 from rszoo.version import __version__
 
 CONFIG = "config.json"
@@ -52,8 +53,10 @@ FORMAT_VERSIONS = {CONFIG: 1, CONVERSION: 1, VERIFICATION: 1, EVALUATION: 1}
 class ModelConfig:
     """What `config.json` says: the pair's name or the architecture's label, and all that is needed to run it.
 
-    `pair` is the registry's name, or None for a network of the user's own. `rszoo_version` wrote the file, None in
-    files of 0.1.0: it is kept, since the text of a file that was read must come out the same.
+    `pair` is the registry's name, or None for a network of the user's own. `digest` names the weights that this is
+    said of (`rszoo.disk.checksums.digest`, in hex); None in older files, and where rszoo did not write the file.
+    `rszoo_version` wrote the file, None in files of 0.1.0. Both are kept as they are, since the text of a file that was
+    read must come out the same.
     """
 
     title: str
@@ -62,18 +65,23 @@ class ModelConfig:
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None
     weights: WeightKind
+    digest: str | None = None
     rszoo_version: str | None = field(default=__version__, compare=False)
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != self.arch.num_classes:
             received = f"received {len(self.labels)}"
             raise ConfigError(f"labels must be null or a list of {self.arch.num_classes} names, {received}")
+        if self.digest is not None:
+            check_pattern(self, "digest", "[0-9a-f]{64}", "64 hex digits")
 
     def to_json(self) -> str:
         """Return the text of `config.json`."""
         facts = plain(self)
         writer = facts.pop("rszoo_version")
         version = {"format_version": FORMAT_VERSIONS[CONFIG]} | ({} if writer is None else {"rszoo_version": writer})
+        if facts["digest"] is None:
+            del facts["digest"]
         # The long list last.
         facts["labels"] = facts.pop("labels")
         keys = timm_keys(self.arch, self.preprocessing, self.labels)

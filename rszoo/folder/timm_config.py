@@ -44,7 +44,6 @@ class _TimmKeys:
     global_pool: str = "avg"
     model_args: Mapping[str, Any] | None = None
     pretrained_cfg: Mapping[str, Any] | None = None
-    label_names: Any = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,6 @@ class _TimmSettings:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     num_classes: int = 1000
-    label_names: Any = None
 
 
 def timm_keys(arch: ArchConfig, preprocessing: Preprocessing, labels: tuple[str, ...] | None) -> dict[str, Any]:
@@ -87,8 +85,20 @@ def timm_keys(arch: ArchConfig, preprocessing: Preprocessing, labels: tuple[str,
     if arch.depth is None:
         keys["model_args"] = {"layers": list(arch.blocks)}
     if labels is not None:
-        keys["label_names"] = list(labels)
+        # timm reads them here as well as at the top level, where `transformers` would keep them, whatever labels its
+        # user gives. It reads and writes `id2label`.
+        keys["pretrained_cfg"]["label_names"] = list(labels)
+        keys["id2label"] = {str(index): label for index, label in enumerate(labels)}
     return keys
+
+
+def read_labels(keys: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the labels at the top level of a `config.json`, as `transformers` or timm write them; None without any."""
+    by_index = keys.get("id2label")
+    if isinstance(by_index, Mapping) and set(by_index) == set(map(str, range(len(by_index)))):
+        return tuple(str(by_index[str(index)]) for index in range(len(by_index)))
+    names = keys.get("label_names")
+    return tuple(map(str, names)) if isinstance(names, list) else None
 
 
 def timm_lineage(repo: str) -> str | None:
@@ -128,6 +138,5 @@ def parse_timm_config(keys: Mapping[str, Any]) -> tuple[ArchConfig, Preprocessin
     classes = top.num_classes if top.num_classes is not None else settings.num_classes
     arch = ArchConfig(blocks, arguments.get("num_classes", classes), arguments.get("in_chans", channels))
     preprocessing = Preprocessing(height, mean=settings.mean, std=settings.std)
-    labels = top.label_names or settings.label_names
-    named = isinstance(labels, list) and len(labels) == arch.num_classes
-    return arch, preprocessing, tuple(map(str, labels)) if named else None
+    labels = read_labels(keys) or read_labels(cfg)
+    return arch, preprocessing, labels if labels is not None and len(labels) == arch.num_classes else None

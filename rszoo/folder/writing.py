@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rszoo.arch.audit import same_bits
-from rszoo.arch.names import torch_name, torch_shape
+from rszoo.arch.names import counter_names, torch_name, torch_shape
 from rszoo.arch.walk import TensorSpec, count_parameters
+from rszoo.disk.checksums import DIGEST
 from rszoo.disk.paths import expand_user
 from rszoo.disk.safetensors_writer import SafetensorsWriter
 from rszoo.disk.staging import staged_folder, sync_file
@@ -60,6 +61,14 @@ class TensorSource:
 
 
 @dataclass(frozen=True)
+class Written:
+    """What was written: the file's SHA-256, in hex, and the digest of its tensors (`rszoo.disk.checksums`)."""
+
+    sha256: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Provenance:
     """What `conversion.json` says of where the weights come from.
 
@@ -87,11 +96,12 @@ def is_model_folder(path: Path) -> bool:
     return {CONFIG, CONVERSION} <= names <= {CONFIG, CONVERSION, WEIGHTS, VERIFICATION, EVALUATION}
 
 
-def write_weights(folder: Path, config: ModelConfig, tensors: TensorSource, origin: Mapping[str, str]) -> str:
-    """Write `model.safetensors` into a folder, compare what was written, and return its SHA-256 in hex.
+def write_weights(folder: Path, config: ModelConfig, tensors: TensorSource, origin: Mapping[str, str]) -> Written:
+    """Write `model.safetensors` into a folder, compare what was written, and return its hashes.
 
     `origin`: metadata that say where the values come from. Nothing else in the file depends on the machine, the folder
-    or the time.
+    or the time. It also has the checksum of each tensor, and PyTorch's counts of batches, all 0: without them
+    `transformers` takes every batch normalization for new.
 
     Raises:
         OutputError: the file reads back with other names or values.
@@ -104,22 +114,23 @@ def write_weights(folder: Path, config: ModelConfig, tensors: TensorSource, orig
         "converter": f"rszoo {__version__}",
         **origin,
     }
-    _fill(path, tensors, metadata)
+    metadata = _fill(path, tensors, metadata)
     with ThreadPoolExecutor(2) as pool:
         written = pool.submit(sync_file, path)
         sha256 = pool.submit(sha256_of, path)
         _compare_reread(path, tensors, metadata)
     written.result()
-    return sha256.result()
+    return Written(sha256.result(), metadata[DIGEST])
 
 
 def write_records(
-    folder: Path, config: ModelConfig, names: Mapping[TensorSpec, str], provenance: Provenance, *, weights_sha256: str
+    folder: Path, config: ModelConfig, names: Mapping[TensorSpec, str], provenance: Provenance, written: Written
 ) -> dict[str, Any]:
     """Write `config.json` and `conversion.json` beside the weights, and return the account, which the latter has.
 
-    `names`: those of the `TensorSource`.
+    `names`: those of the `TensorSource`. `written`: the weights that both are of.
     """
+    text = replace(config, digest=written.digest).to_json()
     account = {
         "format_version": FORMAT_VERSIONS[CONVERSION],
         "converter": f"rszoo {__version__}",
@@ -131,26 +142,29 @@ def write_records(
         "source": dict(provenance.source),
         "result": {
             "file": WEIGHTS,
-            "sha256": weights_sha256,
-            "config_sha256": config_sha256(config.to_json()),
+            "sha256": written.sha256,
+            "config_sha256": config_sha256(text),
             "tensors": len(names),
         },
         "checks": list(provenance.checks),
         "mapped": {name: torch_name(spec) for spec, name in names.items()},
         "skipped": {reason: list(skipped) for reason, skipped in provenance.skipped.items()},
     }
-    (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    (folder / CONFIG).write_text(text, encoding="utf-8")
     (folder / CONVERSION).write_text(json.dumps(account, indent=1) + "\n", encoding="utf-8")
     return account
 
 
-def _fill(path: Path, tensors: TensorSource, metadata: dict[str, str]) -> None:
-    writer = SafetensorsWriter(path, [(torch_name(spec), torch_shape(spec)) for spec in tensors.names], metadata)
+def _fill(path: Path, tensors: TensorSource, metadata: dict[str, str]) -> dict[str, str]:
+    """Write the file; return its metadata, to which the checksums were added."""
+    shapes = [(torch_name(spec), torch_shape(spec)) for spec in tensors.names]
+    writer = SafetensorsWriter(path, shapes, metadata, counter_names(tensors.names))
 
     def write(group: list[TensorSpec]) -> None:
         writer.write((torch_name(spec), tensors.read(spec)) for spec in group)
 
     _for_each_group("writing", tensors, write)
+    return writer.seal()
 
 
 def _compare_reread(path: Path, tensors: TensorSource, metadata: dict[str, str]) -> None:
@@ -169,7 +183,8 @@ def _compare_reread(path: Path, tensors: TensorSource, metadata: dict[str, str])
 
     try:
         with safe_open(path, framework="numpy") as written:
-            if set(written.keys()) != set(map(torch_name, tensors.names)) or written.metadata() != metadata:
+            expected = {*map(torch_name, tensors.names), *counter_names(tensors.names)}
+            if set(written.keys()) != expected or written.metadata() != metadata:
                 raise OutputError(f"{path.name} reads back with another header than was written; is the disk failing?")
         _for_each_group("comparing", tensors, compare)
     except SafetensorError as error:

@@ -17,6 +17,7 @@ from rszoo.net.http import new_session, read_start
 from rszoo.net.urls import check_online
 from rszoo.refs import Hub
 from rszoo.version import __version__
+from rszoo.weights.belonging import settle_config
 from rszoo.weights.mapping import Weights, check_header
 
 # rszoo's keys come first in `config.json`, and this size holds them with a thousand labels; the Keras keys after them
@@ -46,6 +47,8 @@ def describe_hub_model(address: Hub) -> dict[str, Any]:
     config = as_loaded(_read_config(address), address)
     record = RAW_VERIFICATION if address.file == RAW_WEIGHTS else VERIFICATION
     with Weights(open_remote(address)) as weights:
+        # Values are not read for a description: without checksums, nothing vouches for the weights.
+        config = settle_config(config, weights, weights.known_digest, lambda: None)
         return {
             "repo": address.repo,
             "commit": info.sha,
@@ -57,7 +60,7 @@ def describe_hub_model(address: Hub) -> dict[str, Any]:
             "weights": config.weights,
             "arch": config.arch.to_dict(),
             "preprocessing": dataclasses.asdict(config.preprocessing),
-            "tensors": len(weights),
+            "tensors": weights.count,
             "bytes": weights.nbytes,
             "metadata": weights.metadata,
             "problem": _find_problem(weights, config),

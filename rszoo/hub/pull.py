@@ -6,21 +6,16 @@ one commit. A model that is named by its commit and is in the cache makes no req
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import re
 import shutil
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rszoo.arch.names import torch_name
 from rszoo.arch.walk import iter_tensors
-from rszoo.disk.paths import checked_folder
-from rszoo.disk.temporary import write_whole
 from rszoo.errors import HubError, IntegrityError, NetworkError, RszooError
 from rszoo.folder.model_folder import (
     CONFIG,
@@ -35,17 +30,19 @@ from rszoo.folder.model_folder import (
     ModelFolder,
     WeightKind,
     parse_config,
-    sha256_of,
     strip_config,
 )
 from rszoo.folder.timm_config import timm_lineage
 from rszoo.hub.address import check_endpoint
+from rszoo.hub.checked import check_file
 from rszoo.hub.failures import explained, status_of
 from rszoo.net.urls import offline_variable
 from rszoo.refs import Hub
 from rszoo.registry.entry import PretrainedEntry
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.version import __version__
+from rszoo.weights.belonging import settle
+from rszoo.weights.mapping import Weights
 
 if TYPE_CHECKING:
     from rszoo.weights.remote_file import RemoteFile
@@ -80,19 +77,30 @@ class HubModel:
             HubError, NetworkError: it is not in the cache and cannot be fetched.
             IntegrityError: the file does not have the expected hash.
         """
-        _check_weights(fetch_file(self.address, self.address.file), self.address, sha256)
-        return ModelFolder(self.folder, self.config, self.address.file)
+        check_file(fetch_file(self.address, self.address.file), self.address, sha256)
+        folder = settle(ModelFolder(self.folder, self.config, self.address.file))
+        if self.address.file != RAW_WEIGHTS:
+            return folder
+        with Weights(folder.weights_path) as weights:
+            return replace(folder, config=replace(folder.config, digest=weights.known_digest))
 
-    def open_weights(self, needed: Collection[str]) -> Path | RemoteFile:
-        """Return the weights file in the cache; or the remote file, if it is not cached and only a part is needed.
+    def open_weights(self, needed: Collection[str]) -> ModelFolder | RemoteFile:
+        """Return the folder in the cache; or the remote file, if it is not cached and only a part is needed.
+
+        A remote file is the one that the config speaks of.
 
         `needed`: tensors by state dict key. Raises as `fetch_weights`.
         """
         sizes = {torch_name(spec): spec.size for spec in iter_tensors(self.config.arch)}
         much = sum(sizes[name] for name in needed if name in sizes) > _NEARLY_WHOLE * sum(sizes.values())
         if much or offline_variable() or _cached(self.address, self.address.file):
-            return self.fetch_weights().weights_path
-        return open_remote(self.address)
+            return self.fetch_weights()
+        remote = open_remote(self.address)
+        known = Weights(remote).known_digest
+        if self.config.digest in (None, known):
+            return remote
+        remote.close()
+        return self.fetch_weights()
 
 
 def copy_model(model: HubModel, folder: Path, sha256: str | None = None) -> None:
@@ -100,10 +108,10 @@ def copy_model(model: HubModel, folder: Path, sha256: str | None = None) -> None
 
     Raises as `HubModel.fetch_weights`, and OSError if the folder cannot be written.
     """
-    raw = model.address.file == RAW_WEIGHTS
-    shutil.copyfile(model.fetch_weights(sha256).weights_path, folder / WEIGHTS)
+    raw, found = model.address.file == RAW_WEIGHTS, model.fetch_weights(sha256)
+    shutil.copyfile(found.weights_path, folder / WEIGHTS)
     config = strip_config((model.folder / CONFIG).read_text(encoding="utf-8"))
-    (folder / CONFIG).write_text(model.config.to_json() if raw else config, encoding="utf-8")
+    (folder / CONFIG).write_text(found.config.to_json() if raw else config, encoding="utf-8")
     for name, path in fetch_records(model).items():
         shutil.copyfile(path, folder / name)
 
@@ -151,7 +159,8 @@ def as_loaded(config: ModelConfig, address: Hub) -> ModelConfig:
     if lineage := timm_lineage(address.repo):
         weights: WeightKind = "ema" if lineage.startswith("Google's") else "trained"
         config = replace(config, title=f"{address.repo} ({lineage})", weights=weights)
-    return replace(config, weights="raw") if address.file == RAW_WEIGHTS else config
+    # The digest is of the other file.
+    return replace(config, weights="raw", digest=None) if address.file == RAW_WEIGHTS else config
 
 
 def find_pinned(entry: PretrainedEntry) -> HubModel | None:
@@ -183,7 +192,7 @@ def open_hub_file(address: Hub) -> Path | RemoteFile:
     if offline_variable() is None:
         address = _at_commit(address)
     if path := _cached(address, address.file):
-        _check_weights(path, address, None)
+        check_file(path, address, None)
         return path
     if offline_variable():
         return fetch_file(address, address.file)
@@ -266,30 +275,3 @@ def hub_headers() -> dict[str, str]:
 
     headers: dict[str, str] = build_hf_headers(library_name="rszoo", library_version=__version__)
     return headers
-
-
-def _check_weights(path: Path, address: Hub, expected: str | None) -> None:
-    """Compare a file of the Hub's cache with its SHA-256, once: a correct file is not checked again until it changes.
-
-    The cache names files by the SHA-256 that the Hub gives, except where the file system has no symbolic links.
-    """
-    real = path.resolve()
-    named = real.name if re.fullmatch("[0-9a-f]{64}", real.name) else None
-    expected = expected or named
-    if expected is None:
-        log.warning("%s: its SHA-256 is not known, so %s was not checked", address, path)
-        return
-    facts = real.stat()
-    stamp = f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
-    mark = checked_folder() / f"{expected}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:8]}"
-    with suppress(OSError, ValueError):
-        if mark.read_text(encoding="ascii") == stamp:
-            return
-    if (found := sha256_of(real)) != expected:
-        raise IntegrityError(
-            f"{path} is not {address.file} of {address}: its SHA-256 is {found}, expected {expected}; delete "
-            f"{real} and run the command again"
-        )
-    with suppress(OSError):
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(mark, stamp)

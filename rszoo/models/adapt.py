@@ -1,4 +1,7 @@
-"""Adapts weights to another number of classes or channels: takes a mapping, returns one that still reads lazily."""
+"""Weights as another network needs them: a mapping in, one that still reads lazily out.
+
+Another number of classes or channels, or Keras's names and layout.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.features import FeatureInfo
-from rszoo.arch.names import torch_name
+from rszoo.arch.names import keras_name, to_tf_layout, torch_name
 from rszoo.arch.walk import iter_tensors
 
 _HEAD = ("fc.weight", "fc.bias")
@@ -34,6 +39,11 @@ def adapt_weights(tensors: Mapping[str, Any], stored: ArchConfig, wanted: ArchCo
     return _Changed(tensors, changed, dropped) if changed or dropped else tensors
 
 
+def keras_weights(tensors: Mapping[str, np.ndarray], config: ArchConfig) -> Mapping[tuple[str, str], np.ndarray]:
+    """Return tensors with PyTorch's keys and layout under Keras's names and in its layout, read when asked for."""
+    return _KerasView(tensors, config)
+
+
 def needed_tensors(stored: ArchConfig, wanted: ArchConfig, features: FeatureInfo | None) -> list[str]:
     """Return the state dict keys of stored tensors that the wanted network uses; `features`: the maps it returns."""
     specs = iter_tensors(wanted) if features is None else features.iter_tensors()
@@ -57,6 +67,22 @@ class _Changed(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._base) - len(self._dropped)
+
+
+class _KerasView(Mapping[tuple[str, str], np.ndarray]):
+    def __init__(self, tensors: Mapping[str, np.ndarray], config: ArchConfig) -> None:
+        self._tensors = tensors
+        self._specs = {keras_name(spec): spec for spec in iter_tensors(config)}
+
+    def __getitem__(self, name: tuple[str, str]) -> np.ndarray:
+        spec = self._specs[name]
+        return to_tf_layout(spec.kind, self._tensors[torch_name(spec)])
+
+    def __iter__(self) -> Any:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
 
 
 def _adapt_stem(kernel_oihw: Any, in_chans: int) -> Any:

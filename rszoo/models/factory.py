@@ -1,8 +1,8 @@
 """`rszoo.create`: a name, a model folder or an architecture in, a ready PyTorch or Keras model out.
 
-With weights nothing is initialized first: PyTorch modules are built on the meta device and take tensors that map the
-file; Keras variables are created from the file's values. For another dtype or device each tensor is read, converted and
-let go of before the next.
+With weights nothing is initialized first: PyTorch modules are built on the meta device and take the tensors that were
+read; Keras variables are created from the file's values. For another dtype or device each tensor is read, converted and
+let go of before the next. Each is compared with its checksum on the way.
 """
 
 from __future__ import annotations
@@ -10,23 +10,21 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
-
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.features import FeatureInfo, choose_features
-from rszoo.arch.names import keras_name, to_tf_layout, torch_name
-from rszoo.arch.walk import iter_tensors
 from rszoo.cache.find import ModelLike
 from rszoo.errors import UsageError, nearest
 from rszoo.extras import needs
-from rszoo.models.adapt import adapt_weights, needed_tensors
+from rszoo.models.adapt import adapt_weights, keras_weights, needed_tensors
 from rszoo.models.devices import check_device, keras_scope
-from rszoo.models.stored import find_stored
-from rszoo.weights.mapping import Weights, check_header
+from rszoo.models.stored import Stored, find_stored
+from rszoo.weights.mapping import Layout, Weights, check_header
 from rszoo.weights.tensor_file import LocalFile
 
 if TYPE_CHECKING:
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     import torch
 
     from rszoo.models.torch_resnet_rs import ResNetRS, ResNetRSFeatures
-    from rszoo.weights.remote_file import RemoteFile
 
 Framework = Literal["torch", "keras"]
 
@@ -47,18 +44,23 @@ _KERAS_DTYPES = (*_DTYPES, "mixed_float16", "mixed_bfloat16")
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be built: architecture and weights as stored, and as wanted. `file` is None for random weights.
+    """What is to be built: what is stored, and the network that is wanted.
 
-    It is remote if only a part of it is needed, `needed` of it by state dict key.
+    `features`: the maps that it returns, None for a classifier.
     """
 
-    file: Path | RemoteFile | None
-    stored: ArchConfig
+    stored: Stored
     wanted: ArchConfig
     features: FeatureInfo | None
-    needed: list[str]
     dtype: str | None
     device: str | None
+    mmap: bool
+    check: bool
+
+    @property
+    def needed(self) -> list[str]:
+        """Which of the stored tensors it needs, by state dict key."""
+        return needed_tensors(self.stored.arch, self.wanted, self.features)
 
 
 @overload
@@ -73,6 +75,8 @@ def create(
     out_indices: Sequence[int] | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    mmap: bool = False,
+    check: bool = True,
 ) -> ResNetRS: ...
 
 
@@ -88,6 +92,8 @@ def create(
     out_indices: Sequence[int] | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    mmap: bool = False,
+    check: bool = True,
 ) -> ResNetRSFeatures: ...
 
 
@@ -103,6 +109,8 @@ def create(
     out_indices: Sequence[int] | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    mmap: bool = False,
+    check: bool = True,
 ) -> keras.Model: ...
 
 
@@ -118,6 +126,8 @@ def create(
     out_indices: Sequence[int] | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    mmap: bool = False,
+    check: bool = True,
 ) -> ResNetRS | ResNetRSFeatures | keras.Model: ...
 
 
@@ -132,6 +142,8 @@ def create(
     out_indices: Sequence[int] | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    mmap: bool = False,
+    check: bool = True,
 ) -> Any:
     """Build a model: a `torch.nn.Module` or a `keras.Model`, in evaluation mode if it has weights.
 
@@ -156,6 +168,10 @@ def create(
             For Keras the dtype policy of the layers, also "mixed_float16" or "mixed_bfloat16". float32 if left out,
             for Keras its current policy.
         device: where the weights go, in the framework's words: "cpu", "cuda:0"; for Keras "gpu:0".
+        mmap: let PyTorch's tensors map the file instead of copying it (float32 on the CPU, and without effect
+            elsewhere): they are there at once, and processes share them. The file must then stay as it is for as long
+            as the model lives: what is written into it changes the model, and if it gets shorter, the process dies.
+        check: compare each tensor with its checksum, where the file has checksums.
 
     Raises:
         UnknownModelError, SourceNotFoundError: there is no such model or folder.
@@ -172,23 +188,24 @@ def create(
     if out_indices is not None and not features_only:
         raise UsageError(f"out_indices={out_indices!r} chooses feature maps; add features_only=True")
     indices = choose_features(out_indices) if features_only else None
+
+    def wanted_of(stored: ArchConfig) -> tuple[ArchConfig, FeatureInfo | None]:
+        wanted = replace(
+            stored,
+            num_classes=stored.num_classes if num_classes is None else num_classes,
+            in_chans=stored.in_chans if in_chans is None else in_chans,
+        )
+        return wanted, None if indices is None else FeatureInfo(wanted, indices)
+
     dtype_name = None if dtype is None else _dtype_name(dtype, framework)
     # Before the model is looked for: a missing framework or device should not cost a download.
     module = import_model_module(framework)
     if device is not None:
         check_device(framework, str(device), dtype_name)
-    found = find_stored(model, pretrained)
-    stored = found.arch
-    wanted = replace(
-        stored,
-        num_classes=stored.num_classes if num_classes is None else num_classes,
-        in_chans=stored.in_chans if in_chans is None else in_chans,
-    )
-    features = None if indices is None else FeatureInfo(wanted, indices)
-    needed = needed_tensors(stored, wanted, features)
-    plan = _Plan(
-        found.open(needed), stored, wanted, features, needed, dtype_name, None if device is None else str(device)
-    )
+    found = find_stored(model, pretrained, lambda stored: needed_tensors(stored, *wanted_of(stored)))
+    wanted, features = wanted_of(found.arch)
+    device_name = None if device is None else str(device)
+    plan = _Plan(found, wanted, features, dtype_name, device_name, mmap, check)
     built = _create_torch(module, plan) if framework == "torch" else _create_keras(module, plan)
     # What saving the model will need. PyTorch's has its config already.
     if framework == "keras":
@@ -218,27 +235,6 @@ def import_model_module(framework: Framework) -> Any:
         return importlib.import_module("rszoo.models.keras_resnet_rs")
 
 
-def keras_weights(tensors: Mapping[str, np.ndarray], config: ArchConfig) -> Mapping[tuple[str, str], np.ndarray]:
-    """Return tensors with PyTorch's keys and layout under Keras's names and in its layout, read when asked for."""
-    return _KerasView(tensors, config)
-
-
-class _KerasView(Mapping[tuple[str, str], np.ndarray]):
-    def __init__(self, tensors: Mapping[str, np.ndarray], config: ArchConfig) -> None:
-        self._tensors = tensors
-        self._specs = {keras_name(spec): spec for spec in iter_tensors(config)}
-
-    def __getitem__(self, name: tuple[str, str]) -> np.ndarray:
-        spec = self._specs[name]
-        return to_tf_layout(spec.kind, self._tensors[torch_name(spec)])
-
-    def __iter__(self) -> Any:
-        return iter(self._specs)
-
-    def __len__(self) -> int:
-        return len(self._specs)
-
-
 def _dtype_name(dtype: str | torch.dtype, framework: Framework) -> str:
     name = str(dtype).removeprefix("torch.")
     allowed = _KERAS_DTYPES if framework == "keras" else _DTYPES
@@ -253,31 +249,40 @@ def _create_torch(module: Any, plan: _Plan) -> Any:
 
     dtype = None if plan.dtype is None else getattr(torch, plan.dtype)
     device = None if plan.device is None else torch.device(plan.device)
-    model = module.empty_model(plan.wanted, plan.features)
-    if plan.file is None:
-        module.assign_weights(model, {}, dtype, device)
-        return model
-    # The file is mapped only if its pages become the weights: others would count as memory beside the converted ones.
-    mapped = dtype in (None, torch.float32) and (device is None or device.type == "cpu")
-    file = LocalFile(plan.file, "all" if mapped else "copies") if isinstance(plan.file, Path) else plan.file
-    with Weights(file, "torch") as weights:
-        module.assign_weights(model, _fitted(weights, plan), dtype, device)
+    # Whether what is read becomes the weights. If not, each tensor is read, converted and let go of before the next,
+    # and no page of the file is mapped, which would count as memory too.
+    kept = dtype in (None, torch.float32) and (device is None or device.type == "cpu")
+    with _open(plan, "torch", mapped=plan.mmap and kept) as weights, ThreadPoolExecutor(1) as pool:
+        if weights is None:
+            model = module.empty_model(plan.wanted, plan.features)
+            module.assign_weights(model, {}, dtype, device)
+            return model
+        fitted = pool.submit(_fitted, weights, plan, at_once=kept)
+        # Meanwhile: reading leaves a core to Python.
+        model = module.empty_model(plan.wanted, plan.features)
+        module.assign_weights(model, fitted.result(), dtype, device)
     return model.eval()
 
 
 def _create_keras(module: Any, plan: _Plan) -> Any:
-    with keras_scope(plan.dtype, plan.device):
-        if plan.file is None:
-            return module.build_model(plan.wanted, None, plan.features)
-        # Not mapped: Keras copies each tensor, and pages of the file would count as memory beside the copies.
-        with Weights(LocalFile(plan.file, "copies") if isinstance(plan.file, Path) else plan.file) as weights:
-            tensors = keras_weights(_fitted(weights, plan), plan.wanted)
-            return module.build_model(plan.wanted, tensors, plan.features)
+    # Not mapped: Keras copies each tensor, and pages of the file would count as memory beside the copies.
+    with keras_scope(plan.dtype, plan.device), _open(plan, "numpy") as weights:
+        tensors = None if weights is None else keras_weights(_fitted(weights, plan), plan.wanted)
+        return module.build_model(plan.wanted, tensors, plan.features)
 
 
-def _fitted(weights: Weights, plan: _Plan) -> Mapping[str, Any]:
+def _open(plan: _Plan, layout: Layout, *, mapped: bool = False) -> AbstractContextManager[Weights | None]:
+    file = plan.stored.file
+    if file is None:
+        return nullcontext()
+    opened = LocalFile(file, mapped=mapped) if isinstance(file, Path) else file
+    return Weights(opened, layout, check=plan.check)
+
+
+def _fitted(weights: Weights, plan: _Plan, *, at_once: bool = False) -> Mapping[str, Any]:
     """Check the weights against the architecture, and return them as the wanted model needs them."""
-    check_header(weights, plan.stored)
+    check_header(weights, plan.stored.arch)
     # Of a remote file all at once: what neighbours there comes in one request.
-    tensors = weights if isinstance(plan.file, Path) else weights.load(plan.needed)
-    return adapt_weights(tensors, plan.stored, plan.wanted)
+    at_once = at_once or not isinstance(plan.stored.file, Path)
+    tensors = weights.load(plan.needed) if at_once else weights
+    return adapt_weights(tensors, plan.stored.arch, plan.wanted)

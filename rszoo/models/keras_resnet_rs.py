@@ -229,7 +229,8 @@ class _Given:
         self.values = values
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
-        return keras.ops.convert_to_tensor(self.values, dtype)
+        # On PyTorch and JAX Keras takes an array as it is, and an export of a view with other axes has wrong values.
+        return keras.ops.convert_to_tensor(np.ascontiguousarray(self.values), dtype)
 
 
 def _published_initializer(spec: TensorSpec) -> keras.Initializer:

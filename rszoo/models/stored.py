@@ -1,4 +1,4 @@
-"""What a model is built from: architecture, preprocessing, and how to open its weights."""
+"""What a model is built from: architecture, preprocessing, and the file of its weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rszoo.arch.config import ArchConfig
 from rszoo.cache.find import ModelLike, find, find_folder
 from rszoo.errors import UsageError
-from rszoo.folder.model_folder import ModelConfig
+from rszoo.folder.model_folder import ModelConfig, ModelFolder
 from rszoo.hub.pull import HubModel
 from rszoo.registry.entry import PretrainedEntry
 from rszoo.registry.preprocessing import Preprocessing
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a name stands for. `open`: the tensors that are needed in, the file that has them out, None for no weights.
+    """What a name stands for. `file` has its weights, None for none; it is remote if only a part of it is needed.
 
     `origin` is what the weights' folder says of them.
     """
@@ -29,11 +29,15 @@ class Stored:
     arch: ArchConfig
     preprocessing: Preprocessing | None
     origin: ModelConfig | None
-    open: Callable[[Collection[str]], Path | RemoteFile | None]
+    file: Path | RemoteFile | None
 
 
-def find_stored(model: ModelLike | ArchConfig, pretrained: bool) -> Stored:
+def find_stored(
+    model: ModelLike | ArchConfig, pretrained: bool, needed: Callable[[ArchConfig], Collection[str]]
+) -> Stored:
     """Return what a model is built from. A folder's weights are always loaded, others only if `pretrained`.
+
+    `needed`: which tensors of a stored network will be read, by state dict key.
 
     Raises:
         UsageError: an architecture has no pretrained weights; else as `rszoo.cache.find.find_folder`.
@@ -41,12 +45,15 @@ def find_stored(model: ModelLike | ArchConfig, pretrained: bool) -> Stored:
     if isinstance(model, ArchConfig):
         if pretrained:
             raise UsageError("an ArchConfig has no pretrained weights; give a registered name or a model folder")
-        return Stored(model, None, None, lambda _: None)
+        return Stored(model, None, None, None)
     found = find(model)
+    if not pretrained and not isinstance(found, ModelFolder):
+        arch = found.arch if isinstance(found, PretrainedEntry) else found.config.arch
+        return Stored(arch, found.preprocessing, None, None)
     if isinstance(found, HubModel):
-        origin, opened = (found.config, found.open_weights) if pretrained else (None, lambda _: None)
-        return Stored(found.config.arch, found.preprocessing, origin, opened)
-    if isinstance(found, PretrainedEntry) and not pretrained:
-        return Stored(found.arch, found.preprocessing, None, lambda _: None)
+        opened = found.open_weights(needed(found.config.arch))
+        if not isinstance(opened, ModelFolder):
+            return Stored(found.config.arch, found.preprocessing, found.config, opened)
+        found = opened
     folder = find_folder(found)
-    return Stored(folder.config.arch, folder.preprocessing, folder.config, lambda _: folder.weights_path)
+    return Stored(folder.config.arch, folder.preprocessing, folder.config, folder.weights_path)

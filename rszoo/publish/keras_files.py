@@ -17,10 +17,10 @@ import numpy as np
 from rszoo.arch.audit import same_bits
 from rszoo.errors import OutputError
 from rszoo.folder.model_folder import KERAS_WEIGHTS, ModelFolder
+from rszoo.models.adapt import keras_weights
 from rszoo.models.devices import keras_scope
-from rszoo.models.factory import import_model_module, keras_weights
+from rszoo.models.factory import import_model_module
 from rszoo.weights.mapping import Weights, check_header
-from rszoo.weights.tensor_file import LocalFile
 
 _DTYPE = "float32"
 # What a layer takes from the loading process's settings if its config does not say.
@@ -44,7 +44,7 @@ def write_keras_files(folder: ModelFolder, target: Path) -> dict[str, Any]:
 
     arch, path = folder.config.arch, target / KERAS_WEIGHTS
     # Not mapped: pages of the file would count as memory beside the model.
-    with Weights(LocalFile(folder.weights_path, "copies")) as weights:
+    with Weights(folder.weights_path) as weights:
         check_header(weights, arch)
         tensors = keras_weights(weights, arch)
         with _plain_float32():

@@ -145,7 +145,8 @@ def _check_pair(folder: ModelFolder) -> None:
 
 def _check_raw(folder: ModelFolder, raw: ModelFolder) -> None:
     kinds = folder.config.weights, raw.config.weights
-    if kinds != ("ema", "raw") or dataclasses.replace(raw.config, weights="ema") != folder.config:
+    said = dataclasses.replace(raw.config, weights="ema", digest=folder.config.digest)
+    if kinds != ("ema", "raw") or said != folder.config:
         raise UsageError(
             f"--raw-folder takes the plain weights of the same model: {folder.path} has {kinds[0]} weights of "
             f"{folder.config.title}, {raw.path} has {kinds[1]} weights of {raw.config.title}"

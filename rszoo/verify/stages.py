@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from rszoo.folder.model_folder import ModelFolder
-from rszoo.models.factory import create, import_model_module, keras_weights
+from rszoo.models.adapt import keras_weights
+from rszoo.models.factory import create, import_model_module
 from rszoo.weights.mapping import Weights
 
 #: Outputs by name: stem, stage1..stage4 (N, H, W, C), pooled and logits.

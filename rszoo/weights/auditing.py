@@ -12,20 +12,25 @@ from rszoo.folder.model_folder import (
     sha256_of,
 )
 from rszoo.folder.records import read_conversion
-from rszoo.weights.mapping import check_header
+from rszoo.weights.mapping import Weights, check_header
 
 
 def audit_folder(folder: ModelFolder) -> None:
     """Check that the weights are of the folder's architecture, and that weights and config are as its account says.
 
-    The account is optional: timm's repositories have none.
+    Each tensor is compared with its checksum, if the file has checksums. The account is optional, too: timm's
+    repositories have none.
 
     Raises:
         WeightsError: the weights are missing, damaged, or of another architecture; or the account is of other files.
         ConfigError: the account is damaged.
         NewerFormatError: a newer rszoo wrote it.
     """
-    check_header(folder.weights_path, folder.config.arch)
+    with Weights(folder.weights_path) as weights:
+        check_header(weights, folder.config.arch)
+        for name in weights:
+            # Reading compares.
+            weights[name]
     problem = _find_raw_damage(folder) if folder.weights_file == RAW_WEIGHTS else _find_damage(folder)
     if problem is not None:
         raise WeightsError(f"{folder.path} is not what its account says: {problem}")

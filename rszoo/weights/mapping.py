@@ -1,11 +1,13 @@
 """`model.safetensors`, here or at a URL, as a lazy mapping: opening reads the header, access reads a tensor.
 
-Tensors are numpy arrays or PyTorch tensors that map the file, or numpy arrays under Keras's names and in its layout.
+Tensors are numpy arrays or PyTorch tensors, or numpy arrays under Keras's names and in its layout. Each is compared
+with its checksum while it is read, if the file has checksums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,7 @@ from rszoo.arch.audit import audit
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.names import is_counter, keras_names, tf_axes, torch_name, torch_shape
 from rszoo.arch.walk import iter_tensors
+from rszoo.disk.checksums import checksum, digest
 from rszoo.errors import WeightsError, summarize
 from rszoo.weights.slices import TensorSlice
 from rszoo.weights.tensor_file import LocalFile, TensorFacts, TensorFile
@@ -23,28 +26,27 @@ from rszoo.weights.values import to_numpy, to_torch
 
 Layout = Literal["numpy", "torch", "keras"]
 
-# Adjacent values are read at once, but not more bytes than this beside the result.
-_MAX_RUN_BYTES = 64 << 20
-
 
 class Weights(Mapping[str, Any]):
     """The tensors of a safetensors file by name, read when asked for.
 
     "numpy", "torch": PyTorch's keys and layout (OIHW, out x in). "keras": numpy arrays under Keras's names
-    (`layer/variable`, as `variable.path` has them) in Keras's layout (HWIO, in x out). Tensors of a file on this
-    machine are views of it, and writing to them changes memory only; they outlive this object. dtypes are the file's,
-    but numpy has no bfloat16 and gets such values as float32, exactly.
+    (`layer/variable`, as `variable.path` has them) in Keras's layout (HWIO, in x out). A tensor owns its memory, and is
+    read again each time that it is asked for, unless `source` is a mapped file. dtypes are the file's, but numpy has no
+    bfloat16 and gets such values as float32, exactly.
 
-    `metadata` has the file's origin. Also a context manager that closes the file.
+    `check`: compare each tensor that is read as a whole with its checksum, where the file has checksums. `metadata` has
+    the file's origin. Also a context manager that closes the file.
 
     Raises:
         WeightsError: the file is missing, damaged, or not a safetensors file; for "keras", not a ResNet-RS's.
         NetworkError: a request failed, or the file changed between two of them.
     """
 
-    def __init__(self, source: Path | TensorFile, framework: Layout = "numpy") -> None:
-        self._file = LocalFile(source, "some") if isinstance(source, Path) else source
+    def __init__(self, source: Path | TensorFile, framework: Layout = "numpy", *, check: bool = True) -> None:
+        self._file = LocalFile(source) if isinstance(source, Path) else source
         self._header = self._file.header
+        self._check = check
         self._convert = to_torch if framework == "torch" else to_numpy
         # Keras's names to the file's; None where names are the file's.
         self._renamed: dict[str, str] | None = None
@@ -61,6 +63,11 @@ class Weights(Mapping[str, Any]):
     def nbytes(self) -> int:
         """Bytes of all tensors as stored."""
         return sum(self.facts(name).nbytes for name in self)
+
+    @property
+    def count(self) -> int:
+        """The number of tensors without PyTorch's counts of batches."""
+        return len(self._weight_names())
 
     def facts(self, name: str) -> TensorFacts:
         """Return dtype, shape and stored size of a tensor, without reading it. Raises KeyError for an unknown name."""
@@ -82,18 +89,32 @@ class Weights(Mapping[str, Any]):
 
         Raises:
             KeyError: a name is unknown.
-            WeightsError: a tensor's dtype is not one that the framework has.
+            WeightsError: a tensor does not have its checksum, or is of a dtype that the framework does not have.
             NetworkError: a request failed, or the file at the URL changed.
         """
         spans = {name: self._header.span(self._stored(name)) for name in names}
-        loaded = {}
-        for run in _runs(spans):
-            start, stop = spans[run[0]][0], spans[run[-1]][1]
-            values = self._file.read(start, stop)
-            for name in run:
-                facts = self._header.facts(self._stored(name))
-                loaded[name] = self._tensor(name, values[spans[name][0] - start : spans[name][1] - start], facts)
-        return {name: loaded[name] for name in spans}
+        with closing(self._file.read_many(spans.values())) as read:
+            return {name: self._checked(name, values) for name, values in zip(spans, read, strict=True)}
+
+    def digest(self) -> str:
+        """Return what names these weights (`rszoo.disk.checksums.digest`); PyTorch's counts of batches are no weights.
+
+        From the file's checksums; where it has none, all values are read.
+
+        Raises:
+            NetworkError, WeightsError: they cannot be.
+        """
+        return self.known_digest or digest(
+            {name: checksum(self._file.read(*self._header.span(name))) for name in self._weight_names()}
+        )
+
+    @property
+    def known_digest(self) -> str | None:
+        """The digest that the file itself has, or None if it has none."""
+        return self._header.digest
+
+    def _weight_names(self) -> list[str]:
+        return [name for name in self._header.names if not is_counter(name)]
 
     def get_slice(self, name: str) -> TensorSlice:
         """Return a tensor to be indexed before it is read. Raises KeyError for an unknown name."""
@@ -110,10 +131,19 @@ class Weights(Mapping[str, Any]):
         part = facts._replace(shape=(stop - start, *facts.shape[1:]))
         return self._tensor(name, self._file.read(begin + row * start, begin + row * stop), part)
 
+    def _checked(self, name: str, values: np.ndarray) -> Any:
+        stored = self._stored(name)
+        if self._check and self._header.contradicts(stored, values):
+            raise WeightsError(
+                f"{self._header.label} is damaged: {stored} does not have the checksum that was written with it; get "
+                "the model again (`rszoo cache verify` renews those in the cache), or load it with check=False"
+            )
+        return self._tensor(name, values, self._header.facts(stored))
+
     def _tensor(self, name: str, values: np.ndarray, facts: TensorFacts) -> Any:
         tensor = self._convert(values, facts.dtype, facts.shape)
         axes = self._axes.get(name)
-        return tensor.transpose(axes) if axes else tensor
+        return np.ascontiguousarray(tensor.transpose(axes)) if axes else tensor
 
     def _stored(self, name: str) -> str:
         return name if self._renamed is None else self._renamed[name]
@@ -160,17 +190,6 @@ class Weights(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"Weights({self._header.label}, {len(self)} tensors, {self.nbytes} bytes)"
-
-
-def _runs(spans: Mapping[str, tuple[int, int]]) -> list[list[str]]:
-    """Group tensors whose bytes are adjacent, in the order of the file."""
-    runs: list[list[str]] = []
-    for name, (start, stop) in sorted(spans.items(), key=lambda item: item[1]):
-        if runs and spans[runs[-1][-1]][1] == start and stop - spans[runs[-1][0]][0] <= _MAX_RUN_BYTES:
-            runs[-1].append(name)
-        else:
-            runs.append([name])
-    return runs
 
 
 def check_header(source: Path | Weights, config: ArchConfig) -> None:

@@ -1,4 +1,4 @@
-"""A safetensors file as bytes: the header's facts, and the tensors' bytes, mapped or copied.
+"""A safetensors file as bytes: the header's facts, and the tensors' bytes, copied or mapped.
 
 The safetensors package opens every file first and so checks the header (bounds, gaps, sizes, nesting).
 """
@@ -11,12 +11,17 @@ import math
 import mmap
 import os
 import re
+import threading
+import weakref
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from rszoo.disk.checksums import CHECKSUMS, DIGEST, checksum, nth, unpack
 from rszoo.errors import WeightsError
 
 #: Bytes of the header's length, which stands before it.
@@ -29,9 +34,12 @@ _MAX_VALUES = 1 << 48
 
 # Names that JSON writes as they are; not that of the metadata.
 _PLAIN = re.compile(r"(?!__metadata__)[\w.]+", re.ASCII)
-
-#: How a file is read: a map for some of its tensors, a map for all of them, or a copy for each read.
-Access = Literal["some", "all", "copies"]
+# Stands once in each tensor's entry.
+_OFFSETS = b'"data_offsets":['
+#: What the `transformers` library puts before all names when it saves one of timm's models.
+_PREFIX = "timm_model."
+# Threads that read a file.
+_READERS = 2
 
 
 class TensorFacts(NamedTuple):
@@ -45,8 +53,9 @@ class TensorFacts(NamedTuple):
 class Header:
     """The header of a safetensors file: names in the order of their values, facts and places of each.
 
-    Parsed when something is asked of all tensors; the entry of one is found by its name in the text.
-    `stat` tells the file that was checked from another that took its place; `label` is its name in error texts.
+    Parsed when something is asked of all tensors; the entry of one is found by its name in the text. Where all names
+    begin with `timm_model.`, they are without it here. `metadata` is without the checksums. `stat` tells the file that
+    was checked from another that took its place; `label` is its name in error texts.
 
     Raises:
         WeightsError: the file is missing, damaged, or not a safetensors file.
@@ -64,6 +73,12 @@ class Header:
             # MemoryError: more than the system can map.
             raise WeightsError(f"{label} is damaged or not a safetensors file ({error}); convert again") from error
         self._start = LENGTH_BYTES + len(self._text)
+        self._checksums = unpack(self.metadata.pop(CHECKSUMS, ""), self._text)
+        #: The digest of the weights, where the file has checksums of this header.
+        self.digest = self.metadata.pop(DIGEST, None) if self._checksums is not None else None
+        self._prefix = ""
+        if b'"%s' % _PREFIX.encode() in self._text and all(name.startswith(_PREFIX) for name in self._entries):
+            self._prefix = _PREFIX
 
     def facts(self, name: str) -> TensorFacts:
         """Return a tensor's dtype, shape and size.
@@ -86,16 +101,33 @@ class Header:
     @functools.cached_property
     def names(self) -> list[str]:
         """All tensors, in the order of their values."""
-        return sorted(self._entries, key=lambda name: self._entries[name]["data_offsets"])
+        stored = sorted(self._entries, key=lambda name: self._entries[name]["data_offsets"])
+        return [name.removeprefix(self._prefix) for name in stored]
+
+    def contradicts(self, name: str, values: np.ndarray) -> bool:
+        """Whether a tensor's bytes are not those whose checksum the file has. False if it has none."""
+        if self._checksums is None:
+            return False
+        return checksum(values) != nth(self._checksums, self._index(name))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return isinstance(name, str) and self._prefix + name in self._entries
 
     @functools.cached_property
     def _entries(self) -> dict[str, Any]:
         entries: dict[str, Any] = json.loads(self._text)
         entries.pop("__metadata__", None)
         return entries
+
+    def _index(self, name: str) -> int:
+        """Return which one a tensor is in the order of the values, in which rszoo writes the entries."""
+        if "_entries" in vars(self):
+            return self._indices[name]
+        return self._text.count(_OFFSETS, 0, self._text.rfind(b'"%s":{' % name.encode()))
+
+    @functools.cached_property
+    def _indices(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
 
     def _entry(self, name: str) -> Any:
         if "_entries" not in vars(self) and _PLAIN.fullmatch(name):
@@ -107,7 +139,7 @@ class Header:
             if place > 0 and self._text[place - 1 : place] != b"\\":
                 begin = place + len(start) - 1
                 return json.loads(self._text[begin : self._text.index(b"}", begin) + 1])
-        return self._entries[name]
+        return self._entries[self._prefix + name]
 
 
 class TensorFile(Protocol):
@@ -118,6 +150,9 @@ class TensorFile(Protocol):
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return bytes [start, stop) of the file, uint8, writable; writing changes memory only."""
 
+    def read_many(self, spans: Iterable[tuple[int, int]]) -> Generator[np.ndarray]:
+        """Yield the bytes of each span, each in an array of its own."""
+
     def close(self) -> None:
         """Let go of the file. What was read stays."""
 
@@ -125,27 +160,26 @@ class TensorFile(Protocol):
 class LocalFile:
     """A safetensors file on this machine.
 
-    `access`: with "some" and "all", bytes are views of one copy-on-write map of the file, which they keep alive. "all"
-    lets the kernel read ahead when a page is touched; "some" reads what is asked for and no more. With "copies" each
-    read is a copy, so that memory has no page of the file.
+    Each read is a copy, so that nothing depends on the file afterwards. `mapped`: bytes are views of one copy-on-write
+    map of the file, which they keep alive.
 
     Raises:
         WeightsError: the file is missing, damaged, or not a safetensors file.
     """
 
-    def __init__(self, path: Path, access: Access) -> None:
+    def __init__(self, path: Path, *, mapped: bool = False) -> None:
         self.header = Header(path, str(path))
         self._file = path.open("rb", buffering=0)
         self._map: mmap.mmap | None = None
-        self._advised = access == "some" and hasattr(mmap, "MADV_RANDOM")
         if not os.path.samestat(os.fstat(self._file.fileno()), self.header.stat):
             self._file.close()
             raise self._changed()
-        if access != "copies":
+        if mapped:
             with self._file:
                 self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
-            if self._advised:
-                self._map.madvise(mmap.MADV_RANDOM)
+        self._lock = threading.Lock()
+        # Closed with this object, which is often not closed by hand: it is a mapping first.
+        weakref.finalize(self, self._file.close)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return bytes [start, stop) of the file, uint8.
@@ -155,24 +189,39 @@ class LocalFile:
             ValueError: it was closed.
         """
         if self._map is not None:
-            if self._advised and start < stop:
-                page = start // mmap.PAGESIZE * mmap.PAGESIZE
-                self._map.madvise(mmap.MADV_WILLNEED, page, stop - page)
             return np.frombuffer(self._map, np.uint8, stop - start, start)
         values = np.empty(stop - start, np.uint8)
-        self._file.seek(start)
         left = values.data
         while left:
-            count = self._file.readinto(left)
+            count = self._read_into(left, stop - len(left))
             if not count:
                 raise self._changed()
             left = left[count:]
         return values
 
+    def read_many(self, spans: Iterable[tuple[int, int]]) -> Generator[np.ndarray]:
+        """Yield the bytes of each span, each in an array of its own, read by threads. Raises as `read`."""
+        wanted = list(spans)
+        if self._map is not None or len(wanted) < _READERS:
+            yield from (self.read(start, stop) for start, stop in wanted)
+            return
+        # Most of the time goes to the kernel, which fills fresh pages.
+        with ThreadPoolExecutor(_READERS) as pool:
+            reading = [pool.submit(self.read, start, stop) for start, stop in wanted]
+            yield from (done.result() for done in reading)
+
     def close(self) -> None:
         """Close the file; a map goes with the last array that needs it."""
         self._map = None
         self._file.close()
+
+    def _read_into(self, buffer: memoryview, place: int) -> int:
+        # Threads and forked processes share the file's position.
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [buffer], place)
+        with self._lock:
+            self._file.seek(place)
+            return self._file.readinto(buffer) or 0
 
     def _changed(self) -> WeightsError:
         return WeightsError(f"{self.header.label} changed while it was opened; open it again")

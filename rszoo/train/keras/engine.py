@@ -18,7 +18,8 @@ from rszoo.arch.walk import TensorSpec
 from rszoo.errors import UsageError
 from rszoo.evaluate.scores import Scores
 from rszoo.folder.model_folder import WeightSet
-from rszoo.models.factory import import_model_module, keras_weights
+from rszoo.models.adapt import keras_weights
+from rszoo.models.factory import import_model_module
 from rszoo.pipeline.share import Position, Share
 from rszoo.recipes.recipe import Recipe
 from rszoo.recipes.schedule import ema_decay

@@ -1,0 +1,82 @@
+"""Whether a weights file is the one that a folder's `config.json` speaks of, and what holds of it where it is not.
+
+A tool that does not know rszoo's record may write other weights beside it: `transformers` and timm keep unknown keys of
+`config.json` when they save, and `cp` asks nobody.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.names import infer_arch
+from rszoo.errors import ConfigError, WeightsError
+from rszoo.folder.model_folder import CONFIG, ModelConfig, ModelFolder
+from rszoo.folder.timm_config import read_labels
+from rszoo.schema.fields import parse_json
+from rszoo.weights.mapping import Weights
+
+_CHANGED = "changed since, from "
+
+log = logging.getLogger("rszoo")
+
+
+def settle(folder: ModelFolder) -> ModelFolder:
+    """Return a model folder with a config that is true of its weights, and log a warning if that is not its own.
+
+    A missing or damaged weights file changes nothing: whatever reads it raises the error.
+    """
+
+    def labels() -> tuple[str, ...] | None:
+        return read_labels(parse_json((folder.path / CONFIG).read_bytes()))
+
+    try:
+        with Weights(folder.weights_path) as weights:
+            digest = None if folder.config.digest is None else weights.digest()
+            config = settle_config(folder.config, weights, digest, labels)
+    except (WeightsError, ConfigError, OSError):
+        return folder
+    if config is folder.config:
+        return folder
+    log.warning(
+        "%s: %s is not what rszoo wrote there; its record is taken for %r",
+        folder.path,
+        folder.weights_file,
+        config.title,
+    )
+    return replace(folder, config=config)
+
+
+def settle_config(
+    config: ModelConfig, weights: Weights, digest: str | None, labels: Callable[[], tuple[str, ...] | None]
+) -> ModelConfig:
+    """Return the config itself if it is true of the weights; else what is known of them without it.
+
+    Blocks, classes and channels are then the tensors' own; labels those that `labels` returns, if their number fits.
+    `digest` is the weights'. Where the config has none, as in older files, only other shapes tell other weights.
+    """
+    if config.digest is not None and digest == config.digest:
+        return config
+    arch = _infer(config.arch, weights)
+    if config.digest is None and arch == config.arch:
+        return config
+    found = labels()
+    return ModelConfig(
+        title=_CHANGED + config.title.removeprefix(_CHANGED),
+        pair=None,
+        arch=arch,
+        preprocessing=config.preprocessing,
+        labels=found if found is not None and len(found) == arch.num_classes else None,
+        weights="trained",
+        digest=digest,
+    )
+
+
+def _infer(known: ArchConfig, weights: Weights) -> ArchConfig:
+    try:
+        return infer_arch(known, {name: weights.shape(name) for name in weights})
+    except ConfigError:
+        # No ResNet-RS at all: the audit says so.
+        return known
