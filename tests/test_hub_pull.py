@@ -211,7 +211,7 @@ def damage(path: Path) -> None:
 def test_weights_are_hashed_once_and_again_when_they_change(hub, files, monkeypatch):
     commit = hub.put_repo("me/demo", files)
     rszoo.create(NAME, pretrained=True)
-    monkeypatch.setattr("rszoo.hub.pull.sha256_of", lambda _: "of something else")
+    monkeypatch.setattr("rszoo.hub.checked.sha256_of", lambda _: "of something else")
     rszoo.create(f"{NAME}@{commit}", pretrained=True)
     os.utime(find_folder(NAME).weights_path, (1, 1))
     with pytest.raises(IntegrityError, match="of something else"):
@@ -449,7 +449,7 @@ def test_what_is_not_as_its_account_says_is_not_pulled(hub, files, source, tmp_p
         "model.safetensors has SHA-256": (NAME, {"model.safetensors": other}),
         "config.json has SHA-256": (NAME, {"config.json": changed(files["config.json"], title="mine")}),
         "conversion.json or another file is .* damaged": (NAME, {"conversion.json": b"{}"}),
-        "model.raw.safetensors has SHA-256|model.safetensors has SHA-256": (
+        "model.raw.safetensors has SHA-256|config.json has SHA-256": (
             f"{NAME}/model.raw.safetensors",
             {"model.raw.safetensors": files["model.safetensors"]},
         ),

@@ -339,6 +339,12 @@ class Foreign(Packed):
     __module__ = "tensors_of_mine"
 
 
+class Sharded(Packed):
+    """The same as PyTorch's DTensor: a part of a tensor."""
+
+    __module__ = "torch.distributed.tensor"
+
+
 class Frozen(torch.nn.Module):
     """torchvision's FrozenBatchNorm2d."""
 
@@ -392,6 +398,9 @@ def altered(folder):
     model = make()
     model.fc.weight = torch.nn.Parameter(Foreign(model.fc.weight), requires_grad=False)
     yield model, r"no plain tensors but tensors_of_mine\.Foreign \(fc\.weight\)"
+    model = make()
+    model.fc.weight = torch.nn.Parameter(Sharded(model.fc.weight), requires_grad=False)
+    yield model, r"spread over processes \(fc\.weight\); gather them with .*get_model_state_dict"
     model = make()
     model.fc.weight = torch.nn.Parameter(model.fc.weight.detach().to_sparse())
     yield model, r"sparse \(fc\.weight\); replace each by its to_dense"

@@ -10,12 +10,11 @@ from pathlib import Path
 from rszoo.cache.find import ModelLike, find_remote
 from rszoo.disk.paths import expand_user
 from rszoo.errors import NetworkError, WeightsError
-from rszoo.folder.model_folder import ModelFolder
+from rszoo.folder.model_folder import read_folder
 from rszoo.folder.writing import staged_model_folder
 from rszoo.hub.pull import HubModel, copy_model, fetch_records, open_remote
-from rszoo.weights.auditing import audit_folder
-from rszoo.weights.belonging import settle_config
-from rszoo.weights.mapping import Weights, check_header
+from rszoo.weights.auditing import audit_folder, audit_header
+from rszoo.weights.mapping import Weights
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def _check_header(found: HubModel) -> None:
         return
     # If ranges cannot be fetched, the whole file may.
     with suppress(NetworkError), Weights(open_remote(found.address)) as weights:
-        check_header(weights, settle_config(found.config, weights, weights.known_digest, lambda: None).arch)
+        audit_header(weights, found.config)
 
 
 def _fetch(found: HubModel) -> Path:
@@ -76,8 +75,6 @@ def _fetch(found: HubModel) -> Path:
 
 def _copy(found: HubModel, path: Path, overwrite: bool) -> Path:
     with staged_model_folder(path, overwrite=overwrite) as copied:
-        folder = found.fetch_weights()
-        check_header(folder.weights_path, folder.config.arch)
         copy_model(found, copied)
-        audit_folder(ModelFolder(copied, folder.config))
+        audit_folder(read_folder(copied))
     return path

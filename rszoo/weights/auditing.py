@@ -7,27 +7,38 @@ from rszoo.folder.model_folder import (
     CONVERSION,
     RAW_CONVERSION,
     RAW_WEIGHTS,
+    ModelConfig,
     ModelFolder,
     find_damage,
     sha256_of,
 )
 from rszoo.folder.records import read_conversion
+from rszoo.weights.belonging import settle_config
 from rszoo.weights.mapping import Weights, check_header
 
 
+def audit_header(weights: Weights, config: ModelConfig) -> None:
+    """Check that a model can be made of weights, by their header: of the config's network, or of the weights' own.
+
+    Raises:
+        WeightsError: they are of no network of this kind.
+    """
+    check_header(weights, settle_config(config, weights, weights.known_digest, lambda: None).arch)
+
+
 def audit_folder(folder: ModelFolder) -> None:
-    """Check that the weights are of the folder's architecture, and that weights and config are as its account says.
+    """Check what `audit_header` does, and that weights and config are as the folder's account says.
 
     Each tensor is compared with its checksum, if the file has checksums. The account is optional, too: timm's
     repositories have none.
 
     Raises:
-        WeightsError: the weights are missing, damaged, or of another architecture; or the account is of other files.
+        WeightsError: the weights are missing, damaged, or of no such network; or the account is of other files.
         ConfigError: the account is damaged.
         NewerFormatError: a newer rszoo wrote it.
     """
     with Weights(folder.weights_path) as weights:
-        check_header(weights, folder.config.arch)
+        audit_header(weights, folder.config)
         for name in weights:
             # Reading compares.
             weights[name]
