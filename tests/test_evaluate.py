@@ -260,7 +260,10 @@ def test_records_count_classes_from_one(demo, predicted, tmp_path):
 def test_what_cannot_be_read_is_named_and_never_recorded(folder, predicted, tmp_path):
     labels = write_images(tmp_path / "data", "0123456789")
     (tmp_path / "data" / str(labels[7]) / "007.png").write_bytes(b"no image")
+    (tmp_path / "data" / "0" / "note.txt").touch()
     result = evaluate(folder, str(tmp_path / "data"), split="all", runtime=Runtime(batch_size=16))
+    assert (result.to_dict()["scan"]["taken"], result.to_dict()["scan"]["left"]) == ({".png": 40}, {".txt": 1})
+    assert "took 40 files (40 .png); left 1 file (1 .txt)" in summary(result)
     kept = np.delete(np.arange(40), 7)
     assert (result.scores.images, result.broken, result.in_data) == (39, 1, 40)
     assert result.scores.right == (predicted[kept] == labels[kept]).sum()

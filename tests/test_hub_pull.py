@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from rszoo.arch.names import is_counter, torch_name, torch_shape
 from rszoo.arch.walk import iter_tensors
 from rszoo.cache.find import find_folder
 from rszoo.cli.main import app
-from rszoo.errors import ConfigError, HubError, IntegrityError, NetworkError, OutputError, UsageError
+from rszoo.errors import ConfigError, HubError, IntegrityError, NetworkError, OutputError, UsageError, WeightsError
 from rszoo.folder.model_folder import ModelConfig, find_damage, parse_config, read_folder
 from rszoo.hub.address import parse_repo
 from rszoo.hub.describe import describe_hub_model
@@ -210,7 +211,7 @@ def damage(path: Path) -> None:
 def test_weights_are_hashed_once_and_again_when_they_change(hub, files, monkeypatch):
     commit = hub.put_repo("me/demo", files)
     rszoo.create(NAME, pretrained=True)
-    monkeypatch.setattr("rszoo.hub.pull.sha256_of", lambda _: "of something else")
+    monkeypatch.setattr("rszoo.hub.checked.sha256_of", lambda _: "of something else")
     rszoo.create(f"{NAME}@{commit}", pretrained=True)
     os.utime(find_folder(NAME).weights_path, (1, 1))
     with pytest.raises(IntegrityError, match="of something else"):
@@ -399,6 +400,117 @@ def test_info_reads_headers_only(hub):
     assert (facts["tensors"], facts["arch"]["blocks"]) == (len(tensors), [4, 44, 87, 4])
     assert facts["checks"] == {"verification.json": "damaged"}
     assert hub.sent_bytes < 1_000_000
+
+
+def cut(files: dict[str, bytes], names: str | tuple[str, ...]) -> bytes:
+    """Return weights in which the tensors whose names end so have five rows."""
+    tensors = safetensors.numpy.load(files["model.safetensors"])
+    fewer = {name: values[:5] for name, values in tensors.items() if f".{name}".endswith(names)}
+    return safetensors.numpy.save(tensors | fewer)
+
+
+NONSENSE = {
+    "a header of 2^63 bytes": lambda files: (2**63).to_bytes(8, "little") + files["model.safetensors"][8:],
+    "cut": lambda files: files["model.safetensors"][:-1000],
+    "empty": lambda files: b"",
+    "a page": lambda files: b"<!doctype html><title>Sign in</title>" * 9,
+    "other shapes": lambda files: cut(files, ".conv2.weight"),
+    "another network": lambda files: safetensors.numpy.save({"a": np.zeros(3, np.float32)}),
+}
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+@pytest.mark.parametrize("with_records", [True, False])
+def test_nonsense_is_not_pulled(hub, files, nonsense, with_records, tmp_path):
+    content = NONSENSE[nonsense](files)
+    kept = files if with_records else {name: files[name] for name in ("config.json",)}
+    hub.put_repo("me/demo", kept | {"model.safetensors": content})
+    done = call("rszoo", "pull", NAME, "--output", tmp_path / "out" / "demo")
+    assert (done.returncode, done.stdout) == (3, "")
+    (line,) = done.stderr.splitlines()
+    assert re.match(r"error: hf-hub:me/demo@[0-9a-f]{40} cannot be used: .*\. Tell its owner, or pull", line), line
+    assert not (tmp_path / "out").exists()
+    done = call("rszoo", "pull", NAME)
+    assert (done.returncode, done.stdout) == (3, "")
+    # Not downloaded either: only the header was read.
+    assert moved(hub).get("model.safetensors", 0) < 50_000
+    assert not any(path.stat().st_size for path in (tmp_path / "hub-home").rglob("model.safetensors"))
+
+
+def changed(content: bytes, **values: object) -> bytes:
+    """Return the text of a config with other values."""
+    keys = json.loads(content)
+    return json.dumps({**keys, "rszoo": {**keys["rszoo"], **values}}).encode()
+
+
+def test_what_is_not_as_its_account_says_is_not_pulled(hub, files, source, tmp_path):
+    other = (source["raw"] / "model.safetensors").read_bytes()
+    cases = {
+        "model.safetensors has SHA-256": (NAME, {"model.safetensors": other}),
+        "config.json has SHA-256": (NAME, {"config.json": changed(files["config.json"], title="mine")}),
+        "conversion.json or another file is .* damaged": (NAME, {"conversion.json": b"{}"}),
+        "model.raw.safetensors has SHA-256|config.json has SHA-256": (
+            f"{NAME}/model.raw.safetensors",
+            {"model.raw.safetensors": files["model.safetensors"]},
+        ),
+    }
+    for said, (name, change) in cases.items():
+        hub.put_repo("me/demo", files | change)
+        for output in (None, tmp_path / "out"):
+            with pytest.raises(WeightsError, match=f"is not what its account says: ({said})"):
+                rszoo.pull_model(name, output)
+            assert not (tmp_path / "out").exists()
+    # timm's repositories have no account.
+    hub.put_repo("me/demo", {name: files[name] for name in ("config.json", "model.safetensors")})
+    assert torch.equal(
+        run(rszoo.create(rszoo.pull_model(NAME, tmp_path / "out").path)), run(rszoo.create(source["ema"]))
+    )
+
+
+@pytest.mark.parametrize("with_records", [True, False])
+def test_a_flipped_bit_is_not_pulled(hub, files, with_records, tmp_path):
+    content = bytearray(files["model.safetensors"])
+    content[-9] ^= 1
+    kept = files if with_records else {"config.json": files["config.json"]}
+    hub.put_repo("me/demo", kept | {"model.safetensors": bytes(content)})
+    with pytest.raises(WeightsError, match=r"cannot be used: .* does not have the checksum"):
+        rszoo.pull_model(NAME, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_weights_are_pulled_as_create_takes_them(hub, files, tmp_path, caplog):
+    """A tool that knows nothing of rszoo has trained and pushed five classes, and kept the config."""
+    fewer = cut(files, (".fc.weight", ".fc.bias"))
+    hub.put_repo("me/demo", {"config.json": files["config.json"], "model.safetensors": fewer})
+    pulled = rszoo.pull_model(NAME, tmp_path / "out")
+    assert caplog.text.count("is not what rszoo wrote there") == 1
+    model = rszoo.create(pulled.path)
+    assert model.config.num_classes == 5
+    assert torch.equal(run(model), run(rszoo.create(NAME, pretrained=True)))
+
+
+def test_prefetch_keeps_nothing_that_is_not_as_its_account_says(
+    hub, files, monkeypatch, tmp_path, caplog, use_manifest
+):
+    sha256 = json.loads(files["conversion.json"])["result"]["sha256"]
+    config = changed(files["config.json"], title="mine")
+    use_manifest(pinned(sha256, hub.put_repo("me/demo", files | {"config.json": config})))
+    monkeypatch.setenv("RSZOO_CACHE", str(tmp_path / "cache"))
+    (done,) = rszoo.prefetch_models("resnet-rs-demo")
+    assert re.search(
+        r"cannot use hf-hub:me/demo@.*config\.json has SHA-256.*; using the published archive", caplog.text
+    )
+    assert find_damage(done.path) is None
+    assert read_folder(done.path).config.title == "resnet-rs-demo"
+
+
+def test_info_says_that_tensors_are_of_another_network(hub, files):
+    hub.put_repo("me/demo", files)
+    assert "problem" not in call("rszoo", "info", NAME).stdout
+    hub.put_repo("me/demo", files | {"model.safetensors": cut(files, ".conv2.weight")})
+    assert re.search(
+        r"problem +.*model\.safetensors does not hold .* 8 misshapen \(layer1", call("rszoo", "info", NAME).stdout
+    )
 
 
 def test_pull_makes_a_model_folder(hub, files, source, tmp_path):

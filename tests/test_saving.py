@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from torch.nn.utils import parametrize, prune
 
 import rszoo
 from rszoo.arch.config import ArchConfig
@@ -25,6 +27,7 @@ from rszoo.folder.model_folder import find_damage, read_folder
 from rszoo.models.saving import save
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.verify.checks import verify
+from rszoo.verify.given import check_golden, check_source
 from tests.tf1 import TINY
 
 IMAGES = np.random.default_rng(1).standard_normal((2, 64, 75, 3)).astype(np.float32)
@@ -120,6 +123,36 @@ def test_the_folder_says_what_it_is(tiny_folder, framework, tmp_path):
     twin = save(model, tmp_path / "twin", labels=list("abcdefg"))
     for file in ("config.json", "conversion.json", "model.safetensors"):
         assert (twin.path / file).read_bytes() == (folder.path / file).read_bytes()
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_an_untouched_model_stays_what_it_is(verified, framework, tmp_path):
+    for weights, source in verified.items():
+        model, origin = rszoo.create(source, framework=framework), read_folder(source).config
+        folder = save(model, tmp_path / weights)
+        assert folder.config == origin
+        assert (origin.title, origin.pair, origin.weights) == ("resnet-rs-demo", "resnet-rs-demo", weights)
+        assert find_damage(folder.path) is None
+        # What is said of the images or classes is not the pair's; the weights are still the published ones.
+        named = save(model, tmp_path / f"{weights}-named", title="Mine", labels=list("abcdefghij")).config
+        assert (named.title, named.pair, named.weights) == ("Mine", None, weights)
+    model.preprocessing = SETTINGS
+    assert save(model, tmp_path / "other").config.pair is None
+    # One bit of one tensor, or a number of the architecture, and it is another model.
+    values = values_of(model)
+    values["layer2.0.bn1.bias"][0] = np.nextafter(values["layer2.0.bn1.bias"][0].astype(np.float32), np.float32(9))
+    put(model, values)
+    config = save(model, tmp_path / "changed").config
+    assert (config.title, config.pair, config.weights) == ("resnet-rs-demo, trained further", None, "trained")
+    model = rszoo.create(verified["ema"], framework=framework)
+    model.config = dataclasses.replace(model.config, dropout_rate=0.5)
+    assert save(model, tmp_path / "dropout").config.weights == "trained"
+
+
+def test_an_untouched_model_can_be_verified_like_the_folder_that_it_came_from(verified, tmp_path):
+    folder = save(rszoo.create(verified["ema"]), tmp_path / "mine")
+    assert check_source(folder, None).status == "passed"
+    assert check_golden(folder, None).status == "not run"
 
 
 def test_a_trained_network_passes_verification(tiny_folder, tmp_path):
@@ -259,6 +292,182 @@ def test_every_model_knows_what_it_was_made_of(tiny_folder, framework):
     assert (maps.config, maps.origin) == (TINY, tiny_folder.config)
 
 
+class Adapted(torch.nn.Module):
+    """A layer with LoRA under PEFT's names."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer = layer
+        self.lora_A = torch.nn.ModuleDict({"default": torch.nn.Linear(layer.in_features, 2, bias=False)})
+        self.lora_B = torch.nn.ModuleDict({"default": torch.nn.Linear(2, layer.out_features, bias=False)})
+
+
+class Merged(torch.nn.Module):
+    """What PEFT puts around a network: no config of its own."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.base_model = torch.nn.Module()
+        self.base_model.model = model
+        model.fc = Adapted(model.fc)
+
+
+class Packed(torch.Tensor):
+    """A tensor as torchao's: its values are in another one, and few operations are known."""
+
+    __module__ = "torchao.dtypes.affine_quantized_tensor"
+
+    @staticmethod
+    def __new__(cls, inner):
+        """Return a tensor that says the shape of another."""
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=torch.float32)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        """Know nothing but how to be detached."""
+        if function is torch.ops.aten.detach.default:
+            return args[0]
+        raise NotImplementedError(f"{function} of a packed tensor")
+
+
+class Foreign(Packed):
+    """The same of a package that nobody has heard of."""
+
+    __module__ = "tensors_of_mine"
+
+
+class Sharded(Packed):
+    """The same as PyTorch's DTensor: a part of a tensor."""
+
+    __module__ = "torch.distributed.tensor"
+
+
+class Frozen(torch.nn.Module):
+    """torchvision's FrozenBatchNorm2d."""
+
+    def __init__(self, norm, eps=1e-5):
+        super().__init__()
+        self.eps = eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, getattr(norm, name).detach().clone())
+
+    def forward(self, images):
+        """Apply the stored statistics."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return images * scale[:, None, None] + (self.bias - self.running_mean * scale)[:, None, None]
+
+
+def replace_norms(model, make):
+    for name, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.BatchNorm2d):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, make(module))
+    return model
+
+
+def altered(folder):
+    """Yield networks that other tools changed, with what is said of each; never is a number of classes advised."""
+    make = lambda: rszoo.create(folder)  # noqa: E731
+    model = make()
+    prune.l1_unstructured(model.layer1[0].conv1, "weight", 0.5)
+    prune.random_structured(model.fc, "weight", 0.5, dim=0)
+    remove = r'prune\.remove\(model.get_submodule\("layer1\.0\.conv1"\), "weight"\)'
+    yield model, rf"2 tensors are pruned \(layer1\.0\.conv1\.weight, fc\.weight\); .*{remove}"
+    model = make()
+    prune.global_unstructured([(model.fc, "weight")], prune.L1Unstructured, amount=0.5)
+    yield torch.nn.DataParallel(model), "1 tensors are pruned"
+    model = make()
+    torch.nn.utils.parametrizations.weight_norm(model.fc)
+    parametrize.register_parametrization(model.conv1[0], "weight", torch.nn.Identity())
+    remove = r'remove_parametrizations\(model.get_submodule\("conv1.0"\), "weight"\)'
+    yield model, rf"2 tensors are parametrized \(conv1\.0\.weight, fc\.weight\); .*{remove}"
+    model = make()
+    torch.nn.utils.spectral_norm(model.fc)
+    yield model, r"1 tensors are parametrized \(fc\.weight\).*remove_spectral_norm\(model"
+    model = make()
+    model.fc = Adapted(model.fc)
+    yield model, r"PEFT's adapters \(fc\.base_layer\.weight,.*model\.merge_and_unload\(\)"
+    yield Merged(make()), r"PEFT's adapters.*model\.merge_and_unload\(\)"
+    yield torch.ao.quantization.quantize_dynamic(make(), {torch.nn.Linear}), r"quantized \(fc.*float model.*dequantize"
+    model = make()
+    model.fc.weight = torch.nn.Parameter(Packed(model.fc.weight), requires_grad=False)
+    yield model, r"it is quantized \(fc\.weight\).*dequantize\(\)"
+    model = make()
+    model.fc.weight = torch.nn.Parameter(Foreign(model.fc.weight), requires_grad=False)
+    yield model, r"no plain tensors but tensors_of_mine\.Foreign \(fc\.weight\)"
+    model = make()
+    model.fc.weight = torch.nn.Parameter(Sharded(model.fc.weight), requires_grad=False)
+    yield model, r"spread over processes \(fc\.weight\); gather them with .*get_model_state_dict"
+    model = make()
+    model.fc.weight = torch.nn.Parameter(model.fc.weight.detach().to_sparse())
+    yield model, r"sparse \(fc\.weight\); replace each by its to_dense"
+    model = make()
+    model.fc = torch.nn.LazyLinear(7)
+    yield model, r"2 tensors are without values \(fc\.weight, fc\.bias\); load values first"
+    yield make().to("meta"), r"without values \(conv1\.0\.weight,"
+    model = make()
+    model.layer1[0].conv1 = torch.nn.utils.fusion.fuse_conv_bn_eval(model.layer1[0].conv1, model.layer1[0].bn1)
+    model.layer1[0].bn1 = torch.nn.Identity()
+    yield model, r"batch normalization was fused into the convolutions; save it before that"
+    model = make()
+    model.layer1[0].conv1 = torch.nn.Conv2d(model.layer1[0].conv1.in_channels, 3, 1, bias=False)
+    yield model, r"1 misshapen .*given other numbers of channels.*torch\.save"
+    yield replace_norms(make(), lambda norm: torch.nn.GroupNorm(1, norm.num_features)), r"missing.*layers were replaced"
+    yield replace_norms(make(), lambda norm: Frozen(norm, 1e-3)), r"another epsilon \(.*: 0\.001\) than .* 1e-05"
+
+
+# What the tools say of themselves: deprecated, or new.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_what_other_tools_changed_is_named_with_what_undoes_it(tiny_folder, tmp_path):
+    for model, message in altered(tiny_folder.path):
+        with pytest.raises(UsageError, match=message) as caught:
+            save(model, tmp_path / "mine")
+        assert "num_classes" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_is_undone_as_advised_is_saved(tiny_folder, tmp_path):
+    model = rszoo.create(tiny_folder.path)
+    prune.l1_unstructured(model.get_submodule("layer1.0.conv1"), "weight", 0.5)
+    prune.remove(model.get_submodule("layer1.0.conv1"), "weight")
+    torch.nn.utils.parametrizations.spectral_norm(model.fc)
+    parametrize.remove_parametrizations(model.get_submodule("fc"), "weight")
+    folder = save(model, tmp_path / "mine")
+    assert (stored_values(folder)["layer1.0.conv1.weight"] == 0).mean() >= 0.5
+    np.testing.assert_array_equal(logits_of(rszoo.create(folder.path)), logits_of(model))
+
+
+def test_what_computes_the_same_is_saved(tiny_folder, tmp_path):
+    """Other layers with the same tensors, one tensor in two places, a part that is compiled, classes without effect."""
+    expected = stored_values(tiny_folder)
+    frozen = replace_norms(rszoo.create(tiny_folder.path), Frozen)
+    np.testing.assert_allclose(logits_of(frozen), logits_of(rszoo.create(tiny_folder.path)), atol=1e-4)
+    compiled = rszoo.create(tiny_folder.path)
+    compiled.layer1 = torch.compile(compiled.layer1, backend="eager")
+    marked = rszoo.create(tiny_folder.path)
+    marked.fc.weight = torch.nn.Parameter(marked.fc.weight.detach().as_subclass(type("Mine", (torch.Tensor,), {})))
+    models = {
+        "frozen": frozen,
+        "compiled": compiled,
+        "marked": marked,
+        "synchronized": torch.nn.SyncBatchNorm.convert_sync_batchnorm(rszoo.create(tiny_folder.path)),
+    }
+    for name, model in models.items():
+        stored = stored_values(save(model, tmp_path / name))
+        assert {key: values.tobytes() for key, values in stored.items()} == {
+            key: values.tobytes() for key, values in expected.items()
+        }, name
+    tied = rszoo.create(tiny_folder.path)
+    tied.layer2[1].bn2.weight = tied.layer2[1].bn1.weight
+    stored = stored_values(save(tied, tmp_path / "tied"))
+    np.testing.assert_array_equal(stored["layer2.1.bn2.weight"], expected["layer2.1.bn1.weight"])
+
+
 def cases_of_torch(folder):
     model = rszoo.create(folder)
     model.fc = torch.nn.Linear(model.num_features, 3)
@@ -266,10 +475,9 @@ def cases_of_torch(folder):
     model = rszoo.create(folder)
     model.fc = torch.nn.Sequential(torch.nn.Linear(model.num_features, 7))
     yield model, r"2 of \d+ missing \(fc.weight, fc.bias\); 2 unexpected \(fc.0.bias, fc.0.weight\)"
-    yield rszoo.create(folder).to("meta"), r"without values \(conv1.0.weight,"
     model = rszoo.create(folder)
     model.fc.bias = torch.nn.Parameter(torch.zeros(7, dtype=torch.int32), requires_grad=False)
-    yield model, r"1 not float16, bfloat16, float32, float64 \(fc.bias int32\)"
+    yield model, r"1 not float16, bfloat16, float32, float64 \(fc.bias int32\); convert them to float32"
     yield torch.nn.Linear(3, 3), "Linear that rszoo.create did not make"
     yield torch.nn.DataParallel(torch.nn.Linear(3, 3)), "Linear that rszoo.create did not make"
     yield rszoo.create(folder, features_only=True), "features_only=True"
@@ -279,7 +487,11 @@ def cases_of_torch(folder):
 def cases_of_keras(folder):
     model = rszoo.create(folder, framework="keras")
     model.get_layer("head_dense").enable_lora(2)
-    yield model, r"2 unexpected \(head_dense/lora_kernel_a, head_dense/lora_kernel_b\)"
+    yield model, r"it has LoRA in head_dense/lora_kernel_a, .*model\.save_weights writes the merged kernels"
+    for mode in ("int8", "float8"):
+        model = rszoo.create(folder, framework="keras")
+        model.get_layer("head_dense").quantize(mode)
+        yield model, r"it is quantized \(head_dense/.*save it before model\.quantize"
     model = rszoo.create(folder, framework="keras")
     model.config = rszoo.get_entry("resnet-rs-demo").arch
     yield model, "missing"

@@ -242,14 +242,25 @@ def letters(tmp_path_factory) -> Path:
             for index in range(count):
                 pixels = generator.integers(60 * number, 60 * number + 80, (12, 12, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
+    (folder / "train" / "anna" / "note.txt").touch()
+    (folder / "test").mkdir()
     return folder
 
 
 def test_fine_tuning_takes_the_classes_from_the_data_and_the_rest_from_the_weights(letters, digits_model, tmp_path):
     path = tmp_path / "run"
-    words = ("train", "--init", digits_model, "--data", letters, "--output", path, "train.batch_size=9")
-    code, _, told = command(*words, "--max-steps", "3", "train.freeze_through=2", "model.dropout_rate=0.1")
+    words = ("train", "--init", digits_model, "--data", letters, "--output", path, "train.batch_size=9", "--json")
+    code, result, told = command(*words, "--max-steps", "3", "train.freeze_through=2", "model.dropout_rate=0.1")
     assert code == 0, told
+    # What was taken of the folder and what was left is printed, and recorded with the run.
+    assert "took 27 files (27 .png); left 1 file (1 .txt) and 1 folder: test" in told
+    (session,) = json.loads((path / "run.json").read_text())["sessions"]
+    assert session["scans"] == json.loads(result)["scans"]
+    assert {split: facts["taken"] for split, facts in session["scans"].items()} == {
+        "train": {".png": 27},
+        "validation": {".png": 12},
+    }
+    assert session["scans"]["train"]["left_folders"] == ["test"]
     recipe, model = load_recipe(str(path / "recipe.yaml")), read_folder(path / "model")
     start = read_folder(digits_model).config
     assert (recipe.name, recipe.data.train_images, recipe.model.dropout_rate) == ("fine-tune", 27, 0.1)

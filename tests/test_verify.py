@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
 import shutil
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
 import rszoo
-from converters.convert import convert
-from rszoo.errors import NewerFormatError, SourceNotFoundError
+from converters.convert import Identity, convert
+from rszoo.errors import NewerFormatError, RszooError, SourceNotFoundError, UsageError
 from rszoo.folder.model_folder import ModelFolder, read_folder, sha256_of
 from rszoo.inference.images import preprocess
 from rszoo.registry.entry import Golden, GoldenImage
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.schema.fields import plain
 from rszoo.verify import checks as parity
+from rszoo.verify.given import check_source
 from rszoo.verify.stages import relative_l2, torch_stages
 from tests import manifests
+from tests.commands import call
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +76,111 @@ def test_published_logits_pass_and_are_told_apart(demo, golden, use_manifest):
         assert parity.check_golden(demo, str(photo)).status == "failed"
 
 
-def test_another_photo_is_refused(demo, golden, tmp_path):
+FORMER = '{"format_version": 1, "passed": true, "weights_sha256": "0", "checks": [], "versions": {}}'
+
+
+@pytest.fixture
+def checked(demo, tmp_path) -> ModelFolder:
+    """The demo with the outcome of a former verification, which must stay as it is."""
+    folder = tmp_path / "checked"
+    shutil.copytree(demo.path, folder)
+    (folder / "verification.json").write_text(FORMER)
+    return read_folder(folder)
+
+
+def refuse(folder: ModelFolder, code: int, *words: object) -> str:
+    """Run `rszoo verify`, which must refuse in one line and leave the folder as it is; return the line."""
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    done = call("rszoo", "verify", folder.path, *words)
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    (line,) = done.stderr.splitlines()
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
+    return line
+
+
+def test_a_photo_that_cannot_be_used_is_refused_and_nothing_is_written(golden, checked, tmp_path):
+    photo, _, _ = golden
     Image.new("RGB", (90, 90)).save(tmp_path / "other.png")
-    check = parity.check_golden(demo, str(tmp_path / "other.png"))
-    assert (check.status, "is not photo.png" in check.detail) == ("failed", True)
+    (tmp_path / "notes.txt").write_text("no image")
+    for name, said in {
+        "other.png": "is not photo.png: its SHA-256 is .* get the photo from https://nowhere",
+        "notes.txt": "is not photo.png",
+        "none.jpg": "no image at",
+        ".": "no image at",
+    }.items():
+        assert re.search(said, refuse(checked, 3, "--golden-image", tmp_path / name))
+    # Weights without published logits: the plain ones, trained ones, and those of no pair.
+    config = json.loads((checked.path / "config.json").read_text())
+    for change, said in {"weights": "raw", "pair": None}.items():
+        text = json.dumps({**config, "rszoo": {**config["rszoo"], change: said}})
+        (checked.path / "config.json").write_text(text)
+        assert "--golden-image" in (line := refuse(checked, 2, "--golden-image", photo))
+        assert "cannot be used" in line
+
+
+def archive(path, content: bytes) -> Path:
+    with tarfile.open(path, "w:gz") as opened:
+        info = tarfile.TarInfo("model/model.ckpt.index")
+        info.size = len(content)
+        opened.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_a_source_that_cannot_be_used_is_refused_and_nothing_is_written(checked, tiny_checkpoint, tmp_path):
+    (tmp_path / "notes.tar.gz").write_text("no archive")
+    (tmp_path / "empty").mkdir()
+    whole = tiny_checkpoint.archive.read_bytes()
+    (tmp_path / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])
+    # It opens, and then the tensors' bytes are not those of their checksums.
+    prefix = tmp_path / "damaged" / "model.ckpt"
+    prefix.parent.mkdir()
+    for suffix, flipped in ((".index", 0), (".data-00000-of-00001", 1)):
+        content = np.fromfile(f"{tiny_checkpoint.prefix}{suffix}", np.uint8)
+        (content ^ np.uint8(flipped)).tofile(f"{prefix}{suffix}")
+    sources: dict[object, int] = {
+        "typo": 2,
+        "resnet-rs-dem": 2,
+        "hf-hub:me/x": 2,
+        checked.path: 2,
+        "./none.tar.gz": 3,
+        "https://127.0.0.1:9/x.tar.gz": 4,
+        # Of the network, but offline.
+        "resnet-rs-50-i160": 4,
+        tmp_path / "notes.tar.gz": 3,
+        tmp_path / "cut.tar.gz": 3,
+        tmp_path / "empty": 3,
+        archive(tmp_path / "strange.tar.gz", b"no index"): 3,
+    }
+    for source, code in sources.items():
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("RSZOO_OFFLINE", "1")
+            refuse(checked, code, "--ckpt", source)
+    model = rszoo.create(checked.path)
+    torch.nn.init.ones_(model.fc.bias)
+    trained = rszoo.save(model, tmp_path / "trained")
+    with pytest.raises(UsageError, match="were trained, and no checkpoint has them; leave it out"):
+        rszoo.verify_model(trained, source="resnet-rs-demo")
+    assert not (trained.path / "verification.json").exists()
+    tiny = tmp_path / "tiny"
+    convert(str(tiny_checkpoint.archive), tiny, identity=Identity(image_size=64))
+    with pytest.raises(RszooError, match="CRC32C"):
+        rszoo.verify_model(tiny, source=str(prefix))
+    assert not (tiny / "verification.json").exists()
+
+
+def test_a_source_that_opens_and_has_other_values_is_a_failed_check(demo, tiny_folder, tiny_checkpoint, tmp_path):
+    assert check_source(tiny_folder, str(tiny_checkpoint.archive)).status == "passed"
+    check = check_source(demo, str(tiny_checkpoint.archive))
+    assert (check.status, "is of another" in check.detail) == ("failed", True)
+    # The plain weights, called the averages.
+    raw = tmp_path / "raw"
+    convert("resnet-rs-demo", raw, weights="raw")
+    (raw / "config.json").write_bytes((demo.path / "config.json").read_bytes())
+    check = check_source(read_folder(raw), "resnet-rs-demo")
+    assert (check.status, "differs from" in check.detail) == ("failed", True)
+    # A folder without usable weights is no fault of the source's.
+    (raw / "model.safetensors").write_bytes(b"nonsense")
+    assert check_source(read_folder(raw), "resnet-rs-demo").status == "failed"
 
 
 @pytest.mark.parametrize(

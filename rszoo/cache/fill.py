@@ -11,6 +11,7 @@ process to rename its own has made the folder.
 from __future__ import annotations
 
 import errno
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +21,14 @@ from pathlib import Path, PurePosixPath
 from rszoo.cache.cached import HASH_DIGITS, changed_at, find_cached, open_cached, remove_folder
 from rszoo.disk.paths import busy_folder, cache_folder, downloads_folder, kept_archive, models_folder
 from rszoo.disk.temporary import temporary_folder
-from rszoo.errors import FILE_SYSTEM_ERRORS, NetworkError, OutputError
+from rszoo.errors import FILE_SYSTEM_ERRORS, NetworkError, OutputError, WeightsError
 from rszoo.folder.model_folder import ModelFolder, WeightSet, read_folder
 from rszoo.hub.pull import copy_model, find_pinned
 from rszoo.net.urls import offline_variable
 from rszoo.registry.entry import PretrainedEntry
+from rszoo.weights.auditing import audit_folder
+
+log = logging.getLogger("rszoo")
 
 _POLL_S = 0.2
 # A process that holds the lock for this long and downloads nothing hangs; the others continue without it.
@@ -99,6 +103,8 @@ def copy_cached(folder: ModelFolder) -> ModelFolder:
 def copy_pinned(entry: PretrainedEntry) -> ModelFolder | None:
     """Copy a model from the repository and commit that the manifest pins into this cache; None if there is none.
 
+    None also if it is not what its account says; then use the published archive.
+
     Raises:
         OSError: this cache cannot be written.
     """
@@ -107,7 +113,16 @@ def copy_pinned(entry: PretrainedEntry) -> ModelFolder | None:
     model, sha256 = find_pinned(entry), entry.converted.sha256
     if model is None:
         return None
-    return _copy(f"{entry.name}-ema-{sha256[:HASH_DIGITS]}", lambda scratch: copy_model(model, scratch, sha256))
+
+    def fill(scratch: Path) -> None:
+        copy_model(model, scratch, sha256)
+        audit_folder(read_folder(scratch))
+
+    try:
+        return _copy(f"{entry.name}-ema-{sha256[:HASH_DIGITS]}", fill)
+    except WeightsError as error:
+        log.warning("%s: cannot use %s (%s); using the published archive", entry.name, model.address, error)
+        return None
 
 
 def _copy(name: str, fill: Callable[[Path], object]) -> ModelFolder:

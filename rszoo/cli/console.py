@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rszoo.errors import MissingPackageError, OutputError, RszooError
-from rszoo.terminal import printable
+from rszoo.terminal import is_first_process, printable
 
 if TYPE_CHECKING:
     from rszoo.models.factory import Framework
@@ -70,7 +71,8 @@ def run(app: typer.Typer) -> None:
     # As an exception, so that temporary folders are deleted: `timeout` and container runtimes send SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        app()
+        with _shown_log():
+            app()
     except (RszooError, OSError) as error:
         if os.environ.get("RSZOO_DEBUG") == "1":
             raise
@@ -81,6 +83,21 @@ def run(app: typer.Typer) -> None:
             message, code = f"{where}{error.strerror or error}", OutputError.exit_code
         print(f"error: {printable(message)}", file=sys.stderr)
         sys.exit(code)
+
+
+@contextmanager
+def _shown_log() -> Iterator[None]:
+    """Print what rszoo logs, except for debugging, on stderr: facts by the first process of a job alone."""
+    log, handler = logging.getLogger("rszoo"), logging.StreamHandler()
+    level = log.level
+    log.setLevel(min(log.getEffectiveLevel(), logging.INFO))
+    handler.setLevel(logging.INFO if is_first_process() else logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def load_frameworks(*frameworks: Framework | Literal["tensorflow"]) -> None:

@@ -6,6 +6,7 @@ whose order among the model's classes is that of `rszoo/assets/imagenet_1k_label
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ def match_classes(names: Sequence[str] | None, count: int | None, config: ModelC
         UsageError: the classes are not the model's, or their order cannot be determined.
     """
     classes = config.arch.num_classes
+    names = None if names is None else [unicodedata.normalize("NFC", name) for name in names]
     if names is None:
         if count not in (None, classes):
             raise UsageError(f"the data have {count} classes and {config.title} has {classes}; {_ADVICE}")
@@ -83,7 +85,8 @@ def _by_label(names: Sequence[str], config: ModelConfig) -> ClassMap | None:
 
 def _unique_labels(config: ModelConfig) -> dict[str, int]:
     """Return the index of each unique label; a repeated one, such as ImageNet's two cranes, is ambiguous."""
-    labels = config.labels or ()
+    # macOS stores decomposed names, which look alike and differ.
+    labels = [unicodedata.normalize("NFC", label) for label in config.labels or ()]
     counts = Counter(labels)
     return {label: index for index, label in enumerate(labels) if counts[label] == 1}
 

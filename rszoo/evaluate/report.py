@@ -188,6 +188,7 @@ def _how(result: Result, facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("model", f"{facts['model']}, weights {facts['weights']}"),
         ("data", f"{result.data}, {result.split}"),
+        *([("files", str(result.scan))] if result.scan.taken else []),
         ("classes", result.classes),
         ("preprocessing", f"{result.preprocessing}, {facts['image_size']} x {facts['image_size']}"),
         ("run", f"{runtime.framework}{backend}, {runtime.device}, {runtime.dtype}; {speed}"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +11,7 @@ from rszoo.evaluate.scores import Scores, wilson_interval
 from rszoo.folder.evaluations import Evaluation, Transform
 from rszoo.folder.model_folder import ModelConfig
 from rszoo.inference.network import Runtime
+from rszoo.pipeline.scan import Scan
 from rszoo.registry.manifest import get_entry
 from rszoo.version import __version__
 
@@ -35,7 +36,7 @@ class Result:
     the Keras backend. `limit`: the evaluation used only the first `limit` images, None for all. `in_data`: how many
     images the data have, None if unknown. `broken`: images or files that could not be read; they are in no count.
     `faults` describes the first few of them. `seconds`: from the first batch to the last, including one-time work of
-    the frameworks (compilation).
+    the frameworks (compilation). `scan`: what of the data was taken and what was left.
     """
 
     config: ModelConfig
@@ -52,6 +53,7 @@ class Result:
     faults: tuple[str, ...]
     seconds: float
     scores: Scores
+    scan: Scan = field(default_factory=Scan)
 
     @property
     def references(self) -> tuple[Reference, ...]:
@@ -92,6 +94,7 @@ class Result:
             "images": scores.images,
             "limit": self.limit,
             "images_in_data": self.in_data,
+            "scan": self.scan.to_dict(),
             "broken": {"count": self.broken, "first": list(self.faults)},
             "not_finite": int(scores.broken.sum()),
             "top1": _figure(scores.right, scores.images),

@@ -71,6 +71,7 @@ def count_accuracy(
         faults=tuple(faults.first),
         seconds=time.perf_counter() - started,
         scores=scores,
+        scan=source.scan,
     )
     _check_complete(result)
     return result

@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from rszoo.errors import ConfigError
+from rszoo.errors import ConfigError, WeightsError
 from rszoo.folder.model_folder import CONFIG, RAW_VERIFICATION, RAW_WEIGHTS, VERIFICATION, ModelConfig, parse_config
 from rszoo.folder.records import read_verification
 from rszoo.hub.address import check_endpoint
@@ -18,7 +18,7 @@ from rszoo.net.urls import check_online
 from rszoo.refs import Hub
 from rszoo.version import __version__
 from rszoo.weights.belonging import settle_config
-from rszoo.weights.mapping import Weights
+from rszoo.weights.mapping import Weights, check_header
 
 # rszoo's keys come first in `config.json`, and this size holds them with a thousand labels; the Keras keys after them
 # may be megabytes.
@@ -63,9 +63,19 @@ def describe_hub_model(address: Hub) -> dict[str, Any]:
             "tensors": weights.count,
             "bytes": weights.nbytes,
             "metadata": weights.metadata,
+            "problem": _find_problem(weights, config),
             "checks": _read_checks(address, record, sha256) if record in files else None,
             "files": files,
         }
+
+
+def _find_problem(weights: Weights, config: ModelConfig) -> str | None:
+    """Return how the tensors differ from those of the network that the config says; None if they do not."""
+    try:
+        check_header(weights, config.arch)
+    except WeightsError as error:
+        return str(error)
+    return None
 
 
 def _read_config(address: Hub) -> ModelConfig:

@@ -5,20 +5,24 @@ They are checked against the architecture. Imports no framework: the model's was
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rszoo.arch.audit import audit, counted, dtype_name
+from rszoo.arch.audit import audit, dtype_name
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.names import is_counter, keras_name, to_torch_layout, torch_name, torch_shape
 from rszoo.arch.walk import TensorSpec, iter_tensors
-from rszoo.errors import UsageError
+from rszoo.errors import UsageError, summarize
 from rszoo.folder.model_folder import ModelConfig
+from rszoo.models.altered import find_keras_alteration, find_torch_alteration
 from rszoo.models.factory import Framework
 
+# The head's tensors, in PyTorch and in Keras.
+_HEADS = ("fc.", "head_dense/")
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 # What PyTorch puts around a network, and the name under which the network stands in it: torch.compile; DataParallel,
 # DistributedDataParallel and AveragedModel.
@@ -77,6 +81,8 @@ def open_model(model: Any) -> LiveModel:
     if framework == "torch" and not (torch is not None and isinstance(model, torch.nn.Module)):
         raise UsageError(f"cannot save a {type(model).__name__}; give a PyTorch or Keras model made by rszoo.create")
     network = _unwrapped(model) if framework == "torch" else model
+    # Before the config is asked for: a wrapper of another tool may hide it.
+    found, skipped = _torch_tensors(network) if framework == "torch" else _keras_tensors(network)
     arch = getattr(network, "config", None)
     if not isinstance(arch, ArchConfig):
         raise UsageError(
@@ -88,9 +94,10 @@ def open_model(model: Any) -> LiveModel:
             "cannot save a model made with features_only=True: it has no head, and a model folder holds whole "
             "classifiers; put its values into a model created without features_only, and save that"
         )
-    found, skipped = _torch_tensors(network) if framework == "torch" else _keras_tensors(network)
     names = {spec: _framework_name(spec, framework) for spec in iter_tensors(arch)}
     _check_tensors(found, names, framework, arch)
+    if framework == "torch":
+        _check_epsilon(network, arch)
     tensors = {spec: found[name] for spec, name in names.items()}
     return LiveModel(framework, network, arch, tensors, names, skipped)
 
@@ -103,8 +110,14 @@ def _unwrapped(module: Any) -> Any:
 
 
 def _torch_tensors(network: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Return the tensors by name, and the names of what is no weight by the reason why not."""
-    state = network.state_dict()
+    """Return the tensors by name, and the names of what is no weight by the reason why not.
+
+    Raises:
+        UsageError: another tool changed the network so that its tensors are not its weights.
+    """
+    # A part of the network that is compiled has its own tensors one level below.
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in network.state_dict().items()}
+    _refuse(find_torch_alteration(network, state))
     counters = [name for name in state if is_counter(name)]
     found = {name: tensor for name, tensor in state.items() if name not in counters}
     return found, {"PyTorch's counts of batches, which no network needs": counters} if counters else {}
@@ -113,7 +126,14 @@ def _torch_tensors(network: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:
 def _keras_tensors(network: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:
     # `weights` has neither the optimizer's variables nor the seeds of the dropout layers. Layers inside other models
     # have these models' names before their own.
-    return {"/".join(variable.path.split("/")[-2:]): variable for variable in network.weights}, {}
+    found = {"/".join(variable.path.split("/")[-2:]): variable for variable in network.weights}
+    _refuse(find_keras_alteration(found))
+    return found, {}
+
+
+def _refuse(alteration: str | None) -> None:
+    if alteration is not None:
+        raise UsageError(f"cannot save this model: {alteration}")
 
 
 def _framework_name(spec: TensorSpec, framework: Framework) -> str:
@@ -123,10 +143,41 @@ def _framework_name(spec: TensorSpec, framework: Framework) -> str:
 def _check_tensors(found: dict[str, Any], names: dict[TensorSpec, str], framework: Framework, arch: ArchConfig) -> None:
     """Raise a UsageError if the network's tensors are not the architecture's; all differences are counted."""
     shapes = {name: torch_shape(spec) if framework == "torch" else spec.shape for spec, name in names.items()}
-    empty = [name for name, tensor in found.items() if name in shapes and getattr(tensor, "is_meta", False)]
-    problems = [*audit(found, shapes, dtypes=_DTYPES), *counted({"without values": empty})]
-    if problems:
+    if problems := audit(found, shapes, dtypes=_DTYPES):
         raise UsageError(
-            f"the model does not have the tensors of the {arch.label} that its config says: {'; '.join(problems)}; a "
-            "new head comes with create(..., num_classes=...) or, in PyTorch, model.reset_classifier(...)"
+            f"the model does not have the tensors of the {arch.label} that its config says: {'; '.join(problems)}; "
+            f"{_advice(found, shapes, {name for spec, name in names.items() if spec.kind.layer_type == 'bn'})}"
         )
+
+
+def _check_epsilon(network: Any, arch: ArchConfig) -> None:
+    """Raise a UsageError if a normalization has another epsilon than the config says, as frozen ones may."""
+    norms = {name: module for name, module in network.named_modules() if hasattr(module, "running_var")}
+    others = {name: float(module.eps) for name, module in norms.items() if not _same(module.eps, arch.bn_epsilon)}
+    if others:
+        raise UsageError(
+            f"{len(others)} of {len(norms)} normalizations have another epsilon ({summarize(others)}: "
+            f"{summarize(map(str, dict.fromkeys(others.values())))}) than the model's config, {arch.bn_epsilon}; set "
+            "their eps to that, or, if all have the same, model.config = dataclasses.replace(model.config, "
+            "bn_epsilon=...)"
+        )
+
+
+def _same(first: float, second: float) -> bool:
+    return math.isclose(first, second, rel_tol=1e-6)
+
+
+def _advice(found: dict[str, Any], shapes: dict[str, tuple[int, ...]], norms: set[str]) -> str:
+    """Return what to do about tensors that are not the architecture's; `norms`: those of batch normalization."""
+    more, lost = set(found) - set(shapes), set(shapes) - set(found)
+    differing = more | {name for name in shapes if name in lost or tuple(found[name].shape) != shapes[name]}
+    if not differing:
+        return "convert them to float32, such as by model.float()"
+    if all(name.startswith(_HEADS) for name in differing):
+        return "a new head comes with create(..., num_classes=...) or, in PyTorch, model.reset_classifier(...)"
+    if more and differing <= more | norms and all(name.endswith("bias") for name in more):
+        return "its batch normalization was fused into the convolutions; save it before that"
+    return (
+        "layers were replaced, removed, or given other numbers of channels, and a model folder holds only networks "
+        "that an rszoo.ArchConfig describes; keep this one by the framework's own means, such as torch.save"
+    )

@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rszoo.arch.config import ArchConfig
+from rszoo.arch.names import torch_name
 from rszoo.arch.walk import TensorSpec
+from rszoo.disk.checksums import checksum, digest
 from rszoo.disk.paths import expand_user
 from rszoo.errors import UsageError
 from rszoo.folder.model_folder import ModelConfig, ModelFolder, read_folder
@@ -42,7 +45,8 @@ def save(
     """Write a model that `rszoo.create` made, trained further or not, to a model folder.
 
     The file is float32: float16 and bfloat16 are widened exactly, float64 is rounded, with a warning if that changes
-    a value. Optimizer state, and what was rewired in the network since it was created, is not kept.
+    a value. Optimizer state, and what was rewired in the network since it was created, is not kept. Weights that are
+    bit by bit those that the model was created with keep title, pair and kind; others are called trained further.
 
     Args:
         model: a PyTorch or Keras classifier; for PyTorch also inside `torch.compile`, `DataParallel` and the like.
@@ -53,13 +57,14 @@ def save(
         overwrite: replace a former model folder. The model may have been created from it.
 
     Raises:
-        UsageError: the model is not a classifier of `rszoo.create`, its tensors are not the architecture's, or title,
-            labels or preprocessing are missing or impossible.
+        UsageError: the model is not a classifier of `rszoo.create`, its tensors are not the architecture's, another
+            tool changed it (pruning, LoRA, quantization, ...; the text says how to undo that), or title, labels or
+            preprocessing are missing or impossible.
         OutputError: the folder exists, or cannot be written.
     """
     live = open_model(model)
-    config = _describe(live, title, labels)
     narrowed = _Float32(live)
+    config = _describe(live, title, labels, narrowed)
     # One thread: the framework is the user's, and may be busy elsewhere.
     tensors = TensorSource(
         live.names,
@@ -105,7 +110,7 @@ class _Float32:
         return narrow
 
 
-def _describe(live: LiveModel, title: str | None, labels: Sequence[str] | None) -> ModelConfig:
+def _describe(live: LiveModel, title: str | None, labels: Sequence[str] | None, values: _Float32) -> ModelConfig:
     """Bring together what the model knows of itself and what the user says.
 
     Raises:
@@ -117,14 +122,28 @@ def _describe(live: LiveModel, title: str | None, labels: Sequence[str] | None) 
             f"model.preprocessing is {preprocessing!r}, but a model folder says what images go through; set "
             "model.preprocessing = rszoo.Preprocessing(image_size=...)"
         )
-    if title is None:
-        start = live.arch.label if origin is None else origin.title.removesuffix(_TRAINED_TITLE)
-        title = start if origin is None else start + _TRAINED_TITLE
-    if not isinstance(title, str) or not title.strip():
+    if title is not None and (not isinstance(title, str) or not title.strip()):
         raise UsageError(f"title must be a text, received {title!r}; leave it out for the model's own")
     if labels is None and origin is not None and origin.arch.num_classes == live.arch.num_classes:
         labels = origin.labels
-    return ModelConfig(title, None, live.arch, preprocessing, _checked_labels(labels, live.arch), "trained")
+    config = ModelConfig(
+        title or live.arch.label, None, live.arch, preprocessing, _checked_labels(labels, live.arch), "trained"
+    )
+    if origin is None:
+        return config
+    if not _is_untouched(live, origin, values):
+        return replace(config, title=title or origin.title.removesuffix(_TRAINED_TITLE) + _TRAINED_TITLE)
+    same = (config.preprocessing, config.labels) == (origin.preprocessing, origin.labels)
+    pair = origin.pair if same else None
+    return replace(config, title=title or origin.title, pair=pair, weights=origin.weights)
+
+
+def _is_untouched(live: LiveModel, origin: ModelConfig, values: _Float32) -> bool:
+    """Whether a model's values are, bit by bit, those that it was created with."""
+    if origin.digest is None or origin.arch != live.arch:
+        return False
+    sums = {torch_name(spec): checksum(np.ascontiguousarray(values.read(spec))) for spec in live.names}
+    return digest(sums) == origin.digest
 
 
 def _checked_labels(labels: Sequence[str] | None, arch: ArchConfig) -> tuple[str, ...] | None:

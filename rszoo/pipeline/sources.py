@@ -7,18 +7,29 @@ TensorFlow can read (`gs://`); images are in one folder for each class.
 
 from __future__ import annotations
 
+import functools
 import io
+import logging
+import os
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from rszoo.disk.paths import expand_user
-from rszoo.errors import UsageError, nearest
+from rszoo.errors import UsageError, nearest, summarize
+from rszoo.pipeline.scan import Scan
 from rszoo.pipeline.tensorflow_reader import require_tensorflow
+from rszoo.refs import Folder
+from rszoo.terminal import printable
+
+if TYPE_CHECKING:
+    from rszoo.pipeline.files import Entries
+
+log = logging.getLogger("rszoo")
 
 #: "all" is every image of a folder of images without splits.
 Split = Literal["train", "validation", "all"]
@@ -29,13 +40,17 @@ DIGITS = "digits"
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One split of a data set. `title` is its name in results; None: unknown without reading everything."""
+    """One split of a data set. `title` is its name in results; None: unknown without reading everything.
+
+    `scan`: what was taken of a folder and what was left.
+    """
 
     title: str
     split: Split
     num_classes: int | None
     class_names: tuple[str, ...] | None
     num_images: int | None
+    scan: Scan = field(default_factory=Scan, kw_only=True)
 
     @property
     def content(self) -> Content:
@@ -137,23 +152,44 @@ def open_source(data: str, split: Split, *, cache: str | Path | None = None) -> 
         raise UsageError(f"split must be {' or '.join(likely)}, received {split!r}")
     require_tensorflow()
     if data == DIGITS:
+        if os.path.isdir(DIGITS):
+            _say_shadowed(os.getcwd())
         if cache is not None:
             raise UsageError("the digits are in memory, and only TFRecords are cached; leave out --cache")
         return _open_digits(split)
-    from rszoo.pipeline import shard_folders
-    from rszoo.pipeline.files import list_folder
-
     root = data.rstrip("/") if "://" in data else str(expand_user(data))
-    names = list_folder(root)
-    shards = shard_folders.find_shards(root, names, split)
-    if shards is not None:
-        return _open_shards(root, shards, split, None if cache is None else expand_user(cache))
+    source = _open_folder(data, root, split, None if cache is None else expand_user(cache))
+    _say(source)
+    return source
+
+
+def _say(source: Source) -> None:
+    """Log what was taken of a folder and what was left: as a warning if the user may not know of it."""
+    names = source.class_names
+    classes = "" if names is None else f", {len(names)} classes ({summarize(names)})"
+    level = logging.WARNING if source.scan.is_doubtful else logging.INFO
+    log.log(level, "%s", printable(f"{source.title}, {source.split}{classes}: {source.scan}"))
+
+
+@functools.cache
+def _say_shadowed(_here: str) -> None:
+    log.warning("%s is the built-in data set; %s is the folder here", DIGITS, Folder(DIGITS))
+
+
+def _open_folder(data: str, root: str, split: Split, cache: Path | None) -> Source:
+    from rszoo.pipeline.files import list_root
+    from rszoo.pipeline.shard_folders import find_shards
+
+    entries = list_root(root)
+    found = find_shards(root, entries, split)
+    if found is not None:
+        return _open_shards(root, *found, split, cache)
     if cache is not None:
         raise UsageError(f"{data} has no TFRecords, and only these are cached; run: rszoo tfrecords {data} OUTPUT")
-    return _open_images(root, names, split)
+    return _open_images(root, entries, split)
 
 
-def _open_shards(root: str, shards: tuple[str, ...], split: Split, cache: Path | None) -> ShardSource:
+def _open_shards(root: str, shards: tuple[str, ...], scan: Scan, split: Split, cache: Path | None) -> ShardSource:
     from rszoo.pipeline.shard_folders import read_description
 
     known = read_description(root, shards, split)
@@ -166,13 +202,14 @@ def _open_shards(root: str, shards: tuple[str, ...], split: Split, cache: Path |
         shards,
         known.counts,
         cache,
+        scan=scan,
     )
 
 
-def _open_images(root: str, names: list[str], split: Split) -> ImageSource:
+def _open_images(root: str, entries: Entries, split: Split) -> ImageSource:
     from rszoo.pipeline.image_folders import list_images
 
-    listing = list_images(root, names, split)
+    listing = list_images(root, entries, split)
     return ImageSource(
         title=_title(root),
         split=split,
@@ -183,6 +220,7 @@ def _open_images(root: str, names: list[str], split: Split) -> ImageSource:
         names=listing.names,
         labels=np.asarray(listing.labels, np.int64),
         folder=listing.folder,
+        scan=listing.scan,
     )
 
 

@@ -26,6 +26,7 @@ from rszoo.inference import jpeg
 from rszoo.inference.reader import PNG_MAGIC, Decoded, decode
 from rszoo.pipeline.decoding import FIRST_LABEL, Decoder
 from rszoo.pipeline.faults import DEFAULT_LIMIT, Faults
+from rszoo.pipeline.scan import Scan
 from rszoo.pipeline.shard_folders import DESCRIPTION, FORMAT_VERSION, shard_name
 from rszoo.pipeline.sources import ImageSource, open_source
 from rszoo.terminal import progress_bar
@@ -39,12 +40,16 @@ _MAGIC = {jpeg.MAGIC: b"JPEG", PNG_MAGIC: b"PNG"}
 
 @dataclass(frozen=True)
 class Written:
-    """What was written. `records`: the number in each file, by split; `broken`: images left out, with reasons."""
+    """What was written. `records`: the number in each file, by split; `broken`: images left out, with reasons.
+
+    `scans`: what of the folder was taken and what was left, by split.
+    """
 
     title: str
     class_names: tuple[str, ...]
     records: dict[str, tuple[int, ...]]
     broken: tuple[str, ...]
+    scans: dict[str, Scan]
 
 
 def write_tfrecords(
@@ -87,7 +92,8 @@ def write_tfrecords(
                     for number, part in enumerate(np.array_split(order, counts[split]))
                 )
         first = next(iter(sources.values()))
-        written = Written(first.title, first.class_names or (), records, tuple(faults.texts))
+        scans = {split: source.scan for split, source in sources.items()}
+        written = Written(first.title, first.class_names or (), records, tuple(faults.texts), scans)
         (staging / DESCRIPTION).write_text(json.dumps(_describe(written, seed), indent=1) + "\n", encoding="utf-8")
     return written
 

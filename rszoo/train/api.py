@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rszoo.errors import SplitNotFoundError, UsageError
 from rszoo.folder.model_folder import ModelFolder, read_folder
 from rszoo.models.factory import Framework
 from rszoo.pipeline.faults import DEFAULT_LIMIT
+from rszoo.pipeline.scan import Scan
 from rszoo.pipeline.sources import Source, open_source
 from rszoo.recipes.ablation import BASELINE
 from rszoo.recipes.ablation import ablate as add_steps
@@ -54,15 +55,20 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of a training: the finished model, its step, and the last evaluation."""
+    """The result of a training: the finished model, its step, and the last evaluation.
+
+    `scans`: what of the data was taken and what was left, by split.
+    """
 
     model: ModelFolder
     step: int
     evaluation: Mapping[str, Any] | None
+    scans: Mapping[str, Scan] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return {"model": str(self.model.path), "step": self.step, "evaluation": self.evaluation}
+        scans = {split: scan.to_dict() for split, scan in self.scans.items()}
+        return {"model": str(self.model.path), "step": self.step, "evaluation": self.evaluation, "scans": scans}
 
 
 _DEFAULT_OPTIONS = TrainingOptions()
@@ -135,7 +141,8 @@ def train_model(
     model = read_folder(train(recipe, job))
     folder = RunFolder(job.output)
     step = folder.finished_step
-    return Trained(model, step, last_evaluation(folder.metrics, step))
+    scans: dict[str, Scan] = {source.split: source.scan for source in (images, held_out) if source is not None}
+    return Trained(model, step, last_evaluation(folder.metrics, step), scans)
 
 
 def _open(data: str, cache: Path | None) -> tuple[Source, Source | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import unicodedata
 from collections.abc import Sequence
 
 from rszoo.arch.config import ArchConfig
@@ -50,13 +51,19 @@ def head_order(origin: ModelConfig | None, classes: Sequence[str] | None) -> tup
     """
     if origin is None:
         return ()
-    labels = origin.labels
+    labels = _composed(origin.labels)
+    classes = _composed(classes)
     same = tuple(range(origin.arch.num_classes))
-    if labels is None or classes is None or len(classes) != len(labels) or tuple(classes) == labels:
+    if labels is None or classes is None or len(classes) != len(labels) or classes == labels:
         return same
     if len(set(labels)) == len(labels) and set(labels) == set(classes):
         return tuple(labels.index(name) for name in classes)
     return _imagenet_order(origin, classes) if labels == load_labels("imagenet-1k") else None
+
+
+def _composed(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return names in Unicode's composed form: macOS stores decomposed ones, which look alike and differ."""
+    return None if names is None else tuple(unicodedata.normalize("NFC", name) for name in names)
 
 
 def decide_head(

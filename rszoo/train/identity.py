@@ -13,6 +13,7 @@ from typing import Any
 
 from rszoo.errors import SourceNotFoundError
 from rszoo.folder.model_folder import ModelFolder, sha256_of
+from rszoo.pipeline.file_kinds import nfc
 from rszoo.pipeline.sources import ImageSource, ShardSource, Source
 from rszoo.recipes.recipe import Recipe
 from rszoo.train.start import Start
@@ -76,7 +77,7 @@ def data_sha256(images: Source) -> str | None:
         SourceNotFoundError: a file of TFRecords cannot be looked at.
     """
     if isinstance(images, ImageSource):
-        listed = hashlib.sha256("\0".join(images.names).encode("utf-8", errors="surrogateescape"))
+        listed = hashlib.sha256("\0".join(map(nfc, images.names)).encode("utf-8", errors="surrogateescape"))
         listed.update(images.labels.astype("<i8").tobytes())
         return listed.hexdigest()
     if isinstance(images, ShardSource):

@@ -207,7 +207,7 @@ def _check_data(recipe: Recipe, images: Source) -> None:
 
 
 def _session(recipe: Recipe, job: Job, engine: Engine) -> dict[str, Any]:
-    """Return the command, engine, devices and versions of a start or resumption."""
+    """Return the command, engine, devices, data and versions of a start or resumption."""
     versions = {"python": platform.python_version(), "rszoo": __version__, **installed_versions(_PACKAGES)}
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -217,6 +217,7 @@ def _session(recipe: Recipe, job: Job, engine: Engine) -> dict[str, Any]:
         "processes": engine.ranks,
         "replicas": engine.replicas,
         "devices": _devices(job.engine),
+        "scans": {source.split: source.scan.to_dict() for source in (job.images, job.held_out) if source is not None},
         "versions": versions,
     }
 

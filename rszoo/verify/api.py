@@ -10,7 +10,7 @@ from rszoo.cache.find import ModelLike, find_local
 from rszoo.errors import VerificationError
 from rszoo.folder.model_folder import ModelFolder
 from rszoo.verify import checks as parity
-from rszoo.verify.checks import Check
+from rszoo.verify.check import Check
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def verify_model(
 ) -> Verification:
     """Prove what can be proven here about a model folder, and write it into its `verification.json`.
 
-    A check that fails raises nothing; see `Verification.raise_for_failure`.
+    A check that fails raises nothing; see `Verification.raise_for_failure`. A source or photo that is given and cannot
+    be used is an error, and nothing is written then.
 
     Args:
         model: a model folder, or a registered name that is in the cache.
@@ -62,7 +63,10 @@ def verify_model(
         report: called with each check as soon as it has run.
 
     Raises:
-        SourceNotFoundError: the model is not on this machine.
+        SourceNotFoundError: the model is not on this machine; or there is no such source or photo.
+        UsageError: the folder is not of a kind that has a source or published logits.
+        ImageError: it is another photo.
+        ArchiveError, CheckpointError, ConversionError, NetworkError: the source cannot be read, or is none.
         OutputError: the folder cannot be written.
     """
     folder, checks = find_local(model), []

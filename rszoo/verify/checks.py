@@ -8,79 +8,59 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from converters.convert import open_accounted
 from converters.formats import list_formats
 from converters.formats.format import Reference
-from converters.read.source import locate
-from rszoo.arch.audit import same_bits
 from rszoo.arch.names import torch_name
 from rszoo.arch.walk import Kind, iter_tensors
 from rszoo.disk.temporary import write_whole
-from rszoo.errors import ConfigError, MissingPackageError, OutputError, RszooError, SourceNotFoundError
+from rszoo.errors import ConfigError, MissingPackageError, OutputError, RszooError
 from rszoo.extras import installed_versions, needs
 from rszoo.folder.model_folder import FORMAT_VERSIONS, VERIFICATION, ModelFolder, find_damage, sha256_of
 from rszoo.folder.records import read_conversion, read_verification
-from rszoo.inference.images import preprocess
 from rszoo.models.factory import import_model_module
-from rszoo.registry.manifest import get_entry
-from rszoo.registry.preprocessing import Preprocessing
+from rszoo.verify.check import Check
+from rszoo.verify.given import check_golden, check_photo, check_source
 from rszoo.verify.stages import keras_stages, stage_errors, torch_stages
 from rszoo.weights.mapping import Weights, check_header
 
-Status = Literal["passed", "failed", "not run"]
 #: Largest relative L2 error of float32 stages; right ports had up to 1.2e-6, wrong ones over 100 times the bound.
 FLOAT32_BOUND = 2e-6
 #: The same in float64, where only wiring can differ.
 FLOAT64_BOUND = 1e-10
-# Published logits have four decimals, but are of TensorFlow's crop of the JPEG, with other colours at its left and right
-# edge; and if simplejpeg is missing, Pillow decodes it, a level of 255 off on average.
-_GOLDEN_BOUND = 0.1
 # An even and an odd size: padding and pooling differ between them.
 _INPUT_SIZES = (64, 75)
 
 
-@dataclass(frozen=True)
-class Check:
-    """One check's outcome. `figures` has measured numbers by name, such as relative L2 errors."""
-
-    name: str
-    status: Status
-    detail: str
-    figures: dict[str, float] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values; a figure that is not finite, which JSON cannot say, becomes null."""
-        figures = {name: value if math.isfinite(value) else None for name, value in self.figures.items()}
-        return {**asdict(self), "figures": figures}
-
-
 def verify(folder: ModelFolder, *, source: str | None = None, golden_image: str | None = None) -> Iterator[Check]:
     """Yield the outcome of every check; a failed one does not stop the others.
+
+    What is given and cannot be used is an error before the first outcome, not a failed check.
 
     `source`: the checkpoint that the folder was converted from, see `locate`; an embedded one is found by itself.
     `golden_image`: path of the photo that the published logits belong to.
 
     Raises:
         NewerFormatError: a newer rszoo wrote the account, or the outcome of earlier checks.
-        SourceNotFoundError: there is no such photo.
+        UsageError: the folder is not of a kind that has a source or published logits.
+        SourceNotFoundError, UnknownModelError: there is no such source or photo.
+        ImageError: it is another photo.
+        ArchiveError, CheckpointError, ConversionError, NetworkError: the source cannot be read, or is none.
     """
     _check_versions(folder)
-    if golden_image is not None and not Path(golden_image).is_file():
-        raise SourceNotFoundError(f"no image at {golden_image}; give the path of the published photo")
+    if golden_image is not None:
+        check_photo(folder, Path(golden_image))
+    compared = None if source is None else check_source(folder, source)
     checks: tuple[tuple[str, Callable[[], Check]], ...] = (
         ("file", lambda: check_file(folder)),
         ("values", lambda: check_values(folder)),
-        ("source", lambda: check_source(folder, source)),
+        ("source", lambda: compared or check_source(folder, None)),
         ("torch = keras", lambda: check_frameworks(folder)),
         ("torch = original graph", lambda: check_original(folder, "torch")),
         ("keras = original graph", lambda: check_original(folder, "keras")),
@@ -145,29 +125,6 @@ def check_values(folder: ModelFolder) -> Check:
     return Check("values", "passed", "all finite, no variance negative")
 
 
-def check_source(folder: ModelFolder, source: str | None) -> Check:
-    """Read the original checkpoint again and compare every tensor bit by bit."""
-    weights_kind = folder.config.weights
-    if weights_kind == "trained":
-        return Check("source", "not run", "the weights were trained; no published checkpoint has them")
-    entry = get_entry(folder.config.pair) if folder.config.pair else None
-    if source is None and entry is not None and entry.source.path is not None:
-        source = str(entry.source.path)
-    if source is None:
-        return Check("source", "not run", "give the original with --ckpt to compare every tensor with it")
-    with (
-        tempfile.TemporaryDirectory(prefix="rszoo-") as spool,
-        locate(source) as open_files,
-        open_accounted(open_files, Path(spool), weights_kind) as (files, account),
-        Weights(folder.weights_path) as weights,
-    ):
-        for spec, variable in account.mapped.items():
-            actual = weights.get(torch_name(spec))
-            if actual is None or not same_bits(account.read(files.reader, spec), actual):
-                return Check("source", "failed", f"{torch_name(spec)} differs from {variable} in {source}")
-    return Check("source", "passed", f"all {len(account.mapped)} tensors equal to {files.source}, bit by bit")
-
-
 def check_frameworks(folder: ModelFolder) -> Check:
     """Compare PyTorch and Keras stage by stage, in float64 where Keras's backend computes in it throughout."""
     import_model_module("torch")
@@ -212,28 +169,6 @@ def _find_reference(folder: ModelFolder) -> Reference | None:
         if (known.fits(arch) if recorded is None else known.name == recorded)
     )
     return next(filter(None, fitting), None)
-
-
-def check_golden(folder: ModelFolder, image: str | None) -> Check:
-    """Compare the logits of the published photo with those of the original graph."""
-    name = "published logits"
-    entry = get_entry(folder.config.pair) if folder.config.pair else None
-    if entry is None or entry.golden is None or entry.family.golden_image is None:
-        return Check(name, "not run", f"none are published for {folder.config.title}")
-    photo = entry.family.golden_image
-    if folder.config.weights != "ema":
-        return Check(name, "not run", "the published logits are of the averaged weights")
-    if image is None:
-        return Check(name, "not run", f"give {photo.name} ({photo.url}) with --golden-image")
-    if sha256_of(Path(image)) != photo.sha256:
-        return Check(name, "failed", f"{image} is not {photo.name}: its SHA-256 is not {photo.sha256}")
-    inputs = preprocess(image, Preprocessing(photo.image_size))
-    logits = torch_stages(folder, [inputs], "float32")[0]["logits"][0].astype(np.float64)
-    figures = {f"class {index}": abs(float(logits[index]) - expected) for index, expected in entry.golden.top5}
-    figures["L2 norm"] = abs(float(np.linalg.norm(logits)) - entry.golden.logits_l2)
-    worst = max(figures, key=lambda key: figures[key] if math.isfinite(figures[key]) else math.inf)
-    status: Status = "passed" if figures[worst] <= _GOLDEN_BOUND else "failed"
-    return Check(name, status, f"{worst} differs most, by {figures[worst]:.4f} (at most {_GOLDEN_BOUND})", figures)
 
 
 def _judge(name: str, figures: dict[str, float], bound: float, how: str) -> Check:

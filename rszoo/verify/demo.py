@@ -18,7 +18,7 @@ from rszoo.inference.classifier import Classifier
 from rszoo.models.factory import Framework
 from rszoo.terminal import printable
 from rszoo.verify.api import verify_model
-from rszoo.verify.checks import Check
+from rszoo.verify.check import Check
 
 MODEL = "resnet-rs-demo"
 _DIGITS = asset("demo_digits.npz")
