@@ -27,8 +27,8 @@ from rszoo.verify.check import Check, Status
 from rszoo.verify.stages import torch_stages
 from rszoo.weights.mapping import Weights, check_header
 
-# Published logits have four decimals, but are of TensorFlow's crop of the JPEG, with other colours at its left and right
-# edge; and if simplejpeg is missing, Pillow decodes it, a level of 255 off on average.
+# Published logits have four decimals, but are of TensorFlow's crop of the JPEG, with other colours at its left and
+# right edge; and if simplejpeg is missing, Pillow decodes it, a level of 255 off on average.
 _GOLDEN_BOUND = 0.1
 
 
