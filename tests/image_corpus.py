@@ -121,4 +121,4 @@ def _none() -> Iterator[Case]:
     yield Case("an SVG", b"<svg xmlns='http://www.w3.org/2000/svg'/>", None, "not a readable image")
     yield Case("a WAV", b"RIFF\x24\0\0\0WAVEfmt ", None, "not a readable image")
     # Pillow would start Ghostscript.
-    yield Case("an EPS", save(PIXELS, "EPS"), None, "not a readable image")
+    yield Case("an EPS", save(PIXELS, "EPS"), None, "cannot identify")

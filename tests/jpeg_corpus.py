@@ -57,8 +57,10 @@ def _odd() -> Iterator[Case]:
         "damaged in the middle": patched(whole, b"\xff\xda", 60, b"\xff\xd9\0\0") + whole[-40:],
     }
     yield from (Case(f"JPEG {name}", encoded, "TensorFlow's") for name, encoded in tensorflows.items())
-    # The first two scans; TensorFlow's older libjpeg-turbo smooths what is missing otherwise, by 4 levels at most.
+    # The first two scans, and a thumbnail of the usual kind. TensorFlow's older libjpeg-turbo smooths what is missing
+    # otherwise, by 4 levels at most.
     scans = save(PIXELS, "JPEG", progressive=True, subsampling="4:2:2").split(b"\xff\xc4")
+    scans[0] = scans[0][:2] + _exif(save(PIXELS[:8], "JPEG")) + scans[0][2:]
     yield Case("JPEG without its last scans", b"\xff\xc4".join(scans[:3]) + b"\xff\xd9", "near TensorFlow's")
     # Three times as many columns of luma as of colour: simplejpeg cannot, so both readers call Pillow.
     thirds = patched(save(PIXELS, "JPEG", subsampling="4:4:4"), b"\xff\xc0", 11, b"\x31")
@@ -91,12 +93,12 @@ def _cmyk() -> Iterator[Case]:
 def _broken() -> Iterator[Case]:
     whole = save(PIXELS, "JPEG", quality=95)
     frame = b"\xff\xc0"
-    first, *more = save(PIXELS, "JPEG", progressive=True).split(b"\xff\xc4")
-    more[1] += b"stray"
-    more[2] = more[2][:2] + b"\x63" + more[2][3:]
+    header, scan, *more = save(PIXELS, "JPEG", progressive=True).split(b"\xff\xda")
+    table = scan.index(b"\xff\xc4")
+    scan = scan[:13] + patched(scan[table:], b"\xff\xc4", 4, b"\x63")
     broken = {
         # After a warning, an error: simplejpeg gives out memory that nobody wrote to.
-        "progressive with a broken scan": (b"\xff\xc4".join([first, *more]), "not a readable image"),
+        "progressive with a broken scan": (b"\xff\xda".join([header, scan, *more]), "not a readable image"),
         "cut in the middle": (whole[: len(whole) // 2], "truncated"),
         # TensorFlow's crop would be whole, though the image is not.
         "without its last rows": (whole[:-30], "truncated"),

@@ -18,7 +18,7 @@ from rszoo.inference import reader
 from rszoo.inference.reader import decode
 from rszoo.pipeline import decoding
 from rszoo.pipeline.decoding import Decoder
-from rszoo.pipeline.evaluation import evaluation_dataset
+from rszoo.pipeline.evaluation import evaluation_dataset, timm_transform
 from rszoo.pipeline.faults import Faults, iterate
 from rszoo.pipeline.order import evaluation_stream
 from rszoo.pipeline.share import Share
@@ -127,6 +127,27 @@ def test_evaluation_and_preprocess_give_the_same_input(tmp_path):
         np.testing.assert_allclose(
             image, rszoo.preprocess(tmp_path / "image", settings)[0], atol=1e-5, err_msg=case.name
         )
+
+
+def test_a_truncated_jpeg_is_refused_even_if_its_crop_is_whole(tmp_path):
+    encoded = save(PHOTOS[0][:64, :96], "JPEG", quality=95)[:-100]
+    assert tf.image.decode_and_crop_jpeg(encoded, [0, 0, 8, 8], channels=3).shape == (8, 8, 3)
+    (read,) = by_graph(tmp_path, [encoded], [(0, 0, 8, 8)])
+    assert read == by_python(encoded)
+    assert "truncated" in read
+
+
+def test_timms_preprocessing_decodes_by_pillow_as_timm_does(tmp_path):
+    settings = rszoo.Preprocessing(16)
+    files = [save(PIXELS, "JPEG"), save(Image.fromarray(PIXELS).convert("CMYK"), "JPEG")]
+    write_shard(tmp_path / "validation-00000-of-00001", [example(encoded, 1) for encoded in files])
+    source, faults = open_source(str(tmp_path), "validation"), Faults()
+    dataset = evaluation_dataset(source, settings, share=Share(), batch_size=2, faults=faults, transform="timm")
+    (batch,) = iterate(dataset, faults)
+    for encoded, image in zip(files, batch["image"].numpy(), strict=True):
+        pixels = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+        assert (pixels != decode(encoded).pixels).any()
+        np.testing.assert_array_equal(image, timm_transform(pixels, settings))
 
 
 def test_both_readers_have_one_bound(tmp_path, monkeypatch):
