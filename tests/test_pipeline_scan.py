@@ -23,6 +23,7 @@ from rszoo.pipeline.share import Share
 from rszoo.pipeline.sources import open_source
 from rszoo.pipeline.writer import write_tfrecords
 from rszoo.registry.preprocessing import Preprocessing
+from rszoo.train.api import plan_training
 from rszoo.train.heads import head_order
 from rszoo.train.identity import data_sha256
 from tests.commands import call
@@ -316,6 +317,13 @@ def test_the_digits_win_over_a_folder_of_that_name_and_say_so(tmp_path, monkeypa
     for path in ("./digits", str(tmp_path / "digits"), "digits/"):
         assert open_source(path, "all").class_names == ("a", "b")
     assert len(caplog.messages) == 1
+    # Nor does the recipe of a run on the folder name the digits.
+    recipes = {data: plan_training("resnet-rs-demo", data=data).recipe for data in (None, "digits", "./digits")}
+    assert {data: recipe.data.source for data, recipe in recipes.items()} == {
+        None: "digits",
+        "digits": "digits",
+        "./digits": None,
+    }
 
 
 def test_the_command_prints_what_was_taken_and_left(tmp_path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,9 @@ def plan_training(
     source = data or chosen.data.source
     if source is None:
         raise UsageError(f"--data is missing: the recipe {name} names none; give a folder of TFRecords or images")
+    if chosen.data.source != source:
+        # Else the run's recipe would name data that the run has not seen.
+        chosen = replace(chosen, data=replace(chosen.data, source=None))
     return TrainingPlan(chosen, source, None if init is None else find_start(init), name, tuple(overrides))
 
 
