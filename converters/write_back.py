@@ -15,8 +15,10 @@ from rszoo.folder.model_folder import CONVERSION, ModelFolder
 from rszoo.weights.mapping import Weights, check_header
 
 
-def write_checkpoint(folder: ModelFolder, output: str | Path, target: str) -> Path:
+def write_checkpoint(folder: ModelFolder, output: str | Path, target: str, *, check: bool = True) -> Path:
     """Write a checkpoint of the format called `target` into the new folder `output`, and return its path.
+
+    `check`: compare each tensor with its checksum.
 
     Raises:
         UsageError: there is no such format, or it cannot be written.
@@ -35,7 +37,7 @@ def write_checkpoint(folder: ModelFolder, output: str | Path, target: str) -> Pa
     with (
         # Never over another: an export cannot be distinguished from a checkpoint that somebody trained.
         staged_folder(place, overwrite=False, is_ours=lambda _: False) as staging,
-        Weights(folder.weights_path) as weights,
+        Weights(folder.weights_path, check=check) as weights,
     ):
         export = Export(
             folder.config, _step(folder), lambda spec: chosen.from_torch(spec.kind, weights[torch_name(spec)])

@@ -250,7 +250,8 @@ def test_a_repository_that_another_tool_pushed(folder, hub, tmp_path, monkeypatc
     use_hub(monkeypatch, hub, tmp_path / "home", ME)
     hub.put_repo("me/mine", {file.name: file.read_bytes() for file in folder.iterdir()})
     tensors = rewrite(folder, "timm_model.", **FIVE)
-    hub.put_repo("me/changed", {name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")})
+    # A tool that pushes onto the repository leaves rszoo's account there.
+    hub.put_repo("me/changed", {file.name: file.read_bytes() for file in folder.iterdir()})
     partial = {"features_only": True, "out_indices": (1,)}
     for name, title in (("hf-hub:me/mine", "mine"), ("hf-hub:me/changed", "changed since, from mine")):
         assert json.loads(call("rszoo", "info", name, "--json").stdout)["title"] == title
@@ -258,6 +259,10 @@ def test_a_repository_that_another_tool_pushed(folder, hub, tmp_path, monkeypatc
         model = rszoo.create(name, pretrained=True)
         assert (model.origin.title, model.num_classes) == (title, 7 if title == "mine" else 5)
     assert torch.equal(model.layer1[0].conv1.weight, tensors["layer1.0.conv1.weight"])
+    for name, files in (("mine", {"conversion.json"}), ("changed", set())):
+        rszoo.pull_model(f"hf-hub:me/{name}", tmp_path / name)
+        assert {path.name for path in (tmp_path / name).iterdir()} == {"config.json", "model.safetensors"} | files
+    assert rszoo.create(tmp_path / "changed").origin.title == "changed since, from mine"
 
 
 def test_labels_are_where_transformers_does_not_keep_them(folder):

@@ -444,9 +444,7 @@ def changed(content: bytes, **values: object) -> bytes:
 
 
 def test_what_is_not_as_its_account_says_is_not_pulled(hub, files, source, tmp_path):
-    other = (source["raw"] / "model.safetensors").read_bytes()
     cases = {
-        "model.safetensors has SHA-256": (NAME, {"model.safetensors": other}),
         "config.json has SHA-256": (NAME, {"config.json": changed(files["config.json"], title="mine")}),
         "conversion.json or another file is .* damaged": (NAME, {"conversion.json": b"{}"}),
         "model.raw.safetensors has SHA-256|config.json has SHA-256": (

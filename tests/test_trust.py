@@ -215,7 +215,9 @@ def test_a_mirror_without_hashes_needs_a_known_one(server, tmp_path, monkeypatch
     server.hashes = False
     with pytest.raises(IntegrityError, match=r"nothing vouches for .*manifest pin"):
         fill()
-    assert (server.sent_bytes, models(tmp_path)) == (1, [])
+    # The one byte that was asked for may not have been sent yet.
+    assert server.sent_bytes <= 1
+    assert models(tmp_path) == []
     # A length vouches for nothing.
     use_manifest(published(size=len(ARCHIVE)))
     with pytest.raises(IntegrityError, match="nothing vouches"):

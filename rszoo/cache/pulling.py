@@ -10,7 +10,6 @@ from pathlib import Path
 from rszoo.cache.find import ModelLike, find_remote
 from rszoo.disk.paths import expand_user
 from rszoo.errors import NetworkError, WeightsError
-from rszoo.folder.model_folder import read_folder
 from rszoo.folder.writing import staged_model_folder
 from rszoo.hub.pull import HubModel, copy_model, fetch_records, open_remote
 from rszoo.weights.auditing import audit_folder, audit_header
@@ -75,6 +74,5 @@ def _fetch(found: HubModel) -> Path:
 
 def _copy(found: HubModel, path: Path, overwrite: bool) -> Path:
     with staged_model_folder(path, overwrite=overwrite) as copied:
-        copy_model(found, copied)
-        audit_folder(read_folder(copied))
+        audit_folder(copy_model(found, copied))
     return path

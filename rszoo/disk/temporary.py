@@ -138,6 +138,9 @@ def _runs(pid: int) -> bool:
         return False
     except (PermissionError, OverflowError):
         return True
+    # A process that ended and whose parent has not asked yet: its state, after the name in parentheses, is Z.
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
     return True
 
 

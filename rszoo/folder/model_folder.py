@@ -91,11 +91,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model folder that was found and whose `config.json` was read; the weights were not touched."""
+    """A model folder that was found and whose `config.json` was read.
+
+    `changed`: it holds other weights than those that its records speak of, and `config` is what is known of them.
+    """
 
     path: Path
     config: ModelConfig
     weights_file: str = WEIGHTS
+    changed: bool = False
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -103,8 +103,10 @@ class HubModel:
         return self.fetch_weights()
 
 
-def copy_model(model: HubModel, folder: Path, sha256: str | None = None) -> None:
+def copy_model(model: HubModel, folder: Path, sha256: str | None = None) -> ModelFolder:
     """Copy a model of the Hub into an empty folder, in the form of a converted model: weights, account, checks.
+
+    Return that folder.
 
     Raises as `HubModel.fetch_weights`, and OSError if the folder cannot be written.
     """
@@ -112,8 +114,10 @@ def copy_model(model: HubModel, folder: Path, sha256: str | None = None) -> None
     shutil.copyfile(found.weights_path, folder / WEIGHTS)
     config = strip_config((model.folder / CONFIG).read_text(encoding="utf-8"))
     (folder / CONFIG).write_text(found.config.to_json() if raw else config, encoding="utf-8")
-    for name, path in fetch_records(model).items():
+    # Records of other weights are left behind.
+    for name, path in ({} if found.changed else fetch_records(model)).items():
         shutil.copyfile(path, folder / name)
+    return replace(found, path=folder, weights_file=WEIGHTS)
 
 
 def fetch_records(model: HubModel) -> dict[str, Path]:

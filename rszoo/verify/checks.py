@@ -115,7 +115,7 @@ def check_file(folder: ModelFolder) -> Check:
 def check_values(folder: ModelFolder) -> Check:
     """Look for values that no trained network has: not finite, or negative variances."""
     wrong = []
-    with Weights(folder.weights_path) as weights:
+    with Weights(folder.weights_path, check=False) as weights:
         for spec in iter_tensors(folder.config.arch):
             values = weights[torch_name(spec)]
             if not np.isfinite(values).all() or (spec.kind is Kind.MOVING_VARIANCE and values.min() < 0):

@@ -61,7 +61,7 @@ def check_source(folder: ModelFolder, source: str | None) -> Check:
         if set(account.mapped) != set(iter_tensors(folder.config.arch)):
             labels = folder.config.arch.label, account.arch.label
             return Check("source", "failed", f"the weights are of a {labels[0]}, {source} is of another {labels[1]}")
-        with Weights(folder.weights_path) as weights:
+        with Weights(folder.weights_path, check=False) as weights:
             for spec, variable in account.mapped.items():
                 if not same_bits(account.read(files.reader, spec), weights[torch_name(spec)]):
                     return Check("source", "failed", f"{torch_name(spec)} differs from {variable} in {source}")

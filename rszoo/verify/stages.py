@@ -24,7 +24,8 @@ def torch_stages(folder: ModelFolder, batches: Sequence[np.ndarray], dtype: str)
     """Return every stage's output for each batch in PyTorch. Batches and outputs are NHWC."""
     import torch
 
-    model = create(folder).to(getattr(torch, dtype))
+    # Damage is another check's to find.
+    model = create(folder, check=False).to(getattr(torch, dtype))
     results = []
     for images in batches:
         with torch.no_grad():
@@ -38,7 +39,7 @@ def keras_stages(folder: ModelFolder, batches: Sequence[np.ndarray], dtype: str)
     import keras
 
     module = import_model_module("keras")
-    with _keras_dtype(dtype), Weights(folder.weights_path) as weights:
+    with _keras_dtype(dtype), Weights(folder.weights_path, check=False) as weights:
         model = module.stage_model(module.build_model(folder.config.arch, keras_weights(weights, folder.config.arch)))
     outputs = (model(images.astype(dtype), training=False) for images in batches)
     return [{name: keras.ops.convert_to_numpy(x) for name, x in stages.items()} for stages in outputs]

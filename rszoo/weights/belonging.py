@@ -46,7 +46,7 @@ def settle(folder: ModelFolder) -> ModelFolder:
         folder.weights_file,
         config.title,
     )
-    return replace(folder, config=config)
+    return replace(folder, config=config, changed=True)
 
 
 def settle_config(
