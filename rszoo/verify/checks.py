@@ -42,8 +42,8 @@ Status = Literal["passed", "failed", "not run"]
 FLOAT32_BOUND = 2e-6
 #: The same in float64, where only wiring can differ.
 FLOAT64_BOUND = 1e-10
-# Published logits have four decimals, but are of TensorFlow's crop of the JPEG, with other colours at its left and right
-# edge; and if simplejpeg is missing, Pillow decodes it, a level of 255 off on average.
+# Published logits have four decimals, but are of TensorFlow's crop of the JPEG, whose first and last column have other
+# colours (docs/data.md); and if simplejpeg is missing, Pillow decodes it, a level of 255 off on average.
 _GOLDEN_BOUND = 0.1
 # An even and an odd size: padding and pooling differ between them.
 _INPUT_SIZES = (64, 75)
