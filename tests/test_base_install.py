@@ -95,3 +95,11 @@ def test_each_command_starts(base: BaseInstall) -> None:
 def test_what_needs_a_framework_names_the_extra(base: BaseInstall) -> None:
     code = "import rszoo; rszoo.create('resnet-rs-demo')"
     base.run("python", "-c", code, code=1, hint='pip install "rszoo[torch]"')
+
+
+def test_it_decodes_a_jpeg_as_tensorflow_does(base: BaseInstall) -> None:
+    code = (
+        "from PIL import Image; from rszoo.inference.images import read_image\n"
+        "Image.new('RGB', (40, 40), 'red').save('red.jpg'); print(read_image('red.jpg').exact)"
+    )
+    assert base.run("python", "-c", code) == "True\n"

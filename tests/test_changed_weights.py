@@ -177,7 +177,8 @@ def test_other_values_are_not_what_the_record_says(folder, prefix, caplog):
     with caplog.at_level(logging.WARNING, "rszoo"):
         model = rszoo.create(folder)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{folder}: model.safetensors is not what rszoo wrote there; its record is taken for 'changed since, from mine'"
+        f"{folder}: another tool changed model.safetensors since rszoo wrote its record; classes are the tensors', "
+        "labels those of config.json, and the title is 'changed since, from mine'"
     ]
     assert (model.origin.title, model.origin.weights) == ("changed since, from mine", "trained")
     # Those at the top level of config.json, which a tool that knows `transformers` keeps.
@@ -271,3 +272,15 @@ def test_labels_are_where_transformers_does_not_keep_them(folder):
     assert "label_names" not in keys
     assert keys["id2label"] == {str(index): label for index, label in enumerate(LABELS)}
     assert keys["pretrained_cfg"]["label_names"] == list(LABELS)
+
+
+def test_labels_given_to_the_same_weights_are_the_models(folder, caplog):
+    keys = json.loads((folder / "config.json").read_text())
+    mine = {str(index): label for index, label in enumerate("tuvwxyz")}
+    (folder / "config.json").write_text(json.dumps({**keys, "id2label": mine}))
+    assert rszoo.create(folder).origin.labels == tuple("tuvwxyz")
+    assert [record.getMessage().partition(": ")[2][:23] for record in caplog.records] == ["the labels were changed"]
+    # Of another number of classes, or no texts, they are not these weights'.
+    for labels in ({"0": "a"}, {**mine, "3": None}):
+        (folder / "config.json").write_text(json.dumps({**keys, "id2label": labels}))
+        assert rszoo.create(folder).origin.labels == LABELS

@@ -193,6 +193,11 @@ def test_other_channels_are_refused(folders, tmp_path):
             rszoo.preprocess(tmp_path / "photo.png", spec)
     with pytest.raises(UsageError, match="takes 2 channels"):
         Classifier(folders[2])
+    for channels in (1, 2):
+        done = call("rszoo", "train", "--init", folders[channels], "--data", "digits", "--output", tmp_path / "run")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert f"takes {channels} channels; only a model of RGB images can be trained" in done.stderr
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

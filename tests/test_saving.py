@@ -594,3 +594,23 @@ def test_any_architecture_of_the_walk_is_saved(tmp_path):
     folder = save(model, tmp_path / "mine")
     assert folder.config.arch == config
     np.testing.assert_array_equal(logits_of(rszoo.create(folder.path), images), logits_of(model, images))
+
+
+def _silu(model):
+    model.layer1[0].act1 = torch.nn.SiLU(inplace=True)
+
+
+def _dilated(model):
+    model.layer2[0].conv2.dilation = (2, 2)
+
+
+def _hooked(model):
+    model.layer1[0].register_forward_hook(lambda module, inputs, output: output * 2)
+
+
+@pytest.mark.parametrize("change", [_silu, _dilated, _hooked])
+def test_a_model_that_computes_something_else_is_not_the_published_one(verified, change, tmp_path):
+    model = rszoo.create(verified["ema"])
+    change(model)
+    config = save(model, tmp_path / "mine").config
+    assert (config.pair, config.weights, config.title) == (None, "trained", "resnet-rs-demo, trained further")

@@ -305,6 +305,7 @@ MISTAKES = [
     (("--output", "run", *TINY, "train.batchsize=3"), 3, "did you mean batch_size?"),
     (("--output", "run", *TINY, "--data", "nowhere"), 3, "nowhere"),
     (("--output", "run", *TINY, "model.num_classes=9"), 3, "add model.num_classes=10"),
+    (("--output", "run", *TINY, "model.in_chans=1"), 3, "add model.in_chans=3"),
     (("--output", "run", *TINY, "data.train_images=9"), 3, "add data.train_images=1437"),
     (("--output", "run", *TINY, "train.accumulate=7"), 3, "nearest: 28 or 35"),
     (("--output", "run", *TINY, "--ablate", "cosine"), 2, "leave out --recipe"),

@@ -322,3 +322,18 @@ def test_one_tensor_is_found_in_the_header_as_the_whole_header_has_it(tmp_path):
     for name in ("__metadata__", "dtype", "shape", "x", '"b', 'b":{"dtype'):
         with pytest.raises(KeyError):
             rszoo.load_weights(tmp_path / "f.safetensors")[name]
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch", "keras"])
+def test_a_slice_is_contiguous_and_a_whole_one_is_checked(tiny_folder, tmp_path, framework):
+    name = KERAS_CONV if framework == "keras" else CONV
+    for index in (np.s_[:, 1:3], np.s_[:, :, 1:2], np.s_[1:2], np.s_[..., 0]):
+        part = rszoo.load_weights(tiny_folder.path, framework).get_slice(name)[index]
+        assert part.is_contiguous() if framework == "torch" else part.flags.c_contiguous
+    path = tmp_path / "model.safetensors"
+    data = bytearray(tiny_folder.weights_path.read_bytes())
+    start, _ = Weights(tiny_folder.weights_path)._header.span(CONV)
+    data[start] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match="does not have the checksum"):
+        rszoo.load_weights(path, framework).get_slice(name)[:]

@@ -89,7 +89,7 @@ def infer_arch(known: ArchConfig, shapes: Mapping[str, tuple[int, ...]]) -> Arch
     stem, head = shapes.get(torch_name(next(iter_tensors(known))), ()), shapes.get("fc.weight", ())
     return replace(
         known,
-        blocks=_count_blocks(shapes),
+        blocks=_count_blocks(shapes) if any(map(_BLOCK_KEY.match, shapes)) else known.blocks,
         num_classes=head[0] if len(head) == 2 else known.num_classes,
         in_chans=stem[1] if len(stem) == 4 else known.in_chans,
     )

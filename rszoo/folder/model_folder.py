@@ -93,7 +93,7 @@ class ModelConfig:
 class ModelFolder:
     """A model folder that was found and whose `config.json` was read.
 
-    `changed`: it holds other weights than those that its records speak of, and `config` is what is known of them.
+    `changed`: it holds other weights or labels than its records speak of, and `config` is what is known of them.
     """
 
     path: Path

@@ -94,11 +94,11 @@ def timm_keys(arch: ArchConfig, preprocessing: Preprocessing, labels: tuple[str,
 
 def read_labels(keys: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Return the labels at the top level of a `config.json`, as `transformers` or timm write them; None without any."""
+    names: Any = keys.get("label_names")
     by_index = keys.get("id2label")
     if isinstance(by_index, Mapping) and set(by_index) == set(map(str, range(len(by_index)))):
-        return tuple(str(by_index[str(index)]) for index in range(len(by_index)))
-    names = keys.get("label_names")
-    return tuple(map(str, names)) if isinstance(names, list) else None
+        names = [by_index[str(index)] for index in range(len(by_index))]
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def timm_lineage(repo: str) -> str | None:

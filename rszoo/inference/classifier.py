@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rszoo.cache.find import ModelLike, find_folder
-from rszoo.errors import UsageError
+from rszoo.errors import UsageError, WeightsError
 from rszoo.inference.images import preprocess
 from rszoo.models.factory import Framework, create
 
@@ -62,7 +62,9 @@ class Classifier:
         return (self.top(logits, count) for logits in self.logits(images))
 
     def top(self, logits: np.ndarray, count: int = 5) -> list[Prediction]:
-        """Return the most likely classes, the likeliest first."""
+        """Return the most likely classes, the likeliest first. Raises WeightsError if a logit is not finite."""
+        if not np.isfinite(logits).all():
+            raise WeightsError(f"{self.folder.path} gives logits that are not finite; check it with `rszoo verify`")
         exponentials = np.exp(logits.astype(np.float64) - logits.max())
         probabilities = exponentials / exponentials.sum()
         labels: Sequence[str] = self.folder.config.labels or [f"class {index}" for index in range(len(logits))]

@@ -11,7 +11,7 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -118,18 +118,17 @@ def read_orientation(encoded: bytes) -> int:
     """
     from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(encoded), formats=_formats()) as image:
-            return UPRIGHT if image.format == "TIFF" else orientation_of(image)
-    except Exception:
-        # Pillow raises many kinds for damaged files; whether the pixels are readable is not the question here.
-        return UPRIGHT
+    with suppress(ImageError), _no_other_errors(), Image.open(io.BytesIO(encoded), formats=_formats()) as image:
+        return UPRIGHT if image.format == "TIFF" else orientation_of(image)
+    return UPRIGHT
 
 
 def orientation_of(image: Image) -> int:
-    """Return EXIF's orientation of a Pillow image, 1 to 8."""
-    found = image.getexif().get(_ORIENTATION, UPRIGHT)
-    return found if found in range(1, 9) else UPRIGHT
+    """Return EXIF's orientation of a Pillow image, 1 to 8; 1 if its EXIF data are damaged."""
+    with suppress(ImageError), _no_other_errors():
+        found: int = image.getexif().get(_ORIENTATION, UPRIGHT)
+        return found if found in range(1, 9) else UPRIGHT
+    return UPRIGHT
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -167,7 +166,7 @@ def _no_other_errors() -> Iterator[None]:
         raise ImageError(f"not a readable image (cannot identify image file); readable are {_READABLE}") from error
     except Exception as error:
         # Pillow's plug-ins raise whatever their arithmetic does with a damaged file.
-        text = _ADDRESS.sub("", str(error)) or type(error).__name__
+        text = " ".join(_ADDRESS.sub("", str(error)).split()) or type(error).__name__
         raise ImageError(f"not a readable image ({text})") from error
 
 

@@ -23,6 +23,7 @@ from rszoo.errors import UsageError
 from rszoo.folder.model_folder import ModelConfig, ModelFolder, read_folder
 from rszoo.folder.writing import Provenance, TensorSource, staged_model_folder, write_records, write_weights
 from rszoo.models.live import LiveModel, open_model
+from rszoo.models.untouched import computes_as_created
 from rszoo.registry.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -139,11 +140,11 @@ def _describe(live: LiveModel, title: str | None, labels: Sequence[str] | None, 
 
 
 def _is_untouched(live: LiveModel, origin: ModelConfig, values: _Float32) -> bool:
-    """Whether a model's values are, bit by bit, those that it was created with."""
-    if origin.digest is None or origin.arch != live.arch:
+    """Whether a model's values are, bit by bit, those that it was created with, and so are its layers."""
+    if origin.digest is None:
         return False
     sums = {torch_name(spec): checksum(np.ascontiguousarray(values.read(spec))) for spec in live.names}
-    return digest(sums) == origin.digest
+    return digest(sums) == origin.digest and computes_as_created(live, origin)
 
 
 def _checked_labels(labels: Sequence[str] | None, arch: ArchConfig) -> tuple[str, ...] | None:

@@ -59,12 +59,17 @@ class Preprocessing:
         return len(self.mean)
 
     def for_channels(self, count: int) -> Preprocessing:
-        """Return it for a network of this many input channels: gray for 1, unchanged for any other number.
+        """Return it for a network of this many input channels: gray for 1, RGB for 3, unchanged for any other number.
+
+        From gray, all three channels are normalized alike.
 
         A first convolution that was adapted from RGB sums its kernels, and so takes one image for all three channels.
         Normalized they differ, even those of a gray image; the nearest to all three is their mean, which is also
         a normalization: its 1 / std is the mean of theirs, as is its mean / std.
         """
+        if count == 3 and self.channels == 1:
+            (mean,), (std,) = self.mean[:1], self.std[:1]
+            return replace(self, mean=(mean, mean, mean), std=(std, std, std))
         if count != 1 or self.channels == 1:
             return self
         std = 3 / sum(1 / value for value in self.std)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from rszoo.disk.paths import expand_user
-from rszoo.errors import ConfigError, NewerFormatError
+from rszoo.errors import ConfigError, NewerFormatError, UsageError
 from rszoo.pipeline.sources import Source
 from rszoo.recipes.load import load_recipe
 from rszoo.recipes.recipe import Recipe
@@ -21,6 +21,8 @@ from rszoo.train.run_folder import RECIPE_FILE, RunFolder
 from rszoo.train.start import Start
 
 RECIPE = "fine-tune"
+# Images are RGB.
+_CHANNELS = 3
 
 
 def fine_tuning_recipe(name: str, overrides: Sequence[str], *, start: Start, images: Source) -> Recipe:
@@ -28,8 +30,11 @@ def fine_tuning_recipe(name: str, overrides: Sequence[str], *, start: Start, ima
 
     Raises:
         UnknownModelError: there is no such recipe.
+        UsageError: the network does not take RGB images.
         ConfigError: a value is impossible, or the number of training images is not known.
     """
+    if (channels := start.arch.in_chans) != _CHANNELS:
+        raise UsageError(f"{start.title} takes {channels} channels; only a model of RGB images can be trained")
     recipe = load_recipe(name, overrides)
     arch = dataclasses.replace(
         start.arch,

@@ -40,6 +40,8 @@ from rszoo.version import __version__
 
 Resume = Literal["auto", "never"]
 
+# Images are RGB.
+_CHANNELS = 3
 _PACKAGES = ("torch", "tensorflow", "keras", "jax", "numpy")
 
 
@@ -194,6 +196,11 @@ def _open_data(recipe: Recipe, job: Job) -> Data:
 
 def _check_data(recipe: Recipe, images: Source) -> None:
     """Raise a ConfigError if the recipe is for other data."""
+    if (channels := recipe.model.in_chans) != _CHANNELS:
+        raise ConfigError(
+            f"the recipe {recipe.name} is of a model of {channels} channels, and images are RGB; add "
+            f"model.in_chans={_CHANNELS}"
+        )
     classes, wanted = images.num_classes, recipe.model.num_classes
     if classes is not None and classes != wanted:
         raise ConfigError(

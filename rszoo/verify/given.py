@@ -39,6 +39,8 @@ def check_source(folder: ModelFolder, source: str | None) -> Check:
         UsageError: a source is given for weights that have none; else as `locate` and `open_accounted`.
     """
     weights_kind = folder.config.weights
+    if source is not None and not source:
+        raise UsageError("--ckpt is empty; give the checkpoint, or leave it out")
     if weights_kind == "trained":
         if source is not None:
             raise UsageError(

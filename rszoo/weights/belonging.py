@@ -40,12 +40,17 @@ def settle(folder: ModelFolder) -> ModelFolder:
         return folder
     if config is folder.config:
         return folder
-    log.warning(
-        "%s: %s is not what rszoo wrote there; its record is taken for %r",
-        folder.path,
-        folder.weights_file,
-        config.title,
-    )
+    if config.title == folder.config.title:
+        log.warning("%s: the labels were changed since rszoo wrote its record; the new ones are taken", folder.path)
+    else:
+        log.warning(
+            "%s: another tool changed %s since rszoo wrote its record; classes are the tensors', labels those of %s, "
+            "and the title is %r",
+            folder.path,
+            folder.weights_file,
+            CONFIG,
+            config.title,
+        )
     return replace(folder, config=config, changed=True)
 
 
@@ -58,7 +63,7 @@ def settle_config(
     `digest` is the weights'. Where the config has none, as in older files, only other shapes tell other weights.
     """
     if config.digest is not None and digest == config.digest:
-        return config
+        return _relabeled(config, labels())
     arch = _infer(config.arch, weights)
     if config.digest is None and arch == config.arch:
         return config
@@ -72,6 +77,13 @@ def settle_config(
         weights="trained",
         digest=digest,
     )
+
+
+def _relabeled(config: ModelConfig, labels: tuple[str, ...] | None) -> ModelConfig:
+    """Return the config with labels that a tool or a user gave to the same weights, beside the record."""
+    if labels is None or labels == config.labels or len(labels) != config.arch.num_classes:
+        return config
+    return replace(config, pair=None, labels=labels)
 
 
 def _infer(known: ArchConfig, weights: Weights) -> ArchConfig:

@@ -7,7 +7,6 @@ with its checksum while it is read, if the file has checksums.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -93,8 +92,8 @@ class Weights(Mapping[str, Any]):
             NetworkError: a request failed, or the file at the URL changed.
         """
         spans = {name: self._header.span(self._stored(name)) for name in names}
-        with closing(self._file.read_many(spans.values())) as read:
-            return {name: self._checked(name, values) for name, values in zip(spans, read, strict=True)}
+        read = self._file.read_many(spans.values())
+        return {name: self._checked(name, values) for name, values in zip(spans, read, strict=True)}
 
     def digest(self) -> str:
         """Return what names these weights (`rszoo.disk.checksums.digest`); PyTorch's counts of batches are no weights.
@@ -125,7 +124,8 @@ class Weights(Mapping[str, Any]):
         """Read rows [start, stop) of the first axis as stored; the other axes whole, in this object's layout."""
         begin, end = self._header.span(self._stored(name))
         facts = self._header.facts(self._stored(name))
-        if not facts.shape:
+        if not facts.shape or stop - start == facts.shape[0]:
+            # As a whole, and so checked.
             return self[name]
         row = (end - begin) // max(1, facts.shape[0])
         part = facts._replace(shape=(stop - start, *facts.shape[1:]))

@@ -7,7 +7,7 @@ same version of the object.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +17,7 @@ from rszoo.errors import NetworkError, WeightsError
 from rszoo.folder.model_folder import WEIGHTS
 from rszoo.net.http import fetch_range, new_session
 from rszoo.net.urls import public_url
-from rszoo.weights.tensor_file import LENGTH_BYTES, MAX_HEADER_BYTES, Header
+from rszoo.weights.tensor_file import LENGTH_BYTES, MAX_HEADER_BYTES, Header, adjacent
 
 # Adjacent values are read at once, but not more bytes than this beside the result.
 _MAX_RUN_BYTES = 64 << 20
@@ -61,19 +61,19 @@ class RemoteFile:
             raise NetworkError(f"{self._label} sent {len(data)} of {stop - start} bytes; open it again")
         return np.frombuffer(bytearray(data), np.uint8)
 
-    def read_many(self, spans: Iterable[tuple[int, int]]) -> Generator[np.ndarray]:
-        """Yield the bytes of each span, each in an array of its own; adjacent spans come in one request.
+    def read_many(self, spans: Iterable[tuple[int, int]]) -> list[np.ndarray]:
+        """Return the bytes of each span, each in an array of its own; adjacent spans come in one request.
 
         Raises as `read`.
         """
         wanted = list(spans)
         read: dict[tuple[int, int], np.ndarray] = {}
-        for run in _runs(wanted):
+        for run in adjacent(wanted, _MAX_RUN_BYTES):
             begin = run[0][0]
             values = self.read(begin, run[-1][1])
             # Copied, or one tensor would keep the memory of all.
             read.update((span, values[span[0] - begin : span[1] - begin].copy()) for span in run)
-        yield from (read[span] for span in wanted)
+        return [read[span] for span in wanted]
 
     def close(self) -> None:
         """Let go of the connection. What was read stays."""
@@ -82,17 +82,6 @@ class RemoteFile:
     @property
     def _label(self) -> str:
         return public_url(self.url)
-
-
-def _runs(spans: Iterable[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """Group spans that are adjacent, in the order of the file."""
-    runs: list[list[tuple[int, int]]] = []
-    for start, stop in sorted(set(spans)):
-        if runs and runs[-1][-1][1] == start and stop - runs[-1][0][0] <= _MAX_RUN_BYTES:
-            runs[-1].append((start, stop))
-        else:
-            runs.append([(start, stop)])
-    return runs
 
 
 def file_url(url: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from rszoo.weights.tensor_file import TensorFacts
 
 
@@ -37,9 +39,17 @@ class TensorSlice:
         items = _expand(index, len(self._facts.shape))
         rows = self._facts.shape[self._axis] if self._facts.shape else 1
         if not items:
-            return self._read(0, rows)[index]
+            return _own(self._read(0, rows)[index])
         start, stop, items[self._axis] = _needed(items[self._axis], rows)
-        return self._read(start, stop)[tuple(items)]
+        return _own(self._read(start, stop)[tuple(items)])
+
+
+def _own(part: Any) -> Any:
+    """Return a part of a tensor that is contiguous and does not keep the rest in memory."""
+    if not isinstance(part, np.ndarray):
+        # PyTorch's, or one value.
+        return part.contiguous() if hasattr(part, "contiguous") else part
+    return np.ascontiguousarray(part) if part.ndim else part
 
 
 def _expand(index: Any, axes: int) -> list[Any] | None:

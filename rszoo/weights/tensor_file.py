@@ -13,8 +13,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -38,8 +37,10 @@ _PLAIN = re.compile(r"(?!__metadata__)[\w.]+", re.ASCII)
 _OFFSETS = b'"data_offsets":['
 #: What the `transformers` library puts before all names when it saves one of timm's models.
 _PREFIX = "timm_model."
-# Threads that read a file.
-_READERS = 2
+# Adjacent tensors are read by one call: after each, the thread that reads waits for the one that builds the model.
+_RUN_BYTES = 16 << 20
+# Linux and macOS take 1024 at a time.
+_MAX_BUFFERS = 512
 
 
 class TensorFacts(NamedTuple):
@@ -150,8 +151,8 @@ class TensorFile(Protocol):
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return bytes [start, stop) of the file, uint8, writable; writing changes memory only."""
 
-    def read_many(self, spans: Iterable[tuple[int, int]]) -> Generator[np.ndarray]:
-        """Yield the bytes of each span, each in an array of its own."""
+    def read_many(self, spans: Iterable[tuple[int, int]]) -> list[np.ndarray]:
+        """Return the bytes of each span, each in an array of its own."""
 
     def close(self) -> None:
         """Let go of the file. What was read stays."""
@@ -188,43 +189,57 @@ class LocalFile:
             WeightsError: it became shorter since it was opened.
             ValueError: it was closed.
         """
-        if self._map is not None:
-            return np.frombuffer(self._map, np.uint8, stop - start, start)
-        values = np.empty(stop - start, np.uint8)
-        left = values.data
-        while left:
-            count = self._read_into(left, stop - len(left))
-            if not count:
-                raise self._changed()
-            left = left[count:]
-        return values
+        return self.read_many([(start, stop)])[0]
 
-    def read_many(self, spans: Iterable[tuple[int, int]]) -> Generator[np.ndarray]:
-        """Yield the bytes of each span, each in an array of its own, read by threads. Raises as `read`."""
+    def read_many(self, spans: Iterable[tuple[int, int]]) -> list[np.ndarray]:
+        """Return the bytes of each span, each in an array of its own. Raises as `read`."""
         wanted = list(spans)
-        if self._map is not None or len(wanted) < _READERS:
-            yield from (self.read(start, stop) for start, stop in wanted)
-            return
-        # Most of the time goes to the kernel, which fills fresh pages.
-        with ThreadPoolExecutor(_READERS) as pool:
-            reading = [pool.submit(self.read, start, stop) for start, stop in wanted]
-            yield from (done.result() for done in reading)
+        if self._map is not None:
+            return [np.frombuffer(self._map, np.uint8, stop - start, start) for start, stop in wanted]
+        read = {(start, stop): np.empty(stop - start, np.uint8) for start, stop in wanted}
+        for run in adjacent(read, _RUN_BYTES):
+            self._fill([read[span].data for span in run], run[0][0])
+        return [read[span] for span in wanted]
 
     def close(self) -> None:
         """Close the file; a map goes with the last array that needs it."""
         self._map = None
         self._file.close()
 
-    def _read_into(self, buffer: memoryview, place: int) -> int:
+    def _fill(self, buffers: list[memoryview], place: int) -> None:
+        """Fill buffers with consecutive bytes from `place` on."""
+        left = [buffer for buffer in buffers if buffer]
+        while left:
+            count = self._read_into(left, place)
+            if not count:
+                raise self._changed()
+            place += count
+            while left and count >= len(left[0]):
+                count -= len(left.pop(0))
+            if count:
+                left[0] = left[0][count:]
+
+    def _read_into(self, buffers: list[memoryview], place: int) -> int:
         # Threads and forked processes share the file's position.
         if hasattr(os, "preadv"):
-            return os.preadv(self._file.fileno(), [buffer], place)
+            return os.preadv(self._file.fileno(), buffers[:_MAX_BUFFERS], place)
         with self._lock:
             self._file.seek(place)
-            return self._file.readinto(buffer) or 0
+            return self._file.readinto(buffers[0]) or 0
 
     def _changed(self) -> WeightsError:
         return WeightsError(f"{self.header.label} changed while it was opened; open it again")
+
+
+def adjacent(spans: Iterable[tuple[int, int]], most_bytes: int) -> list[list[tuple[int, int]]]:
+    """Group spans that are adjacent, in the order of the file, up to so many bytes."""
+    runs: list[list[tuple[int, int]]] = []
+    for start, stop in sorted(set(spans)):
+        if runs and runs[-1][-1][1] == start and stop - runs[-1][0][0] <= most_bytes:
+            runs[-1].append((start, stop))
+        else:
+            runs.append([(start, stop)])
+    return runs
 
 
 def _read_header(path: Path) -> tuple[os.stat_result, bytes]:
