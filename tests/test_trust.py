@@ -125,7 +125,9 @@ def test_another_archive_of_the_same_name_is_refused(server, tmp_path, content, 
     for told_fact in (f"says {known}", json.loads(record)["recorded"], str(record_path(NAME))):
         assert told_fact in str(caught.value)
     # Where the server tells its hash, nothing but the probe is fetched.
-    assert server.sent_bytes - before == (1 if told else len(content) + 1)
+    sent = server.sent_bytes - before
+    # Its one byte may not be sent yet when the headers were enough.
+    assert sent <= 1 if told else sent == len(content) + 1
     assert models(tmp_path) == []
     assert list((tmp_path / "cache" / "downloads").iterdir()) == []
     assert record_path(NAME).read_bytes() == record

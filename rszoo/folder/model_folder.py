@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rszoo.arch.config import ArchConfig
 from rszoo.disk.paths import expand_user
 from rszoo.errors import ConfigError, SourceNotFoundError, WeightsError
-from rszoo.folder.timm_config import parse_timm_config, timm_keys
+from rszoo.folder.timm_config import parse_timm_config, read_labels, timm_keys
 from rszoo.refs import DEFAULT_FILE
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.schema.fields import build, check_format, parse_json, plain
@@ -55,6 +55,7 @@ class ModelConfig:
 
     `pair` is the registry's name, or None for a network of the user's own. `digest` names the weights that this is
     said of (`rszoo.disk.checksums.digest`, in hex); None in older files, and where rszoo did not write the file.
+    `other_labels` are those at the top level of the file, as other tools read and write them; they are not written.
     `rszoo_version` wrote the file, None in files of 0.1.0. Both are kept as they are, since the text of a file that was
     read must come out the same.
     """
@@ -67,6 +68,7 @@ class ModelConfig:
     weights: WeightKind
     digest: str | None = None
     rszoo_version: str | None = field(default=__version__, compare=False)
+    other_labels: tuple[str, ...] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != self.arch.num_classes:
@@ -78,6 +80,7 @@ class ModelConfig:
     def to_json(self) -> str:
         """Return the text of `config.json`."""
         facts = plain(self)
+        del facts["other_labels"]
         writer = facts.pop("rszoo_version")
         version = {"format_version": FORMAT_VERSIONS[CONFIG]} | ({} if writer is None else {"rszoo_version": writer})
         if facts["digest"] is None:
@@ -154,9 +157,10 @@ def parse_config(text: str | bytes, label: str) -> ModelConfig:
             return ModelConfig(label, None, arch, preprocessing, labels, "trained")
         if not isinstance(keys, dict) or "rszoo" not in keys:
             raise ConfigError("it has neither the key 'rszoo' nor timm's 'architecture'")
-        return build(
+        config = build(
             ModelConfig, {"rszoo_version": None, **check_format(keys["rszoo"], FORMAT_VERSIONS[CONFIG], label)}
         )
+        return replace(config, other_labels=read_labels(keys))
     except ConfigError as error:
         raise ConfigError(f"{label} is damaged or not a ResNet-RS's: {error}") from error
 

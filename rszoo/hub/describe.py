@@ -48,7 +48,7 @@ def describe_hub_model(address: Hub) -> dict[str, Any]:
     record = RAW_VERIFICATION if address.file == RAW_WEIGHTS else VERIFICATION
     with Weights(open_remote(address)) as weights:
         # Values are not read for a description: without checksums, nothing vouches for the weights.
-        config = settle_config(config, weights, weights.known_digest, lambda: None)
+        config = settle_config(config, weights, weights.known_digest)
         return {
             "repo": address.repo,
             "commit": info.sha,

@@ -7,15 +7,12 @@ A tool that does not know rszoo's record may write other weights beside it: `tra
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.names import infer_arch
 from rszoo.errors import ConfigError, WeightsError
 from rszoo.folder.model_folder import CONFIG, ModelConfig, ModelFolder
-from rszoo.folder.timm_config import read_labels
-from rszoo.schema.fields import parse_json
 from rszoo.weights.mapping import Weights
 
 _CHANGED = "changed since, from "
@@ -28,15 +25,11 @@ def settle(folder: ModelFolder) -> ModelFolder:
 
     A missing or damaged weights file changes nothing: whatever reads it raises the error.
     """
-
-    def labels() -> tuple[str, ...] | None:
-        return read_labels(parse_json((folder.path / CONFIG).read_bytes()))
-
     try:
         with Weights(folder.weights_path) as weights:
             digest = None if folder.config.digest is None else weights.digest()
-            config = settle_config(folder.config, weights, digest, labels)
-    except (WeightsError, ConfigError, OSError):
+            config = settle_config(folder.config, weights, digest)
+    except (WeightsError, OSError):
         return folder
     if config is folder.config:
         return folder
@@ -54,20 +47,18 @@ def settle(folder: ModelFolder) -> ModelFolder:
     return replace(folder, config=config, changed=True)
 
 
-def settle_config(
-    config: ModelConfig, weights: Weights, digest: str | None, labels: Callable[[], tuple[str, ...] | None]
-) -> ModelConfig:
+def settle_config(config: ModelConfig, weights: Weights, digest: str | None) -> ModelConfig:
     """Return the config itself if it is true of the weights; else what is known of them without it.
 
-    Blocks, classes and channels are then the tensors' own; labels those that `labels` returns, if their number fits.
+    Blocks, classes and channels are then the tensors' own; labels the config's `other_labels`, if their number fits.
     `digest` is the weights'. Where the config has none, as in older files, only other shapes tell other weights.
     """
     if config.digest is not None and digest == config.digest:
-        return _relabeled(config, labels())
+        return _relabeled(config)
     arch = _infer(config.arch, weights)
     if config.digest is None and arch == config.arch:
         return config
-    found = labels()
+    found = config.other_labels
     return ModelConfig(
         title=_CHANGED + config.title.removeprefix(_CHANGED),
         pair=None,
@@ -79,8 +70,9 @@ def settle_config(
     )
 
 
-def _relabeled(config: ModelConfig, labels: tuple[str, ...] | None) -> ModelConfig:
+def _relabeled(config: ModelConfig) -> ModelConfig:
     """Return the config with labels that a tool or a user gave to the same weights, beside the record."""
+    labels = config.other_labels
     if labels is None or labels == config.labels or len(labels) != config.arch.num_classes:
         return config
     return replace(config, pair=None, labels=labels)
