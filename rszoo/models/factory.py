@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from rszoo.cache.find import ModelLike
 from rszoo.errors import UsageError, nearest
 from rszoo.extras import needs
 from rszoo.models.adapt import adapt_weights, keras_weights, needed_tensors
+from rszoo.models.collection import paused_collection
 from rszoo.models.devices import check_device, keras_scope
 from rszoo.models.stored import Stored, find_stored
 from rszoo.weights.mapping import Layout, Weights, check_header
@@ -252,16 +252,11 @@ def _create_torch(module: Any, plan: _Plan) -> Any:
     # Whether what is read becomes the weights. If not, each tensor is read, converted and let go of before the next,
     # and no page of the file is mapped, which would count as memory too.
     kept = dtype in (None, torch.float32) and (device is None or device.type == "cpu")
-    with _open(plan, "torch", mapped=plan.mmap and kept) as weights, ThreadPoolExecutor(1) as pool:
-        if weights is None:
-            model = module.empty_model(plan.wanted, plan.features)
-            module.assign_weights(model, {}, dtype, device)
-            return model
-        fitted = pool.submit(_fitted, weights, plan, at_once=kept)
-        # Meanwhile: reading leaves a core to Python.
+    with paused_collection(), _open(plan, "torch", mapped=plan.mmap and kept) as weights:
+        tensors = {} if weights is None else _fitted(weights, plan, at_once=kept)
         model = module.empty_model(plan.wanted, plan.features)
-        module.assign_weights(model, fitted.result(), dtype, device)
-    return model.eval()
+        module.assign_weights(model, tensors, dtype, device)
+    return model if plan.stored.file is None else model.eval()
 
 
 def _create_keras(module: Any, plan: _Plan) -> Any:

@@ -6,7 +6,6 @@ depths of 270 and more exceed Python's recursion limit. Only stock layers are us
 
 from __future__ import annotations
 
-import gc
 import random
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,6 +19,7 @@ from rszoo.arch.config import ArchConfig, Block, StemConv
 from rszoo.arch.features import FeatureInfo
 from rszoo.arch.names import keras_name
 from rszoo.arch.walk import Initial, Kind, TensorSpec, iter_tensors
+from rszoo.models.collection import paused_collection
 from rszoo.models.initial import KernelDraws
 
 # Keras's momentum is one minus PyTorch's: this is PyTorch's default of 0.1. With the published 0, one batch of
@@ -52,19 +52,13 @@ def build_model(
     `features`: which maps (N, H, W, C), in the list's order. Keras itself turns a list with one map into that map.
     `batch_norm`: creates batch normalization layers, with the arguments of Keras's own, which is the default.
     """
-    # Keras creates tens of thousands of objects that stay alive; garbage collection among them takes a second.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        specs = list(iter_tensors(config) if features is None else features.iter_tensors())
-        # Keras's own initializers also take their seeds from Python's generator.
-        seed = random.getrandbits(64) if weights is None else 0
-        with KernelDraws(specs if weights is None else (), seed) as draws:
-            builder = _Builder(config, weights, draws, specs, batch_norm)
-            return builder.build() if features is None else builder.build_features(features)
-    finally:
-        if collecting:
-            gc.enable()
+    specs = list(iter_tensors(config) if features is None else features.iter_tensors())
+    # Keras's own initializers also take their seeds from Python's generator.
+    seed = random.getrandbits(64) if weights is None else 0
+    # Keras creates tens of thousands of objects.
+    with paused_collection(), KernelDraws(specs if weights is None else (), seed) as draws:
+        builder = _Builder(config, weights, draws, specs, batch_norm)
+        return builder.build() if features is None else builder.build_features(features)
 
 
 def stage_model(model: keras.Model) -> keras.Model:

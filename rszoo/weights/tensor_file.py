@@ -37,7 +37,7 @@ _PLAIN = re.compile(r"(?!__metadata__)[\w.]+", re.ASCII)
 _OFFSETS = b'"data_offsets":['
 #: What the `transformers` library puts before all names when it saves one of timm's models.
 _PREFIX = "timm_model."
-# Adjacent tensors are read by one call: after each, the thread that reads waits for the one that builds the model.
+# Adjacent tensors are read by one call, up to so many bytes.
 _RUN_BYTES = 16 << 20
 # Linux and macOS take 1024 at a time.
 _MAX_BUFFERS = 512
