@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from functools import partial
 
 import numpy as np
 
@@ -52,10 +52,9 @@ def decode_exactly(encoded: bytes, check_size: Callable[[int, int], None]) -> np
 def _decode(encoded: bytes, colours: str, shape: tuple[int, int, int]) -> np.ndarray:
     import simplejpeg
 
-    def decode(**settings: Any) -> np.ndarray:
-        pixels: np.ndarray = simplejpeg.decode_jpeg(encoded, colours, fastdct=True, fastupsample=False, **settings)
-        return pixels
-
+    decode: Callable[..., np.ndarray] = partial(
+        simplejpeg.decode_jpeg, encoded, colours, fastdct=True, fastupsample=False
+    )
     with suppress(ValueError):
         return decode()
     # Damaged. What libjpeg warned of it has filled in, and TensorFlow takes that. After an error it has not written

@@ -180,13 +180,7 @@ def create(
         UsageError, ConfigError: an argument is not allowed.
         MissingPackageError: the framework is not installed.
     """
-    if framework not in _FRAMEWORKS:
-        likely = nearest(str(framework), _FRAMEWORKS) or list(_FRAMEWORKS)
-        raise UsageError(f"framework must be torch or keras, received {framework!r}; did you mean {likely[0]!r}?")
-    if num_classes is not None and features_only:
-        raise UsageError(f"features_only has no head, received num_classes={num_classes!r} too; leave one of them out")
-    if out_indices is not None and not features_only:
-        raise UsageError(f"out_indices={out_indices!r} chooses feature maps; add features_only=True")
+    _check_arguments(framework, num_classes, features_only, out_indices)
     indices = choose_features(out_indices) if features_only else None
 
     def wanted_of(stored: ArchConfig) -> tuple[ArchConfig, FeatureInfo | None]:
@@ -214,6 +208,18 @@ def create(
     if found.preprocessing is not None:
         built.preprocessing = found.preprocessing.for_channels(wanted.in_chans)
     return built
+
+
+def _check_arguments(
+    framework: str, num_classes: int | None, features_only: bool, out_indices: Sequence[int] | None
+) -> None:
+    if framework not in _FRAMEWORKS:
+        likely = nearest(str(framework), _FRAMEWORKS) or list(_FRAMEWORKS)
+        raise UsageError(f"framework must be torch or keras, received {framework!r}; did you mean {likely[0]!r}?")
+    if num_classes is not None and features_only:
+        raise UsageError(f"features_only has no head, received num_classes={num_classes!r} too; leave one of them out")
+    if out_indices is not None and not features_only:
+        raise UsageError(f"out_indices={out_indices!r} chooses feature maps; add features_only=True")
 
 
 def import_model_module(framework: Framework) -> Any:
