@@ -14,6 +14,7 @@ import re
 import threading
 import weakref
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -37,8 +38,8 @@ _PLAIN = re.compile(r"(?!__metadata__)[\w.]+", re.ASCII)
 _OFFSETS = b'"data_offsets":['
 #: What the `transformers` library puts before all names when it saves one of timm's models.
 _PREFIX = "timm_model."
-# Adjacent tensors are read by one call, up to so many bytes.
-_RUN_BYTES = 16 << 20
+# Adjacent tensors are read by one call, up to so many bytes, and by so many threads.
+_RUN_BYTES, _READERS = 8 << 20, 2
 # Linux and macOS take 1024 at a time.
 _MAX_BUFFERS = 512
 
@@ -197,8 +198,17 @@ class LocalFile:
         if self._map is not None:
             return [np.frombuffer(self._map, np.uint8, stop - start, start) for start, stop in wanted]
         read = {(start, stop): np.empty(stop - start, np.uint8) for start, stop in wanted}
-        for run in adjacent(read, _RUN_BYTES):
+
+        def fill(run: list[tuple[int, int]]) -> None:
             self._fill([read[span].data for span in run], run[0][0])
+
+        runs = adjacent(read, _RUN_BYTES)
+        if len(runs) == 1:
+            fill(runs[0])
+        else:
+            # The kernel copies, and finds memory first: two at a time take 0.2 of the 0.4 s that one takes for the 420.
+            with ThreadPoolExecutor(_READERS) as pool:
+                list(pool.map(fill, runs))
         return [read[span] for span in wanted]
 
     def close(self) -> None:
