@@ -197,6 +197,13 @@ def test_cp_of_other_weights_over_a_published_model(tmp_path):
     done = call("rszoo", "push", tmp_path / "ema", "me/x", "--dry-run")
     assert done.returncode != 0
     assert "model.safetensors has SHA-256" in done.stderr
+    assert f"rszoo.save(rszoo.create('{tmp_path / 'ema'}'), NEW)" in done.stderr
+
+
+def test_weights_in_files_of_other_tools_are_named(folder):
+    weights_of(folder).rename(folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"has pytorch_model\.bin, which rszoo does not read; save the model again"):
+        rszoo.create(folder)
 
 
 @pytest.mark.parametrize(

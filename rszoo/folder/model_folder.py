@@ -37,6 +37,8 @@ RAW_VERIFICATION = "verification.raw.json"
 KERAS_WEIGHTS = "model.weights.h5"
 CARD = "README.md"
 PLOT = "family.png"
+# What other tools write instead of `WEIGHTS`.
+_OTHER_WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 #: The top-level keys of `config.json` that are Keras's.
 KERAS_KEYS = ("module", "class_name", "config", "registered_name", "build_config", "compile_config")
 
@@ -117,11 +119,20 @@ class ModelFolder:
             WeightsError: the file is missing.
         """
         path = self.path / self.weights_file
-        if not path.is_file():
+        if path.is_file():
+            return path
+        if other := next((name for name in _OTHER_WEIGHTS if (self.path / name).is_file()), None):
             raise WeightsError(
-                f"{self.path} has no {self.weights_file}; convert again with `rszoo-convert --overwrite`"
+                f"{self.path} has {other}, which rszoo does not read; save the model again, as one safetensors file"
             )
-        return path
+        raise WeightsError(f"{self.path} has no {self.weights_file}; convert again with `rszoo-convert --overwrite`")
+
+    @property
+    def remedy(self) -> str:
+        """What to do where the records are not true of the folder."""
+        if self.changed:
+            return f"another tool changed it: make a new folder with rszoo.save(rszoo.create({str(self.path)!r}), NEW)"
+        return "convert again"
 
 
 def read_folder(path: str | os.PathLike[str]) -> ModelFolder:

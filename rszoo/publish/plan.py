@@ -124,7 +124,7 @@ def find_doubt(folder: ModelFolder) -> str | None:
     """
     check_header(folder.weights_path, folder.config.arch)
     if problem := find_damage(folder.path):
-        raise VerificationError(f"{folder.path} is not what its account says: {problem}; convert again")
+        raise VerificationError(f"{folder.path} is not what its account says: {problem}; {folder.remedy}")
     _check_pair(folder)
     doubt = records.find_doubt(read_conversion(folder.path), read_verification(folder.path))
     return None if doubt is None else f"{folder.path}: {doubt}; run `rszoo verify {Folder(str(folder.path))}`"

@@ -107,7 +107,7 @@ def check_file(folder: ModelFolder) -> Check:
     """Hold names, shapes and SHA-256 of the weights file against the architecture and the account."""
     check_header(folder.weights_path, folder.config.arch)
     if problem := find_damage(folder.path):
-        return Check("file", "failed", f"{problem}; convert again")
+        return Check("file", "failed", f"{problem}; {folder.remedy}")
     digits = sha256_of(folder.weights_path)[:16]
     return Check("file", "passed", f"a {folder.config.arch.label}, SHA-256 {digits}... as recorded")
 

@@ -6,18 +6,16 @@ A tool that does not know rszoo's record may write other weights beside it: `tra
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.names import infer_arch
 from rszoo.errors import ConfigError, WeightsError
 from rszoo.folder.model_folder import CONFIG, ModelConfig, ModelFolder
+from rszoo.terminal import warn_once
 from rszoo.weights.mapping import Weights
 
 _CHANGED = "changed since, from "
-
-log = logging.getLogger("rszoo")
 
 
 def settle(folder: ModelFolder) -> ModelFolder:
@@ -34,15 +32,11 @@ def settle(folder: ModelFolder) -> ModelFolder:
     if config is folder.config:
         return folder
     if config.title == folder.config.title:
-        log.warning("%s: the labels were changed since rszoo wrote its record; the new ones are taken", folder.path)
+        warn_once(f"{folder.path}: the labels were changed since rszoo wrote its record; the new ones are taken")
     else:
-        log.warning(
-            "%s: another tool changed %s since rszoo wrote its record; classes are the tensors', labels those of %s, "
-            "and the title is %r",
-            folder.path,
-            folder.weights_file,
-            CONFIG,
-            config.title,
+        warn_once(
+            f"{folder.path}: another tool changed {folder.weights_file} since rszoo wrote its record; classes are the "
+            f"tensors', labels those of {CONFIG}, and the title is {config.title!r}"
         )
     return replace(folder, config=config, changed=True)
 

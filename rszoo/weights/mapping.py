@@ -203,4 +203,7 @@ def check_header(source: Path | Weights, config: ArchConfig) -> None:
     found = {name: weights.facts(name) for name in weights}
     if problems := audit(found, expected, dtypes=("F32",), excused=is_counter):
         label = weights._header.label
-        raise WeightsError(f"{label} does not hold a {config.label}: {'; '.join(problems)}; convert it again")
+        raise WeightsError(
+            f"{label} does not hold a {config.label}: {'; '.join(problems)}; convert it again, or save "
+            "it from another tool in float32"
+        )
