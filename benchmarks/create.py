@@ -1,9 +1,11 @@
-"""Creating PyTorch models with cached weights: rszoo, compared with timm with the same file and plain construction.
+"""Creating PyTorch models: rszoo, compared with timm and with plain construction.
 
-rszoo copies each tensor and compares it with its checksum; timm and the plain construction copy alone.
-
+With cached weights, each from the same file; rszoo compares each tensor with its checksum, the others do not:
 python benchmarks/create.py --timm-python timm-env/bin/python
 python benchmarks/create.py --touch      # also reads every value once within the time, as a first forward pass does
+
+With random weights, of which rszoo draws the published distribution, and timm its own:
+python benchmarks/create.py --random --timm-python timm-env/bin/python
 
 Each run is a fresh process; the time is measured inside it, after the imports. The first round is not counted.
 timm needs torchvision, so it gets a separate environment with the same torch:
@@ -34,6 +36,9 @@ _PAIRS = {
 # Of timm's time.
 _TARGETS = {"resnet-rs-50-i160": 0.45, "resnet-rs-270-i256": 0.35, "resnet-rs-420-i320": 0.35}
 
+# Of timm's time, with random weights.
+_RANDOM_TARGET = 1.0
+
 _RSZOO = """
 import torch, rszoo
 def make(folder, name):
@@ -44,6 +49,18 @@ _TIMM = """
 import torch, timm
 def make(folder, name):
     return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=dict(file=folder + "/model.safetensors"))
+"""
+
+_RANDOM_RSZOO = """
+import torch, rszoo
+def make(pair, name):
+    return rszoo.create(pair)
+"""
+
+_RANDOM_TIMM = """
+import torch, timm
+def make(pair, name):
+    return timm.create_model(name)
 """
 
 _PLAIN = """
@@ -78,6 +95,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=timing.DEFAULT_FOLDER, help="keeps the models between runs")
     parser.add_argument("--timm-python", help="Python of an environment with timm; without it timm is left out")
     parser.add_argument("--touch", action="store_true", help="read every value once within the time")
+    parser.add_argument("--random", action="store_true", help="random weights instead of a file's")
     arguments = parser.parse_args()
     touch = "touch" if arguments.touch else "create only"
     if not arguments.timm_python:
@@ -86,14 +104,18 @@ def main() -> None:
     cases: list[Case] = []
     for pair, timm_name in _PAIRS.items():
         if pair in arguments.pairs:
+            if arguments.random:
+                cases += _random_cases(pair, [pair, timm_name, touch], arguments.timm_python)
+                continue
             folder = timing.make_cached_model(pair, arguments.folder)
-            given = [str(folder), timm_name, touch]
-            cases += _cases(pair, given, arguments.timm_python)
+            cases += _cases(pair, [str(folder), timm_name, touch], arguments.timm_python)
     timing.measure(cases, 1)
     results = timing.measure(cases, arguments.rounds)
-    for pair in arguments.pairs:
-        _check_equal([result for name, result in results.items() if name.startswith(pair)])
-    timing.report(results, arguments.json, timed=touch, weights="equal in all ways of creation")
+    if not arguments.random:
+        for pair in arguments.pairs:
+            _check_equal([result for name, result in results.items() if name.startswith(pair)])
+    weights = "random" if arguments.random else "equal in all ways of creation"
+    timing.report(results, arguments.json, timed=touch, weights=weights)
 
 
 def _cases(pair: str, given: list[str], timm_python: str | None) -> list[Case]:
@@ -115,6 +137,17 @@ def _cases(pair: str, given: list[str], timm_python: str | None) -> list[Case]:
             Case(timm, [timm_python, "-c", _TIMM + _MEASURE, *given], reports_seconds=True),
         ]
     return [*cases, Case(plain, [sys.executable, "-c", _PLAIN + _MEASURE, *given], reports_seconds=True)]
+
+
+def _random_cases(pair: str, given: list[str], timm_python: str | None) -> list[Case]:
+    rszoo, timm = f"{pair} rszoo, random", f"{pair} timm, random"
+    command = [sys.executable, "-c", _RANDOM_RSZOO + _MEASURE, *given]
+    if timm_python is None:
+        return [Case(rszoo, command, reports_seconds=True)]
+    return [
+        Case(rszoo, command, baseline=timm, targets=[Target("ratio", _RANDOM_TARGET)], reports_seconds=True),
+        Case(timm, [timm_python, "-c", _RANDOM_TIMM + _MEASURE, *given], reports_seconds=True),
+    ]
 
 
 def _check_equal(results: list[timing.Result]) -> None:

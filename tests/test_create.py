@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import subprocess
 import sys
 import weakref
@@ -28,7 +29,7 @@ from rszoo.errors import (
 )
 from rszoo.inference.images import preprocess
 from rszoo.models import keras_resnet_rs, torch_resnet_rs
-from rszoo.models.initial import KernelDraws
+from rszoo.models.initial import TRUNCATED_STD, KernelDraws
 from rszoo.weights.mapping import Weights
 from tests.tf1 import TINY
 
@@ -137,6 +138,10 @@ def test_published_initial_values(framework):
             assert actual.std() == pytest.approx(std, rel=0.05), spec
             # The truncated normal ends at two of its own standard deviations.
             assert (np.abs(actual).max() < 2.3 * std) == (spec.initial is Initial.FAN_IN), spec
+            if spec.initial is Initial.FAN_IN:
+                # The share within one standard deviation of the normal before the cut; a uniform's would be 0.66.
+                within = (np.abs(actual) < std / TRUNCATED_STD).mean()
+                assert within == pytest.approx(math.erf(0.5**0.5) / math.erf(2**0.5), abs=0.03), spec
     zero_gammas = [spec.layer for spec in values if spec.initial is Initial.ZEROS and spec.kind.variable == "gamma"]
     assert zero_gammas == [f"stage{stage}.block0.bn3" for stage in (1, 2, 3, 4)]
 

@@ -66,10 +66,10 @@ class SamePool3x3(nn.Module):
 class SqueezeExcite(nn.Module):
     """Scales each channel by a gate computed from the mean of all channels; ReLU inside in both lineages."""
 
-    def __init__(self, channels: int, reduced: int) -> None:
+    def __init__(self, channels: int, reduced: int, device: str | torch.device | None = None) -> None:
         super().__init__()
-        self.fc1 = nn.Conv2d(channels, reduced, 1)
-        self.fc2 = nn.Conv2d(reduced, channels, 1)
+        self.fc1 = nn.Conv2d(channels, reduced, 1, device=device)
+        self.fc2 = nn.Conv2d(reduced, channels, 1, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""

@@ -28,8 +28,7 @@ def build_network(recipe: Recipe, init: Any | None, classes: Sequence[str] | Non
         RszooError: `rszoo.create` cannot load them.
     """
     torch.manual_seed(recipe.train.seed)
-    with torch.device("meta"):
-        network = ResNetRS(recipe.model)
+    network = ResNetRS(recipe.model, "meta")
     if init is None:
         assign_weights(network, {})
     else:
