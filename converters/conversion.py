@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from converters.convert import Identity, convert
-from converters.read.source import Source, find_entry, find_source
+from converters.read.source import Source, find_entry, find_source, locate
 from rszoo.errors import UsageError
 from rszoo.folder.model_folder import ModelFolder, WeightSet, read_folder
-from rszoo.refs import Ref
+from rszoo.refs import Checkpoint, Folder, Ref
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ def convert_checkpoint(
     if output is None:
         entry = find_entry(found)
         if entry is None:
+            if isinstance(found, (Folder, Checkpoint)):
+                with locate(found):
+                    pass  # That it is missing matters more than the missing output.
             raise UsageError(f"{found} names no registered model; give --output FOLDER")
         output = entry.name
     target = Path(output)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import rszoo
 from rszoo.verify.demo import held_out_digits
 from tests.commands import PROGRAMS, call
 
@@ -132,6 +135,10 @@ MISTAKES = [
     (("rszoo", "predict", "./nowhere", "TEXT"), 3, "rszoo-convert --ckpt"),
     (("rszoo", "verify", "EMPTY"), 3, "no config.json"),
     (("rszoo-convert", "--ckpt", "no.tar.gz", "--output", "x"), 3, "no.tar.gz"),
+    (("rszoo-convert", "--ckpt", "no.tar.gz"), 3, "no.tar.gz"),
+    (("rszoo-convert", "--ckpt", "TEXT"), 2, "give --output"),
+    (("rszoo-convert", "--ckpt", "./no", "--to", "tf1"), 3, "./no"),
+    (("rszoo-convert", "--ckpt", "MODEL", "--to", "tf2"), 2, "safetensors or tf1"),
     (("rszoo-convert", "--ckpt", "TEXT", "--output", "x"), 3, "no checkpoint"),
     (("rszoo-convert", "--ckpt", "EMPTY", "--output", "x"), 3, "*.index"),
     (("rszoo-convert", "--ckpt", "resnet-rs-51", "--output", "x"), 2, "resnet-rs-50-i160"),
@@ -155,6 +162,47 @@ def test_mistakes_get_a_line_a_hint_and_a_code(demo_model, tmp_path, words, code
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "words", [("-m", "rszoo"), ("-m", "rszoo.cli"), ("-m", "converters"), ("-m", "rszoo", "convert")], ids=" ".join
+)
+def test_version_is_printed_by_every_entry_point(words):
+    done = subprocess.run([sys.executable, *words, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"rszoo {rszoo.__version__}\n", "")
+
+
+def test_interrupted_is_one_line_without_the_chatter_of_frameworks(demo_model, tmp_path):
+    # It waits where the frameworks have been imported.
+    code = (
+        "import sys, time, rszoo.cli.console as console, rszoo.cli.main as main\n"
+        "genuine = console.load_frameworks\n"
+        "def wait(*frameworks):\n"
+        "    genuine(*frameworks)\n"
+        "    print('loaded', flush=True)\n"
+        "    time.sleep(60)\n"
+        "import rszoo.cli.verify as verify\n"
+        "verify.load_frameworks = wait\n"
+        f"sys.argv = ['rszoo', 'verify', {demo_model!r}]\n"
+        "main.main()\n"
+    )
+    done = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert done.stdout.readline() == "loaded\n"
+    done.send_signal(signal.SIGINT)
+    assert done.communicate()[1].split("\n") == ["", "interrupted", ""]
+    assert done.returncode == 130
+
+
+def test_convert_is_a_command_of_rszoo_too(tmp_path):
+    done = call("rszoo", "convert", "--ckpt", "resnet-rs-demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "resnet-rs-demo" / "model.safetensors").is_file()
+
+
+def test_completion_is_offered():
+    environment = {**os.environ, "_RSZOO_COMPLETE": "complete_bash", "COMP_WORDS": "rszoo con", "COMP_CWORD": "1"}
+    done = subprocess.run([shutil.which("rszoo"), "con"], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["convert"], done.stderr
 
 
 def test_unknown_keras_backend_is_a_line(demo_model, digit_files):

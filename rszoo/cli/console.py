@@ -18,6 +18,7 @@ import typer
 
 from rszoo.errors import MissingPackageError, OutputError, RszooError
 from rszoo.terminal import is_first_process, printable
+from rszoo.version import __version__
 
 if TYPE_CHECKING:
     from rszoo.models.factory import Framework
@@ -43,6 +44,15 @@ class FrameworkChoice(StrEnum):
     keras = "keras"
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"rszoo {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -57,7 +67,6 @@ def new_app(help_text: str) -> typer.Typer:
         help=help_text,
         epilog=EXIT_CODES,
         no_args_is_help=True,
-        add_completion=False,
         # Plain text: rich would double the time of --help, and its boxes do not survive a pipe.
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -73,6 +82,11 @@ def run(app: typer.Typer) -> None:
     try:
         with _shown_log():
             app()
+    except SystemExit as ended:
+        if ended.code == 128 + signal.SIGINT:
+            # typer ends with this code, and without a word.
+            print("interrupted", file=sys.stderr)
+        raise
     except (RszooError, OSError) as error:
         if os.environ.get("RSZOO_DEBUG") == "1":
             raise
@@ -120,7 +134,7 @@ def load_frameworks(*frameworks: Framework | Literal["tensorflow"]) -> None:
                         importlib.import_module(framework)
                     else:
                         import_model_module(framework)
-        except BaseException:
+        except Exception:
             held_back.seek(0)
             os.write(stderr, held_back.read())
             raise

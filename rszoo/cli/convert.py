@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from converters.formats import MODEL_FOLDER, get_target, list_targets
-from rszoo.cli.console import EXIT_CODES, WeightsChoice, new_app, print_json, run
+from rszoo.cli.console import EXIT_CODES, Version, WeightsChoice, new_app, print_json, run
 from rszoo.errors import UsageError
 from rszoo.refs import Folder
 
@@ -40,24 +39,29 @@ def convert(
         int | None, typer.Option(min=1, help="Input size in pixels, for a network that is not registered.")
     ] = None,
     to: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar=f"[{'|'.join(list_targets())}]",
-            help="Model folder, or a checkpoint of this format (--ckpt is a model folder then).",
+            metavar="FORMAT",
+            help="Write a model folder (--ckpt) as a checkpoint of this format, such as tf1. Default: safetensors, "
+            "a checkpoint as a model folder.",
         ),
-    ] = MODEL_FOLDER,
+    ] = None,
     keep_archive: Annotated[
         bool, typer.Option("--keep-archive", help="Keep the archives in the cache's archives folder.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier model folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
+    version: Version = False,
 ) -> None:
     """Convert a TensorFlow checkpoint to a model folder, accounting for every variable."""
-    if to != MODEL_FOLDER:
-        _write_back(ckpt, output, to, as_json)
-        return
+    # Imported here: other commands need neither numpy nor the formats.
     from converters.conversion import convert_checkpoint
     from converters.convert import Identity
+    from converters.formats import MODEL_FOLDER
+
+    if to not in (None, MODEL_FOLDER):
+        _write_back(ckpt, output, to, as_json)
+        return
 
     done = convert_checkpoint(
         ckpt,
@@ -71,13 +75,15 @@ def convert(
 
 
 def _write_back(ckpt: str, output: Path | None, target: str, as_json: bool) -> None:
+    from converters.formats import get_target
     from converters.write_back import write_checkpoint
     from rszoo.cache.find import find_local
 
     chosen, _ = get_target(target)
+    folder = find_local(ckpt)
     if output is None:
         raise UsageError(f"--to {target} needs --output FOLDER")
-    written = write_checkpoint(find_local(ckpt), output, target)
+    written = write_checkpoint(folder, output, target)
     print_json({"prefix": str(written)}) if as_json else print(f"wrote {written}, a {chosen.title} (weights only)")
 
 

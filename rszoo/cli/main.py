@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from rszoo.cli.bench import BENCH_EXAMPLES, bench
 from rszoo.cli.cache import cache_app, manifest_app, prefetch
-from rszoo.cli.console import examples, new_app, run
+from rszoo.cli.console import Version, examples, new_app, run
+from rszoo.cli.convert import convert
 from rszoo.cli.evaluate import evaluate
 from rszoo.cli.hub import publish, pull, push
 from rszoo.cli.models import info, list_models_command
@@ -21,6 +22,13 @@ _COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "info": (
         info,
         ("rszoo info resnet-rs-152-i224", "rszoo info hf-hub:me/mine --json", "rszoo info my-model --tensors"),
+    ),
+    "convert": (
+        convert,
+        (
+            "rszoo convert --ckpt resnet-rs-101-i192.tar.gz",
+            "rszoo convert --ckpt my-model --to tf1 --output my-checkpoint",
+        ),
     ),
     "verify": (verify, ("rszoo verify my-model", "rszoo verify my-model --ckpt resnet-rs-50-i160.tar.gz")),
     "predict": (predict, ("rszoo predict my-model photo.jpg", "rszoo predict my-model a.jpg b.png --top 3 --json")),
@@ -50,7 +58,15 @@ _COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "bench": (bench, BENCH_EXAMPLES),
 }
 
-app = new_app("ResNet-RS checkpoints, converted and verified, in PyTorch and Keras. See also: rszoo-convert --help")
+_ABOUT = "ResNet-RS checkpoints, converted and verified, in PyTorch and Keras."
+app = new_app(_ABOUT)
+
+
+@app.callback(help=_ABOUT)
+def options(version: Version = False) -> None:
+    """Take the options that stand before a command."""
+
+
 for _name, (_command, _examples) in _COMMANDS.items():
     app.command(_name, epilog=examples(*_examples))(_command)
 app.add_typer(recipes_app, name="recipes")

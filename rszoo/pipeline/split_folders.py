@@ -34,7 +34,13 @@ def find_splits(root: str, entries: Entries) -> Mapping[str, str] | None:
     if not deep:
         if next(_others(root, entries, holds), None) is not None:
             return None
-        raise UsageError(f"no class folders with images in {root}/{named[0][1]}; {LAYOUTS}")
+        first = named[0][1]
+        if holds[first][0]:
+            raise UsageError(
+                f"{root}/{first} has images, but no class folders; move them into {root}/{first}/CLASS, or, if {first} "
+                f"is a class, into {root}/train/{first}"
+            )
+        raise UsageError(f"no class folders with images in {root}/{first}; {LAYOUTS}")
     if {"train", "validation"} <= {split for split, name in named if name in deep}:
         return _by_split(root, named)
     # Only one of them, and other classes beside it: the folders inside may be parts of a class of that name.
