@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -137,8 +136,8 @@ MISTAKES = [
     (("rszoo-convert", "--ckpt", "no.tar.gz", "--output", "x"), 3, "no.tar.gz"),
     (("rszoo-convert", "--ckpt", "no.tar.gz"), 3, "no.tar.gz"),
     (("rszoo-convert", "--ckpt", "TEXT"), 2, "give --output"),
-    (("rszoo-convert", "--ckpt", "./no", "--to", "tf1"), 3, "./no"),
-    (("rszoo-convert", "--ckpt", "MODEL", "--to", "tf2"), 2, "safetensors or tf1"),
+    (("rszoo-convert", "--ckpt", "./no", "--to", "tf1"), 3, "no does not exist"),
+    (("rszoo-convert", "--ckpt", "MODEL", "--to", "tf2"), 2, "choose tf1"),
     (("rszoo-convert", "--ckpt", "TEXT", "--output", "x"), 3, "no checkpoint"),
     (("rszoo-convert", "--ckpt", "EMPTY", "--output", "x"), 3, "*.index"),
     (("rszoo-convert", "--ckpt", "resnet-rs-51", "--output", "x"), 2, "resnet-rs-50-i160"),
@@ -189,7 +188,7 @@ def test_interrupted_is_one_line_without_the_chatter_of_frameworks(demo_model, t
     done = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert done.stdout.readline() == "loaded\n"
     done.send_signal(signal.SIGINT)
-    assert done.communicate()[1].split("\n") == ["", "interrupted", ""]
+    assert done.communicate()[1].strip() == "interrupted"
     assert done.returncode == 130
 
 
@@ -201,7 +200,9 @@ def test_convert_is_a_command_of_rszoo_too(tmp_path):
 
 def test_completion_is_offered():
     environment = {**os.environ, "_RSZOO_COMPLETE": "complete_bash", "COMP_WORDS": "rszoo con", "COMP_CWORD": "1"}
-    done = subprocess.run([shutil.which("rszoo"), "con"], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("rszoo"), "con"], capture_output=True, text=True, env=environment
+    )
     assert done.stdout.split() == ["convert"], done.stderr
 
 

@@ -42,8 +42,8 @@ def convert(
         str | None,
         typer.Option(
             metavar="FORMAT",
-            help="Write a model folder (--ckpt) as a checkpoint of this format, such as tf1. Default: safetensors, "
-            "a checkpoint as a model folder.",
+            help="Write a model folder (--ckpt) as a checkpoint of this format, such as tf1; an unknown one is "
+            "answered with all. Default: safetensors, a model folder from a checkpoint.",
         ),
     ] = None,
     keep_archive: Annotated[
