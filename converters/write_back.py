@@ -9,6 +9,7 @@ from converters.formats import get_target
 from converters.formats.format import Export
 from rszoo.arch.names import torch_name
 from rszoo.disk.paths import expand_user
+from rszoo.disk.regular import read_regular_text
 from rszoo.disk.staging import staged_folder
 from rszoo.errors import ConversionError
 from rszoo.folder.model_folder import CONVERSION, ModelFolder
@@ -49,7 +50,7 @@ def write_checkpoint(folder: ModelFolder, output: str | Path, target: str, *, ch
 def _step(folder: ModelFolder) -> int:
     """Return the step recorded at conversion, or 0."""
     try:
-        account = json.loads((folder.path / CONVERSION).read_text(encoding="utf-8"))
+        account = json.loads(read_regular_text(folder.path / CONVERSION))
         return int(account["source"]["global_step"] or 0)
     except (OSError, ValueError, KeyError, TypeError):
         return 0

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from rszoo.cache.cached import HASH_DIGITS, cached_folders, find_cached, parse_folder_name, remove_folder
 from rszoo.cache.fill import fill_cache
 from rszoo.disk.paths import archives_folder, busy_folder, downloads_folder, lock_folder, models_folder
+from rszoo.disk.regular import read_regular_text
 from rszoo.disk.temporary import abandoned, remove
 from rszoo.errors import ConfigError, OutputError, RszooError, UnknownModelError, nearest, summarize
 from rszoo.folder.model_folder import CONVERSION, WEIGHTS, WeightSet, find_damage
@@ -145,7 +146,7 @@ def _verify(cached: CachedModel) -> Verdict:
 def _describe(folder: Path, name: str, weights: WeightSet) -> CachedModel:
     hashes = {"result.sha256": None, "source.archive_sha256": None}
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        account = json.loads((folder / CONVERSION).read_text(encoding="utf-8"))
+        account = json.loads(read_regular_text(folder / CONVERSION))
         for path in hashes:
             part, key = path.split(".")
             hashes[path] = account[part][key] if isinstance(account[part][key], str) else None

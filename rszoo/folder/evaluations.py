@@ -14,6 +14,7 @@ from typing import Literal
 
 from rszoo.disk.locks import held
 from rszoo.disk.paths import busy_folder
+from rszoo.disk.regular import read_regular
 from rszoo.disk.temporary import write_whole
 from rszoo.errors import ConfigError, OutputError
 from rszoo.folder.model_folder import EVALUATION, FORMAT_VERSIONS, WEIGHTS, sha256_of
@@ -141,7 +142,7 @@ def _read(folder: Path) -> tuple[Evaluation, ...]:
     if not path.is_file():
         return ()
     try:
-        results = build(_File, check_format(parse_json(path.read_bytes()), FORMAT_VERSIONS[EVALUATION], path)).results
+        results = build(_File, check_format(parse_json(read_regular(path)), FORMAT_VERSIONS[EVALUATION], path)).results
         for index, result in enumerate(results):
             if any(result.conditions == former.conditions for former in results[:index]):
                 raise ConfigError(f"two results of {result.conditions}; keep one")

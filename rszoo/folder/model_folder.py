@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from rszoo.arch.config import ArchConfig
 from rszoo.disk.paths import expand_user
+from rszoo.disk.regular import open_regular, read_regular, read_regular_text
 from rszoo.errors import ConfigError, SourceNotFoundError, WeightsError
 from rszoo.folder.timm_config import parse_timm_config, read_labels, timm_keys
 from rszoo.refs import DEFAULT_FILE
@@ -148,7 +149,7 @@ def read_folder(path: str | os.PathLike[str]) -> ModelFolder:
     if not os.path.isfile(config_path):
         what = "is not a model folder (it has no config.json)" if os.path.exists(folder) else "does not exist"
         raise SourceNotFoundError(f"{folder} {what}; make one with `rszoo-convert --ckpt SOURCE --output {folder}`")
-    return ModelFolder(folder, parse_config(config_path.read_bytes(), str(config_path)))
+    return ModelFolder(folder, parse_config(read_regular(config_path), str(config_path)))
 
 
 def parse_config(text: str | bytes, label: str) -> ModelConfig:
@@ -197,10 +198,10 @@ def find_damage(path: Path) -> str | None:
         NewerFormatError: a newer rszoo wrote its account.
     """
     try:
-        text = (path / CONVERSION).read_text(encoding="utf-8")
+        text = read_regular_text(path / CONVERSION)
         account = check_format(json.loads(text), FORMAT_VERSIONS[CONVERSION], path / CONVERSION)["result"]
         recorded = {CONFIG: account["config_sha256"], WEIGHTS: account["sha256"]}
-        config = (path / CONFIG).read_text(encoding="utf-8")
+        config = read_regular_text(path / CONFIG)
         found = {CONFIG: config_sha256(config), WEIGHTS: sha256_of(path / WEIGHTS)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{CONVERSION} or another file is missing or damaged ({error})"
@@ -212,5 +213,5 @@ def find_damage(path: Path) -> str | None:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as opened:
+    with open_regular(path) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

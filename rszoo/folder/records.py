@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from rszoo.disk.regular import read_regular
 from rszoo.errors import ConfigError
 from rszoo.folder.model_folder import CONVERSION, FORMAT_VERSIONS, VERIFICATION
 from rszoo.schema.fields import build, check_format, parse_json, pick
@@ -109,7 +110,7 @@ def find_doubt(
 
 def _read(path: Path, version: int, parse: Callable[[Mapping[str, Any]], _T], remedy: str) -> _T | None:
     try:
-        return parse(check_format(parse_json(path.read_bytes()), version, path))
+        return parse(check_format(parse_json(read_regular(path)), version, path))
     except FileNotFoundError:
         return None
     except (OSError, ConfigError) as error:

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from rszoo.disk.regular import read_regular
 from rszoo.errors import ConfigError, WeightsError
 from rszoo.folder.model_folder import CONFIG, RAW_VERIFICATION, RAW_WEIGHTS, VERIFICATION, ModelConfig, parse_config
 from rszoo.folder.records import read_verification
@@ -96,7 +97,7 @@ def _read_config(address: Hub) -> ModelConfig:
     except (ValueError, RecursionError):
         # parse_config raises the error that describes the problem.
         pass
-    return parse_config(fetch_file(address, CONFIG).read_bytes(), label)
+    return parse_config(read_regular(fetch_file(address, CONFIG)), label)
 
 
 def _read_checks(address: Hub, file: str, sha256: str | None) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from rszoo.arch.names import torch_name
 from rszoo.arch.walk import iter_tensors
+from rszoo.disk.regular import read_regular, read_regular_text
 from rszoo.errors import HubError, IntegrityError, NetworkError, RszooError
 from rszoo.folder.model_folder import (
     CONFIG,
@@ -112,7 +113,7 @@ def copy_model(model: HubModel, folder: Path, sha256: str | None = None) -> Mode
     """
     raw, found = model.address.file == RAW_WEIGHTS, model.fetch_weights(sha256)
     shutil.copyfile(found.weights_path, folder / WEIGHTS)
-    config = strip_config((model.folder / CONFIG).read_text(encoding="utf-8"))
+    config = strip_config(read_regular_text(model.folder / CONFIG))
     (folder / CONFIG).write_text(found.config.to_json() if raw else config, encoding="utf-8")
     # Records of other weights are left behind.
     for name, path in ({} if found.changed else fetch_records(model)).items():
@@ -152,7 +153,7 @@ def find_model(address: Hub) -> HubModel:
     """
     check_endpoint()
     path = fetch_file(address, CONFIG)
-    config = parse_config(path.read_bytes(), f"hf-hub:{address.repo}")
+    config = parse_config(read_regular(path), f"hf-hub:{address.repo}")
     if lineage := timm_lineage(address.repo):
         log.warning("%s: %s; parity with the original graph was not checked by rszoo", address.repo, lineage)
     return HubModel(replace(address, revision=path.parent.name), path.parent, as_loaded(config, address))

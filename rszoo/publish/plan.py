@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rszoo.disk.regular import read_regular_text
 from rszoo.errors import UsageError, VerificationError
 from rszoo.folder import records
 from rszoo.folder.model_folder import (
@@ -85,7 +86,7 @@ class Plan:
     @property
     def card(self) -> str:
         """The text of the card."""
-        return self.files[CARD].read_text(encoding="utf-8")
+        return read_regular_text(self.files[CARD])
 
 
 @contextmanager
@@ -177,7 +178,7 @@ def _gather(folder: ModelFolder, raw: ModelFolder | None, made: Path) -> dict[st
 def _make_config(folder: ModelFolder, made: Path, keras: bool) -> dict[str, Path]:
     """Write `config.json`, with Keras's keys after the others if they are wanted, and then also Keras's weights."""
     path = folder.path / CONFIG
-    text = strip_config(path.read_text(encoding="utf-8"))
+    text = strip_config(read_regular_text(path))
     if parse_config(text, str(path)) != folder.config:
         raise VerificationError(f"{path} was changed while it was read; verify and push again")
     if not keras:

@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from rszoo.disk.paths import expand_user
+from rszoo.disk.regular import read_regular_text
 from rszoo.errors import ConfigError, nearest
 from rszoo.recipes.recipe import Recipe
 
@@ -126,7 +127,7 @@ def read_layers(path: Path) -> Layers:
 def _read(path: Path) -> tuple[Layers, Path | None]:
     """Read one file, and find its base."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular_text(path)
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         values = None if node is None else loader.construct_document(node)

@@ -18,6 +18,7 @@ from typing import Any
 from rszoo.arch.config import ArchConfig
 from rszoo.assets import asset
 from rszoo.disk.paths import expand_user
+from rszoo.disk.regular import read_regular
 from rszoo.errors import ConfigError, SourceNotFoundError, UnknownModelError, nearest, summarize
 from rszoo.registry.entry import Converted, Family, Golden, PretrainedEntry, Published, Source
 from rszoo.registry.preprocessing import Preprocessing
@@ -157,7 +158,7 @@ def _entries() -> dict[str, PretrainedEntry]:
 
 @functools.lru_cache(maxsize=4)
 def _read_manifest(path: Path, *_: int) -> dict[str, PretrainedEntry]:
-    return parse_manifest(parse_json(path.read_bytes()))
+    return parse_manifest(parse_json(read_regular(path)))
 
 
 def _parse_model(model: _Model, families: Mapping[str, Family]) -> PretrainedEntry:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rszoo.disk.regular import read_regular
 from rszoo.disk.temporary import write_whole
 from rszoo.errors import ConfigError, IntegrityError, OutputError, SourceNotFoundError
 from rszoo.registry.entry import Converted
@@ -58,7 +59,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         SourceNotFoundError, ConfigError: there is none, or it is damaged.
     """
     try:
-        manifest: dict[str, Any] = parse_json(path.read_bytes())
+        manifest: dict[str, Any] = parse_json(read_regular(path))
         parse_manifest(manifest)
     except FileNotFoundError as error:
         raise SourceNotFoundError(f"no manifest at {path}; give the path of a weights_manifest.json") from error

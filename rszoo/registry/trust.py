@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rszoo.disk.paths import record_path
+from rszoo.disk.regular import read_regular
 from rszoo.disk.temporary import write_whole
 from rszoo.errors import ConfigError, IntegrityError
 from rszoo.net.urls import Version, public_url
@@ -51,7 +52,7 @@ def read_record(name: str) -> Record | None:
     """
     path = record_path(name)
     try:
-        return build(Record, parse_json(path.read_bytes()))
+        return build(Record, parse_json(read_regular(path)))
     except FileNotFoundError:
         return None
     except (OSError, ConfigError) as error:

@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from rszoo.disk.regular import read_regular, read_regular_text
 from rszoo.disk.staging import staged_folder, sweep
 from rszoo.disk.temporary import remove_folder, write_whole
 from rszoo.errors import CheckpointError, ConfigError
@@ -117,7 +118,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     path = folder / _FACTS
     try:
-        facts = build(_Facts, check_format(parse_json(path.read_bytes()), _FORMAT_VERSION, path))
+        facts = build(_Facts, check_format(parse_json(read_regular(path)), _FORMAT_VERSION, path))
     except (FileNotFoundError, ConfigError) as error:
         raise CheckpointError(f"{path} is missing or cannot be read: {error}") from error
     progress = Progress(facts.step, facts.engine, tuple(map(Position._make, facts.positions)), facts.pending)
@@ -155,7 +156,7 @@ class Checkpoints:
         """
         path = checkpoint.path / _FACTS
         with writing(path):
-            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            facts: dict[str, Any] = json.loads(read_regular_text(path))
             write_whole(path, _to_json(facts | {"top1": top1}))
         self.prune()
         return dataclasses.replace(checkpoint, top1=top1)

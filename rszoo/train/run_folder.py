@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from rszoo.disk.locks import held
+from rszoo.disk.regular import read_regular, read_regular_text
 from rszoo.disk.temporary import abandoned, write_whole
 from rszoo.errors import ConfigError, OutputError, UsageError
 from rszoo.recipes.recipe import Recipe
@@ -169,7 +170,7 @@ class RunFolder:
         path = self.path / RECIPE_FILE
         try:
             # Read as a recipe, so that what a newer version adds has its default.
-            return _flatten(Recipe.from_dict(yaml.safe_load(path.read_text(encoding="utf-8"))).to_dict())
+            return _flatten(Recipe.from_dict(yaml.safe_load(read_regular_text(path))).to_dict())
         except (yaml.YAMLError, UnicodeDecodeError, ConfigError, AttributeError) as error:
             raise ConfigError(f"{path} is damaged: {error}; choose another --output") from error
 
@@ -178,7 +179,7 @@ class RunFolder:
         if not path.is_file():
             return {}
         try:
-            return dict(check_format(parse_json(path.read_bytes()), _FORMAT_VERSION, path))
+            return dict(check_format(parse_json(read_regular(path)), _FORMAT_VERSION, path))
         except ConfigError as error:
             raise ConfigError(f"{path} cannot be read: {error}; or choose another --output") from error
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from rszoo.disk.regular import read_regular_text
 from rszoo.folder.evaluations import Evaluation, read_evaluations
 from rszoo.folder.model_folder import CONFIG, EVALUATION, ModelFolder
 from rszoo.folder.records import (
@@ -65,7 +66,7 @@ class Findings:
     def loads_in_timm(self) -> bool:
         """Whether timm can make the model from `config.json`."""
         config = self.facts.folder.path / CONFIG
-        return "architecture" in json.loads(config.read_text(encoding="utf-8"))
+        return "architecture" in json.loads(read_regular_text(config))
 
     @property
     def publisher(self) -> Publisher | None:
