@@ -26,6 +26,7 @@ def test_a_conversion_returns_its_folder_and_account(tmp_path, monkeypatch):
     assert done.to_dict() == json.loads((tmp_path / DEMO / "conversion.json").read_text())
     with pytest.raises(OutputError, match="choose another"):
         rszoo.convert_checkpoint(DEMO)
+    Path("somewhere").mkdir()
     with pytest.raises(UsageError, match=r"\./somewhere names no registered model; give --output"):
         rszoo.convert_checkpoint("./somewhere")
 
@@ -91,7 +92,9 @@ def test_a_plan_of_a_training_needs_no_framework():
         rszoo.plan_training(init=DEMO, ablate=["cosine"])
 
 
-@pytest.mark.parametrize(("module", "hint"), [("rszoo.cli", "rszoo-convert --help"), ("converters", "--ckpt")])
+@pytest.mark.parametrize(
+    ("module", "hint"), [("rszoo", "convert "), ("rszoo.cli", "convert "), ("converters", "--ckpt")]
+)
 def test_the_programs_run_as_modules(module, hint):
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)
     assert (done.returncode, hint in done.stdout) == (0, True)
