@@ -162,7 +162,7 @@ def test_a_folder_called_train_is_a_split_if_it_has_class_folders(tmp_path, name
     [
         (("car/a.jpg", "train/steam/a.jpg"), "train", UsageError, r"train has folders of images.*images in car, as if"),
         (("car/a.jpg", "test/steam/a.jpg"), "train", UsageError, r"test has folders of images.*images in car, as if"),
-        (("train/a.jpg", "val/a.jpg"), "train", UsageError, "no class folders with images in .*/train"),
+        (("train/a.jpg", "val/a.jpg"), "train", UsageError, r"train has images, but no class folders; move them into"),
         (("train/cat/a.jpg", "val/a.jpg"), "validation", UsageError, r"no class folders in .*/val \(.*1 images out"),
         (("train/cat/a.jpg", "val/cat/a.jpg", "valid/cat/a.jpg"), "train", UsageError, "two folders of validation"),
         (("test/cat/a.jpg",), "train", SplitNotFoundError, "no train split in .*, only test"),
