@@ -171,7 +171,7 @@ def test_version_is_printed_by_every_entry_point(words):
     assert (done.returncode, done.stdout, done.stderr) == (0, f"rszoo {rszoo.__version__}\n", "")
 
 
-def test_interrupted_is_one_line_without_the_chatter_of_frameworks(demo_model, tmp_path):
+def test_interrupted_is_one_line_without_the_chatter_of_frameworks(demo_model):
     # It waits where the frameworks have been imported.
     code = (
         "import sys, time, rszoo.cli.console as console, rszoo.cli.main as main\n"

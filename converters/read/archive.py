@@ -250,7 +250,7 @@ def _spool(content: IO[bytes], size: int, folder: Path, kept: Ranges | None) -> 
     """Copy a member, or the ranges to keep at their offsets, to a temporary file without a name."""
     spool: BinaryIO | None = None
     try:
-        spool = cast(BinaryIO, tempfile.TemporaryFile(dir=folder, buffering=0))  # noqa: SIM115 - the caller's
+        spool = cast(BinaryIO, tempfile.TemporaryFile(dir=folder, buffering=0))  # noqa: SIM115 - the caller closes it
         position = 0
         wanted = iter(kept or ((0, size),))
         start, end = next(wanted, (size, size))

@@ -154,7 +154,7 @@ def _one_at_a_time(entry: PretrainedEntry, done: Callable[[], bool]) -> Iterator
             if (now := _progress_of(entry)) != seen:
                 seen, seen_at = now, time.monotonic()
     except (OSError, NotImplementedError):
-        # No locks on this file system, or the lock of another user.
+        # OSError: the lock of another user. NotImplementedError: filelock's, for a file system without locks.
         pass
     try:
         yield

@@ -22,7 +22,8 @@ def held(path: Path, seconds: float) -> Iterator[bool]:
     except Timeout:
         free = False
     except (OSError, NotImplementedError):
-        # A lock only avoids double work, so it is not required.
+        # A lock only avoids double work, so it is not required. NotImplementedError is filelock's, for a file system
+        # without locks.
         pass
     try:
         yield free

@@ -64,7 +64,8 @@ def _open_torch(model: ModelLike, runtime: Runtime) -> Network:
 
     device = torch.device(runtime.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network = create(model, pretrained=True, framework="torch", dtype=runtime.dtype, device=device)
-    # The layout of the images, so that convolutions need no copies.
+    # The layout of the images, so that convolutions need no copies. PyTorch's stub of `to` has no overload for a layout
+    # without a dtype or device.
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     dtype = next(network.parameters()).dtype
 

@@ -208,7 +208,7 @@ class ResNetRS(Backbone):
 def _init(tensor: Tensor, spec: TensorSpec) -> None:
     if spec.initial is Initial.FAN_IN:
         # The inverse of the distribution function; `nn.init.trunc_normal_` draws until all values are inside, and
-        # takes nine times as long.
+        # takes ten times as long.
         std = math.sqrt(1 / math.prod(spec.shape[:-1])) / TRUNCATED_STD
         tensor.uniform_(-_WITHIN_2_STD, _WITHIN_2_STD).erfinv_().mul_(math.sqrt(2) * std)
     elif spec.initial is Initial.NORMAL:
