@@ -48,8 +48,13 @@ def check_installed(what: str, package: str, *, extra: str | None = None) -> Non
     Raises:
         MissingPackageError: it is not.
     """
-    if importlib.util.find_spec(package) is None:
+    if not is_installed(package):
         raise _missing(what, package, extra, "")
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package is installed, without importing it."""
+    return importlib.util.find_spec(package) is not None
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:

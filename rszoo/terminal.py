@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
@@ -38,6 +38,11 @@ def warn_once(text: str) -> None:
 def printable(text: str) -> str:
     """Return a text of others without control characters, which a terminal would obey."""
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def show(text: str, *, file: TextIO | None = None) -> None:
+    """Print lines at once, on stdout if no file is given; what others wrote in them is made `printable`."""
+    print("\n".join(map(printable, text.split("\n"))), file=file, flush=True)
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -21,7 +21,8 @@ from typing import Any, Literal
 import numpy as np
 
 from rszoo.errors import RszooError
-from rszoo.extras import installed_versions
+from rszoo.extras import check_installed, installed_versions
+from rszoo.models.loading import load_frameworks
 from rszoo.recipes.load import load_recipe
 from rszoo.recipes.recipe import Recipe
 from rszoo.registry.manifest import get_entry
@@ -188,6 +189,8 @@ def _measure(recipe: Recipe, engine_name: EngineName, timing: Timing) -> StepTim
 
 def _start(recipe: Recipe, engine_name: EngineName) -> Engine:
     """Return an engine with the same batch of noise at every step."""
+    check_installed("a training step", "tensorflow", extra="train")
+    load_frameworks(engine_name, "tensorflow")
     size, classes = recipe.data.image_size, recipe.model.num_classes
 
     def open_noise(_: object, batch: int, __: object) -> Any:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rszoo.cli.console import FrameworkChoice, Json, print_json
-from rszoo.terminal import table
+from rszoo.cli.console import ChosenFramework, Json, choose_framework, print_json
+from rszoo.terminal import show, table
 
 if TYPE_CHECKING:
     from rszoo.bench.timing import StepTime
@@ -38,7 +38,7 @@ def bench(
     protocol: Annotated[
         ProtocolChoice, typer.Option(help="paper: a training step of batch 128, halved until it fits into memory.")
     ] = ProtocolChoice.paper,
-    framework: Annotated[FrameworkChoice, typer.Option(help="PyTorch or Keras 3.")] = FrameworkChoice.torch,
+    framework: ChosenFramework = None,
     precision: Annotated[PrecisionChoice, typer.Option(help="float32 or bfloat16.")] = PrecisionChoice.float32,
     batch_size: Annotated[int, typer.Option(min=1, help="The batch size that is tried first.")] = 128,
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed, after 5 to warm up.")] = 20,
@@ -51,8 +51,9 @@ def bench(
 
     names = list_models(model) if "*" in model else [get_entry(model).name]
     timing = Timing(steps=steps, batch_size=batch_size)
+    chosen = choose_framework(framework)
     results = [
-        benchmark_model(name, framework=framework.value, precision=precision.value, compiled=compiled, timing=timing)
+        benchmark_model(name, framework=chosen, precision=precision.value, compiled=compiled, timing=timing)
         for name in names
     ]
     if as_json:
@@ -61,11 +62,11 @@ def bench(
         )
         return
     heading = ("model", "batch", "step", "images/s", "published V100 float32", "published TPUv3 bfloat16")
-    print(table([heading, *map(_row, results)]))
+    show(table([heading, *map(_row, results)]))
     first = results[0]
     versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
-    print(f"Measured on {first.device}: {first.engine}, {first.precision}, median of {first.steps} steps. {versions}.")
-    print("Published times are the authors', by the same protocol; they do not say which batch size fit.")
+    show(f"Measured on {first.device}: {first.engine}, {first.precision}, median of {first.steps} steps. {versions}.")
+    show("Published times are the authors', by the same protocol; they do not say which batch size fit.")
 
 
 def _row(result: StepTime) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rszoo.cli.console import Json, WeightsChoice, examples, new_app, print_json, raise_first
+from rszoo.cli.console import Json, WeightsChoice, examples, new_app, print_json, print_path, raise_first
 from rszoo.errors import SourceNotFoundError, UsageError, VerificationError
-from rszoo.terminal import table
+from rszoo.terminal import show, table
 
 if TYPE_CHECKING:
     from rszoo.registry.trust import Record
@@ -41,11 +41,11 @@ def prefetch(
     for outcome in prefetch_models(patterns, output, weights=weights.value, keep_archive=keep_archive):
         outcomes.append(outcome)
         if not as_json and outcome.error is None:
-            print(f"{outcome.name}  {outcome.path}", flush=True)
+            show(f"{outcome.name}  {outcome.path}")
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if len(outcomes) > 1:
         for outcome in failed:
-            print(f"{outcome.name}: {outcome.error}", file=sys.stderr)
+            show(f"{outcome.name}: {outcome.error}", file=sys.stderr)
     if as_json:
         found = [outcome.to_dict() for outcome in outcomes if outcome.error is None]
         print_json({"models": found, "failed": [outcome.to_dict() for outcome in failed]})
@@ -60,13 +60,13 @@ def cache_path(model: Annotated[str | None, typer.Argument(help="Registered name
     from rszoo.registry.manifest import get_entry
 
     if model is None:
-        print(cache_folder())
+        print_path(cache_folder())
         return
     entry = get_entry(model)
     folder = find_cached(entry)
     if folder is None:
         raise SourceNotFoundError(f"{entry.name} is not in the cache; get it with `rszoo prefetch {entry.name}`")
-    print(folder.path)
+    print_path(folder.path)
 
 
 @cache_app.command("list", epilog=examples("rszoo cache list", "rszoo cache list '*-i256' --json"))
@@ -86,12 +86,12 @@ def cache_list(pattern: Pattern = "*", as_json: Json = False) -> None:
         rows.append((model.name, model.weights, size, (model.sha256 or "?")[:16], archive, _since(model.name, records)))
     for name in sorted(records.keys() - {model.name for model in cached}):
         rows.append((name, "not here", "", "", (records[name].sha256 or "?")[:16], _since(name, records)))
-    print(table(rows) if len(rows) > 1 else f"{cache_folder()} has no models; get some with `rszoo prefetch NAME`")
+    show(table(rows) if len(rows) > 1 else f"{cache_folder()} has no models; get some with `rszoo prefetch NAME`")
     if archives := tree_bytes(archives_folder()):
-        print(f"{archives / 1e6:.1f} MB of kept archives in {archives_folder()}")
+        show(f"{archives / 1e6:.1f} MB of kept archives in {archives_folder()}")
     if garbage := find_garbage():
         size = f"{sum(map(tree_bytes, garbage)) / 1e6:.1f}"
-        print(f"{len(garbage)} unfinished or outdated, {size} MB: `rszoo cache prune` removes them")
+        show(f"{len(garbage)} unfinished or outdated, {size} MB: `rszoo cache prune` removes them")
 
 
 @cache_app.command("verify", epilog=examples("rszoo cache verify", "rszoo cache verify resnet-rs-50-i160"))
@@ -104,7 +104,7 @@ def cache_verify(pattern: Pattern = "*", as_json: Json = False) -> None:
         print_json([verdict.to_dict() for verdict in verdicts])
     else:
         for verdict in verdicts:
-            print(f"{verdict.status:8} {verdict.name}: {verdict.detail}")
+            show(f"{verdict.status:8} {verdict.name}: {verdict.detail}")
     if damaged := [verdict.name for verdict in verdicts if verdict.status == "damaged"]:
         raise VerificationError(
             f"{len(damaged)} of {len(verdicts)} models were damaged and removed: {', '.join(damaged)}"
@@ -156,9 +156,9 @@ def manifest_pin(
         print_json(pinned)
         return
     for name, facts in pinned.items():
-        print(f"{name}: {', '.join(facts)}")
+        show(f"{name}: {', '.join(facts)}")
     if not pinned:
-        print(f"{manifest} is unchanged: no recorded hash that it lacks")
+        show(f"{manifest} is unchanged: no recorded hash that it lacks")
 
 
 def _since(name: str, records: Mapping[str, Record]) -> str:
@@ -175,5 +175,5 @@ def _report_removed(removed: list[tuple[Path, int]], as_json: bool, verb: str) -
         print_json([{"path": str(path), "bytes": size} for path, size in removed])
         return
     for path, size in removed:
-        print(f"{verb} {path} ({size / 1e6:.1f} MB)")
-    print(f"{verb} {sum(size for _, size in removed) / 1e6:.1f} MB in all")
+        show(f"{verb} {path} ({size / 1e6:.1f} MB)")
+    show(f"{verb} {sum(size for _, size in removed) / 1e6:.1f} MB in all")

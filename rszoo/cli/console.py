@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
+import io
 import json
 import logging
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rszoo.errors import MissingPackageError, OutputError, RszooError
-from rszoo.terminal import is_first_process, printable
+from rszoo.errors import OutputError, RszooError
+from rszoo.terminal import is_first_process, printable, show
 from rszoo.version import __version__
 
 if TYPE_CHECKING:
@@ -42,6 +42,23 @@ class FrameworkChoice(StrEnum):
 
     torch = "torch"
     keras = "keras"
+
+
+ChosenFramework = Annotated[
+    FrameworkChoice | None,
+    typer.Option("--framework", help="PyTorch or Keras 3. Default: what is installed, PyTorch first."),
+]
+
+
+def choose_framework(option: FrameworkChoice | None) -> Framework:
+    """Return the framework that an option chooses, or the one that is installed.
+
+    Raises:
+        MissingPackageError: none is installed.
+    """
+    from rszoo.models.factory import default_framework
+
+    return default_framework() if option is None else option.value
 
 
 def _print_version(wanted: bool) -> None:
@@ -79,6 +96,9 @@ def run(app: typer.Typer) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # As an exception, so that temporary folders are deleted: `timeout` and container runtimes send SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name or label that the terminal's encoding lacks is shown escaped.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _shown_log():
             app()
@@ -99,12 +119,20 @@ def run(app: typer.Typer) -> None:
         sys.exit(code)
 
 
+class _PrintableFormatter(logging.Formatter):
+    """Makes what others wrote in a message harmless."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+
 @contextmanager
 def _shown_log() -> Iterator[None]:
     """Print what rszoo logs, except for debugging, on stderr: facts by the first process of a job alone."""
     log, handler = logging.getLogger("rszoo"), logging.StreamHandler()
     level = log.level
     log.setLevel(min(log.getEffectiveLevel(), logging.INFO))
+    handler.setFormatter(_PrintableFormatter())
     handler.setLevel(logging.INFO if is_first_process() else logging.WARNING)
     log.addHandler(handler)
     try:
@@ -115,32 +143,11 @@ def _shown_log() -> Iterator[None]:
 
 
 def load_frameworks(*frameworks: Framework | Literal["tensorflow"]) -> None:
-    """Import those that are installed, hiding the messages that TensorFlow's C++ code prints to stderr.
+    """Import those that are installed, as `rszoo.models.loading` does."""
+    # Imported here: other commands do not need numpy.
+    from rszoo.models.loading import load_frameworks
 
-    TensorFlow has no setting for that. If an import fails, the messages are shown. "tensorflow" stands for the input
-    pipeline, independent of Keras's backend.
-    """
-    from rszoo.models.factory import import_model_module
-    from rszoo.pipeline.tensorflow_reader import require_tensorflow
-
-    with tempfile.TemporaryFile() as held_back:
-        stderr = os.dup(2)
-        os.dup2(held_back.fileno(), 2)
-        try:
-            for framework in frameworks:
-                with suppress(MissingPackageError):
-                    if framework == "tensorflow":
-                        require_tensorflow()
-                        importlib.import_module(framework)
-                    else:
-                        import_model_module(framework)
-        except Exception:
-            held_back.seek(0)
-            os.write(stderr, held_back.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+    load_frameworks(*frameworks)
 
 
 def split_steps(text: str) -> list[str]:
@@ -156,5 +163,20 @@ def raise_first(errors: Sequence[RszooError | None], count: int, what: str) -> N
 
 
 def print_json(value: Any) -> None:
-    """Print a machine-readable result on stdout."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    """Print a machine-readable result on stdout; escaped, if its encoding cannot say it."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=1)
+    print(text)
+
+
+def print_path(path: Path) -> None:
+    """Print a path alone on stdout, for scripts: in a pipe or file byte for byte."""
+    if sys.stdout.isatty():
+        show(str(path))
+        return
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+    sys.stdout.buffer.flush()

@@ -10,6 +10,7 @@ import typer
 from rszoo.cli.console import EXIT_CODES, Version, WeightsChoice, new_app, print_json, run
 from rszoo.errors import UsageError
 from rszoo.refs import Folder
+from rszoo.terminal import show
 
 if TYPE_CHECKING:
     from converters.conversion import Conversion
@@ -71,7 +72,7 @@ def convert(
         overwrite=overwrite,
         keep_archive=keep_archive,
     )
-    print_json(done.to_dict()) if as_json else print(_summary(done))
+    print_json(done.to_dict()) if as_json else show(_summary(done))
 
 
 def _write_back(ckpt: str, output: Path | None, target: str, as_json: bool) -> None:
@@ -84,7 +85,7 @@ def _write_back(ckpt: str, output: Path | None, target: str, as_json: bool) -> N
     if output is None:
         raise UsageError(f"--to {target} needs --output FOLDER")
     written = write_checkpoint(folder, output, target)
-    print_json({"prefix": str(written)}) if as_json else print(f"wrote {written}, a {chosen.title} (weights only)")
+    print_json({"prefix": str(written)}) if as_json else show(f"wrote {written}, a {chosen.title} (weights only)")
 
 
 def _summary(done: Conversion) -> str:

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from rszoo.cli.console import FrameworkChoice, Json, load_frameworks, print_json
+from rszoo.cli.console import ChosenFramework, Json, choose_framework, load_frameworks, print_json
+from rszoo.terminal import show
 
 
 class SplitChoice(StrEnum):
@@ -33,7 +34,7 @@ def evaluate(
     split: Annotated[
         SplitChoice, typer.Option(help="Which part; without splits in the folder, validation is a tenth.")
     ] = SplitChoice.validation,
-    framework: Annotated[FrameworkChoice, typer.Option(help="PyTorch or Keras 3.")] = FrameworkChoice.torch,
+    framework: ChosenFramework = None,
     preprocessing: Annotated[
         TransformChoice, typer.Option(help="The published one, or timm's for the same size, to see the difference.")
     ] = TransformChoice.published,
@@ -62,10 +63,11 @@ def evaluate(
     from rszoo.folder.model_folder import EVALUATION, ModelFolder
     from rszoo.inference.network import Runtime
 
-    runtime, keep = Runtime(framework.value, batch_size, dtype, device), Keep(output, overwrite, record, dataset)
+    runtime = Runtime(choose_framework(framework), batch_size, dtype, device)
+    keep = Keep(output, overwrite, record, dataset)
     # A wrong name is told before frameworks are imported, which takes seconds.
     found = find(check_keep(model, data, keep, runtime=runtime, limit=limit))
-    load_frameworks(framework.value, "tensorflow")
+    load_frameworks(runtime.framework, "tensorflow")
     result = evaluate_model(
         found,
         data,
@@ -75,7 +77,7 @@ def evaluate(
         runtime=runtime,
         keep=keep,
     )
-    print_json(result.to_dict()) if as_json else print(summary(result))
+    print_json(result.to_dict()) if as_json else show(summary(result))
     if record and isinstance(found, ModelFolder):
         count = len(read_evaluations(found.path))
-        print(f"recorded in {found.path / EVALUATION}, which has {count} now", file=sys.stderr)
+        show(f"recorded in {found.path / EVALUATION}, which has {count} now", file=sys.stderr)

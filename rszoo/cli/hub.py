@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rszoo.cli.console import Json, load_frameworks, print_json, raise_first
-from rszoo.terminal import table
+from rszoo.terminal import show, table
 
 if TYPE_CHECKING:
     from rszoo.publish.family import Published
@@ -75,11 +75,11 @@ def push(
     if as_json:
         print_json(dataclasses.asdict(pushed))
         return
-    print(f"{'pushed' if pushed.changed else 'nothing to push, all is there:'} {pushed.pr_url or pushed.url}")
+    show(f"{'pushed' if pushed.changed else 'nothing to push, all is there:'} {pushed.pr_url or pushed.url}")
     if pushed.deleted:
-        print(f"deleted there, since this push does not have it: {', '.join(pushed.deleted)}")
+        show(f"deleted there, since this push does not have it: {', '.join(pushed.deleted)}")
     at = "" if pushed.pr_url is None and revision is None else f"@{pushed.commit}"
-    print(f'load it with: rszoo.create("hf-hub:{pushed.repo}{at}", pretrained=True)')
+    show(f'load it with: rszoo.create("hf-hub:{pushed.repo}{at}", pretrained=True)')
 
 
 def publish(
@@ -101,8 +101,8 @@ def publish(
     outcomes = []
     for outcome in publishing:
         outcomes.append(outcome)
-        print(f"{outcome.name}: {outcome.error or outcome.status}", file=sys.stderr, flush=True)
-    print_json([outcome.to_dict() for outcome in outcomes]) if as_json else print(_table(outcomes))
+        show(f"{outcome.name}: {outcome.error or outcome.status}", file=sys.stderr)
+    print_json([outcome.to_dict() for outcome in outcomes]) if as_json else show(_table(outcomes))
     failed = [outcome.error for outcome in outcomes if outcome.error is not None]
     raise_first(failed, len(outcomes), "models failed, see above; run it again to resume")
 
@@ -117,7 +117,7 @@ def pull(
     from rszoo.cache.pulling import pull_model
 
     pulled = pull_model(model, output, overwrite=overwrite)
-    print_json(pulled.to_dict()) if as_json else print(f"{pulled.model}  {pulled.path}")
+    print_json(pulled.to_dict()) if as_json else show(f"{pulled.model}  {pulled.path}")
 
 
 def _show(preview: Preview, as_json: bool) -> None:
@@ -125,7 +125,7 @@ def _show(preview: Preview, as_json: bool) -> None:
         print_json(dataclasses.asdict(preview))
         return
     rows = [("file", "bytes"), *((name, f"{size:,}") for name, size in sorted(preview.files.items()))]
-    print(f"would push to {preview.repo}:\n{table(rows)}\n\n{preview.card}")
+    show(f"would push to {preview.repo}:\n{table(rows)}\n\n{preview.card}")
 
 
 def _table(outcomes: list[Published]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rszoo.cli.console import Json, print_json
-from rszoo.terminal import table
+from rszoo.terminal import show, table
 
 
 def list_models_command(
@@ -29,7 +29,7 @@ def list_models_command(
         size, top1 = str(entry.image_size), f"{entry.published.top1:.1f}"
         count = f"{count_parameters(entry.arch) / 1e6:.1f} M"
         rows.append((entry.name, count, size, top1, f"{entry.source.size_mib:g}", entry.family.dataset.name))
-    print(table(rows))
+    show(table(rows))
 
 
 def info(
@@ -54,7 +54,7 @@ def _show_facts(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    print(table([(key, _text(value)) for key, value in _flatten(facts)]))
+    show(table([(key, _text(value)) for key, value in _flatten(facts)]))
 
 
 def _show_tensors(facts: dict[str, Any], as_json: bool) -> None:
@@ -65,7 +65,7 @@ def _show_tensors(facts: dict[str, Any], as_json: bool) -> None:
     for tensor in facts["tensors"]:
         shape = " x ".join(map(str, tensor["shape"]))
         rows.append((tensor["name"], tensor["dtype"], shape, f"{tensor['nbytes']:,}"))
-    print(table([*rows, (f"{facts['count']} tensors", "", "", f"{facts['nbytes']:,}")]))
+    show(table([*rows, (f"{facts['count']} tensors", "", "", f"{facts['nbytes']:,}")]))
 
 
 def _flatten(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

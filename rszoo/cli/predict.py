@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rszoo.cli.console import FrameworkChoice, Json, load_frameworks, print_json
+from rszoo.cli.console import ChosenFramework, Json, choose_framework, load_frameworks, print_json
 from rszoo.errors import SourceNotFoundError
+from rszoo.terminal import printable, show, table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def predict(
     model: Annotated[str, typer.Argument(help="Model folder, registered name, or hf-hub:OWNER/NAME.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    framework: Annotated[FrameworkChoice, typer.Option(help="PyTorch or Keras 3.")] = FrameworkChoice.torch,
+    framework: ChosenFramework = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     exif: Annotated[bool, typer.Option("--exif", help="Turn images as their EXIF orientation says.")] = False,
     as_json: Json = False,
@@ -32,16 +33,16 @@ def predict(
         if not image.is_file():
             raise SourceNotFoundError(f"no image at {image}: give the path of a JPEG or PNG file")
     found = find_folder(model)
-    load_frameworks(framework.value)
-    classifier = Classifier(found, framework.value)
+    chosen = choose_framework(framework)
+    load_frameworks(chosen)
+    classifier = Classifier(found, chosen)
     results: list[dict[str, Any]] = []
     pixels = _read(images, exif, results)
     for number, predictions in enumerate(classifier.predict(pixels, top)):
         results[number]["predictions"] = [dataclasses.asdict(guess) for guess in predictions]
         if not as_json:
-            print(results[number]["image"])
-            for guess in predictions:
-                print(f"  {100 * guess.probability:6.2f} %  {guess.index:4}  {guess.label}")
+            rows = [(f"{100 * guess.probability:9.2f} %", f"{guess.index:5}", guess.label) for guess in predictions]
+            show(f"{printable(str(images[number]))}\n{table([('probability', 'class', 'label'), *rows])}")
     if as_json:
         print_json(results)
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from rszoo.cli.console import Json, print_json
-from rszoo.terminal import printable
+from rszoo.cli.console import Json, load_frameworks, print_json
+from rszoo.terminal import show
 
 
 def make_tfrecords(
@@ -31,6 +31,7 @@ def make_tfrecords(
     from rszoo.pipeline.tensorflow_reader import require_tensorflow
 
     require_tensorflow()
+    load_frameworks("tensorflow")
     from rszoo.pipeline.writer import write_tfrecords
 
     written = write_tfrecords(data, output, shards=shards, seed=seed, overwrite=overwrite, limit=allow_broken)
@@ -38,7 +39,7 @@ def make_tfrecords(
         print_json(asdict(written))
         return
     for text in written.broken:
-        print(printable(f"left out: {text}"))
+        show(f"left out: {text}")
     for split, counts in written.records.items():
-        print(f"{split}: {sum(counts)} images in {len(counts)} files")
-    print(f"{len(written.class_names)} classes, in {output}")
+        show(f"{split}: {sum(counts)} images in {len(counts)} files")
+    show(f"{len(written.class_names)} classes, in {output}")

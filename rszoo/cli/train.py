@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from rszoo.cli.console import FrameworkChoice, Json, load_frameworks, print_json, split_steps
+from rszoo.cli.console import ChosenFramework, Json, choose_framework, load_frameworks, print_json, split_steps
 
 TRAIN_EXAMPLES = (
     "rszoo train --recipe resnet-rs-demo --output runs/demo",
@@ -38,7 +38,7 @@ def train(
     data: Annotated[
         str | None, typer.Option(help="Folder of TFRecords or images, gs://..., digits. Default: the recipe's.")
     ] = None,
-    framework: Annotated[FrameworkChoice, typer.Option(help="PyTorch or Keras 3.")] = FrameworkChoice.torch,
+    framework: ChosenFramework = None,
     init: Annotated[
         str | None, typer.Option(help="Weights to start from: registered name, model folder, hf-hub:OWNER/NAME.")
     ] = None,
@@ -63,9 +63,10 @@ def train(
     changes = [*(overrides or []), *([] if seed is None else [f"train.seed={seed}"])]
     # Errors of the recipe come before frameworks are imported, which takes seconds.
     plan = plan_training(recipe, changes, data=data, init=init, ablate=None if ablate is None else split_steps(ablate))
-    load_frameworks(framework.value, "tensorflow")
+    chosen = choose_framework(framework)
+    load_frameworks(chosen, "tensorflow")
     options = TrainingOptions(
-        framework=framework.value,
+        framework=chosen,
         resume=resume.value,
         max_steps=max_steps,
         max_faults=max_faults,

@@ -40,6 +40,14 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
         ) from error
 
 
+def to_text(path: str | os.PathLike[str]) -> str:
+    r"""Return a path as Unicode that every file and terminal takes: a byte that is not UTF-8 becomes `\xe9`.
+
+    Python keeps such bytes as lone surrogates, which cannot be written as UTF-8.
+    """
+    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
+
+
 def models_folder() -> Path:
     """Return where converted models are."""
     return cache_folder() / "models"

@@ -103,9 +103,16 @@ def find_doubt(
         return "`rszoo verify` was run on other weights than these"
     if failed := verification.names("failed"):
         return f"{len(failed)} of {len(verification.checks)} checks failed: {', '.join(map(quote, failed))}"
-    if not PARITY_CHECKS & set(verification.names("passed")):
+    if compared_with_nothing(verification):
         return "`rszoo verify` could compare these weights with no other implementation"
     return None
+
+
+def compared_with_nothing(verification: VerificationRecord | None) -> bool:
+    """Whether `rszoo verify` was run where no second implementation was installed."""
+    return verification is not None and not PARITY_CHECKS & {
+        check.name for check in verification.checks if check.status != "not run"
+    }
 
 
 def _read(path: Path, version: int, parse: Callable[[Mapping[str, Any]], _T], remedy: str) -> _T | None:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.features import FeatureInfo, choose_features
 from rszoo.cache.find import ModelLike
-from rszoo.errors import UsageError, nearest
-from rszoo.extras import needs
+from rszoo.errors import MissingPackageError, UsageError, nearest
+from rszoo.extras import is_installed, needs
 from rszoo.models.adapt import adapt_weights, keras_weights, needed_tensors
 from rszoo.models.collection import paused_collection
 from rszoo.models.devices import check_device, keras_scope
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Framework = Literal["torch", "keras"]
 
-_FRAMEWORKS = ("torch", "keras")
+_FRAMEWORKS: tuple[Framework, ...] = ("torch", "keras")
 # All that Keras 3 has; the last two were not tried here.
 _KERAS_BACKENDS = ("tensorflow", "jax", "torch", "numpy", "openvino")
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -234,11 +234,29 @@ def import_model_module(framework: Framework) -> Any:
         likely = nearest(backend, _KERAS_BACKENDS) or list(_KERAS_BACKENDS)
         raise UsageError(f"KERAS_BACKEND is {backend!r}; set it to {', '.join(likely)}, or leave it out")
     if framework == "torch":
-        with needs("a PyTorch model", framework):
+        with needs("a PyTorch model", framework, hint=_other_framework("keras")):
             return importlib.import_module("rszoo.models.torch_resnet_rs")
-    hint = "or set KERAS_BACKEND to an engine that is installed"
+    hint = ", ".join(filter(None, ("or set KERAS_BACKEND to an engine that is installed", _other_framework("torch"))))
     with needs("a Keras model", framework, *_KERAS_BACKENDS, extra=f"keras,{backend}", hint=hint):
         return importlib.import_module("rszoo.models.keras_resnet_rs")
+
+
+def default_framework() -> Framework:
+    """Return PyTorch if it is installed, or else Keras if it is.
+
+    Raises:
+        MissingPackageError: neither is.
+    """
+    for framework in _FRAMEWORKS:
+        if is_installed(framework):
+            return framework
+    raise MissingPackageError(
+        'neither PyTorch nor Keras is installed; run: pip install "rszoo[torch]", or "rszoo[keras,tensorflow]"'
+    )
+
+
+def _other_framework(framework: Framework) -> str:
+    return f"or choose the framework {framework}, which is installed" if is_installed(framework) else ""
 
 
 def _dtype_name(dtype: str | torch.dtype, framework: Framework) -> str:

@@ -8,6 +8,7 @@ that ignores errors is then empty.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ class Decoder:
             if label == -FIRST_LABEL:
                 raise self.faults.stop(_wrong_count(self.source))
         elif self.source.content == "path":
-            content = _read_file(content.decode())
+            content = _read_file(os.fsdecode(content))
         allowed = self.num_classes
         if label < 0 or (allowed is not None and label >= allowed):
             first = FIRST_LABEL if self.source.content == "example" else 0
@@ -237,7 +238,7 @@ def _read_file(path: str) -> bytes:
     try:
         if "://" not in path:
             return Path(path).read_bytes()
-        with tf.io.gfile.GFile(path, "rb") as opened:
+        with tf.io.gfile.GFile(os.fsencode(path), "rb") as opened:
             return opened.read()
     except (OSError, tf.errors.OpError) as error:
         raise ImageError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error

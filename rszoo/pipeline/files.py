@@ -113,7 +113,7 @@ def read_start(path: str) -> bytes | None:
         if is_local(path):
             with open(path, "rb", buffering=0) as opened:
                 return opened.read(MAGIC_BYTES)
-        with tf.io.gfile.GFile(path, "rb") as remote:
+        with tf.io.gfile.GFile(os.fsencode(path), "rb") as remote:
             start: bytes = remote.read(MAGIC_BYTES)
             return start
     except (OSError, tf.errors.OpError):
@@ -129,7 +129,7 @@ def read_text(path: str) -> str | None:
     import tensorflow as tf
 
     try:
-        with tf.io.gfile.GFile(path, "rb") as opened:
+        with tf.io.gfile.GFile(os.fsencode(path), "rb") as opened:
             return opened.read().decode("utf-8", errors="replace")
     except tf.errors.NotFoundError:
         return None

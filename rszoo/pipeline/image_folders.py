@@ -8,6 +8,7 @@ the same on every machine and for every location of the folder.
 from __future__ import annotations
 
 import hashlib
+import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
+from rszoo.disk.paths import to_text
 from rszoo.errors import SplitNotFoundError, UsageError, nearest, summarize
 from rszoo.pipeline.class_folders import Found, choose_images, find_images
 from rszoo.pipeline.file_kinds import kind_name, nfc, split_name
@@ -90,12 +92,13 @@ def _classes(root: str, entries: Entries) -> dict[str, str]:
         raise UsageError(f"no class folders in {root}{has}; {LAYOUTS}")
     classes: dict[str, str] = {}
     for folder in entries.folders:
-        if nfc(folder) in classes:
+        name = nfc(to_text(folder))
+        if name in classes:
             raise UsageError(
-                f"{root} has two folders {nfc(folder)!r}, whose names differ only in their Unicode form; move the "
+                f"{root} has two folders {name!r}, whose names differ only in their Unicode form; move the "
                 "images of one into the other"
             )
-        classes[nfc(folder)] = folder
+        classes[name] = folder
     return dict(sorted(classes.items()))
 
 
@@ -178,7 +181,7 @@ def _sum(*counts: Mapping[str, int]) -> Counter[str]:
 
 def _part(names: list[str], split: str) -> list[str]:
     """Return a split's part of one class's images."""
-    by_hash = sorted(names, key=lambda name: hashlib.sha256(nfc(name).encode()).digest())
+    by_hash = sorted(names, key=lambda name: hashlib.sha256(os.fsencode(nfc(name))).digest())
     # At least one image, but never the only one.
     count = min(max(1, len(names) // _HELD_OUT), len(names) - 1)
     held_out = set(by_hash[:count]) if count > 0 else set()

@@ -38,7 +38,7 @@ def size_of(path: str) -> int:
     import tensorflow as tf
 
     try:
-        with tf.io.gfile.GFile(path, "rb") as opened:
+        with tf.io.gfile.GFile(os.fsencode(path), "rb") as opened:
             opened.read(1)
             return opened.size()
     except tf.errors.OpError as error:
@@ -69,7 +69,7 @@ def _count(path: str) -> int:
 
     size, start, count = size_of(path), 0, 0
     opened: Any
-    with tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb") as opened:
+    with tf.io.gfile.GFile(os.fsencode(path), "rb") if "://" in path else open(path, "rb") as opened:
         while start + RECORD_OVERHEAD <= size:
             opened.seek(start)
             header = opened.read(_HEADER.size)
@@ -89,7 +89,7 @@ def cached_copy(path: str, cache: Path) -> str:
         OutputError: the cache cannot be written.
     """
     # Files of different data sets may have the same names.
-    folder = cache / hashlib.sha256(posixpath.dirname(path).encode()).hexdigest()[:16]
+    folder = cache / hashlib.sha256(os.fsencode(posixpath.dirname(path))).hexdigest()[:16]
     copy, size = folder / posixpath.basename(path), size_of(path)
     if copy.is_file() and copy.stat().st_size == size:
         return str(copy)
@@ -111,7 +111,7 @@ def _copy(path: str, copy: Path, size: int) -> None:
     import tensorflow as tf
 
     try:
-        with tf.io.gfile.GFile(path, "rb") as opened, copy.open("xb") as written:
+        with tf.io.gfile.GFile(os.fsencode(path), "rb") as opened, copy.open("xb") as written:
             shutil.copyfileobj(opened, written, _CHUNK)
             if written.tell() != size:
                 raise SourceNotFoundError(f"{path} changed while it was copied: {written.tell()} bytes of {size}")

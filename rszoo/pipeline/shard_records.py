@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,7 +70,7 @@ class ShardReader:
         """Return the path to read a file from and its size in bytes, 0 if it cannot be read."""
         try:
             path = self.source.local(int(file))
-            return path.encode(), np.int64(size_of(path))
+            return os.fsencode(path), np.int64(size_of(path))
         except SourceNotFoundError as error:
             self.faults.note(self.source.name_of(int(file), 0), str(error))
             return b"", np.int64(0)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from rszoo.disk.paths import expand_user
+from rszoo.disk.paths import expand_user, to_text
 from rszoo.errors import UsageError, nearest, summarize
 from rszoo.pipeline.scan import Scan
 from rszoo.pipeline.tensorflow_reader import require_tensorflow
@@ -81,15 +81,15 @@ class ImageSource(Source):
         return "path" if self.images is None else "image"
 
     @cached_property
-    def contents(self) -> list[str] | list[bytes]:
-        """The paths, or the images' bytes."""
+    def contents(self) -> list[bytes]:
+        """The paths as the file system has them, or the images' bytes."""
         if self.images is not None:
             return list(self.images)
-        return [posixpath.join(self.root, name) for name in self.names]
+        return [os.fsencode(posixpath.join(self.root, name)) for name in self.names]
 
     def name_of(self, file: int, record: int) -> str:
         """Return an image's name, unique over all splits; `record` is 0."""
-        return posixpath.join(self.folder, self.names[file])
+        return to_text(posixpath.join(self.folder, self.names[file]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ class ShardSource(Source):
 
     def name_of(self, file: int, record: int) -> str:
         """Return a record's name."""
-        return f"{posixpath.basename(self.shards[file])} record {record}"
+        return f"{to_text(posixpath.basename(self.shards[file]))} record {record}"
 
 
 def open_source(data: str, split: Split, *, cache: str | Path | None = None) -> Source:
@@ -225,7 +225,7 @@ def _open_images(root: str, entries: Entries, split: Split) -> ImageSource:
 
 
 def _title(root: str) -> str:
-    return posixpath.basename(root if "://" in root else Path(root).absolute().as_posix()) or root
+    return to_text(posixpath.basename(root if "://" in root else Path(root).absolute().as_posix()) or root)
 
 
 def _open_digits(split: Split) -> Source:

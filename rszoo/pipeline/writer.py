@@ -20,6 +20,7 @@ import tensorflow as tf
 from PIL import Image
 
 import rszoo
+from rszoo.disk.paths import to_text
 from rszoo.disk.staging import staged_folder
 from rszoo.errors import ImageError, OutputError, SplitNotFoundError, UsageError
 from rszoo.inference import jpeg
@@ -127,7 +128,7 @@ def _write_shard(path: Path, source: ImageSource, indices: Sequence[int], faults
     """Write one file; return the number of records in it."""
     count = 0
     try:
-        with tf.io.TFRecordWriter(str(path)) as writer:
+        with tf.io.TFRecordWriter(os.fsencode(path)) as writer:
             for record in _examples(source, indices, faults):
                 bar.update()
                 if record is not None:
@@ -144,9 +145,8 @@ def _examples(source: ImageSource, indices: Sequence[int], faults: Faults) -> It
 
     def make(index: int) -> bytes | None:
         name, label = source.names[index], int(source.labels[index])
-        content = source.contents[index]
         try:
-            encoded, _ = decoder.bytes_of(content.encode() if isinstance(content, str) else content, label)
+            encoded, _ = decoder.bytes_of(source.contents[index], label)
             return _example(encoded, label, (source.class_names or ())[label], name)
         except ImageError as error:
             decoder.note(index, 0, error)
@@ -169,7 +169,7 @@ def _example(encoded: bytes, label: int, text: str, name: str) -> bytes:
         "image/format": kind,
         "image/colorspace": b"RGB",
         "image/class/text": text.encode(),
-        "image/filename": name.encode(),
+        "image/filename": to_text(name).encode(),
     }
     numbers = {
         "image/class/label": label + FIRST_LABEL,

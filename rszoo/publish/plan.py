@@ -42,6 +42,8 @@ from rszoo.weights.mapping import check_header
 
 log = logging.getLogger("rszoo")
 
+_INSTALL_OTHERS = 'pip install "rszoo[torch,keras,tensorflow]"'
+
 
 @dataclass(frozen=True)
 class Target:
@@ -127,8 +129,13 @@ def find_doubt(folder: ModelFolder) -> str | None:
     if problem := find_damage(folder.path):
         raise VerificationError(f"{folder.path} is not what its account says: {problem}; {folder.remedy}")
     _check_pair(folder)
-    doubt = records.find_doubt(read_conversion(folder.path), read_verification(folder.path))
-    return None if doubt is None else f"{folder.path}: {doubt}; run `rszoo verify {Folder(str(folder.path))}`"
+    verification = read_verification(folder.path)
+    doubt = records.find_doubt(read_conversion(folder.path), verification)
+    if doubt is None:
+        return None
+    # Run where it was run, it would only say the same again.
+    first = f"`{_INSTALL_OTHERS}` and then " if records.compared_with_nothing(verification) else ""
+    return f"{folder.path}: {doubt}; run {first}`rszoo verify {Folder(str(folder.path))}`"
 
 
 def _check_pair(folder: ModelFolder) -> None:

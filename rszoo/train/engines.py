@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rszoo.folder.model_folder import ModelFolder
+from rszoo.models.factory import import_model_module
 from rszoo.recipes.recipe import Recipe
 from rszoo.train.engine import Engine, EngineName
 
@@ -18,6 +19,7 @@ def start_engine(
         ConfigError, UsageError: the recipe, the weights and the devices do not go together.
         MissingPackageError: the framework is not installed.
     """
+    import_model_module(name)
     if name == "torch":
         from rszoo.train.torch.engine import TorchEngine
 

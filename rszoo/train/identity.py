@@ -6,6 +6,7 @@ Data and weights are identified by content, not by path, since the files in a fo
 from __future__ import annotations
 
 import hashlib
+import os
 import posixpath
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -77,14 +78,14 @@ def data_sha256(images: Source) -> str | None:
         SourceNotFoundError: a file of TFRecords cannot be looked at.
     """
     if isinstance(images, ImageSource):
-        listed = hashlib.sha256("\0".join(map(nfc, images.names)).encode("utf-8", errors="surrogateescape"))
+        listed = hashlib.sha256(os.fsencode("\0".join(map(nfc, images.names))))
         listed.update(images.labels.astype("<i8").tobytes())
         return listed.hexdigest()
     if isinstance(images, ShardSource):
         with ThreadPoolExecutor(_QUESTIONS_AT_ONCE) as pool:
             sizes = list(pool.map(_size_of, images.shards))
         lines = [f"{posixpath.basename(shard)} {size}\n" for shard, size in zip(images.shards, sizes, strict=True)]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256(os.fsencode("".join(lines))).hexdigest()
     return None
 
 
@@ -92,6 +93,6 @@ def _size_of(path: str) -> int:
     import tensorflow as tf
 
     try:
-        return int(tf.io.gfile.stat(path).length)
+        return int(tf.io.gfile.stat(os.fsencode(path)).length)
     except tf.errors.OpError as error:
         raise SourceNotFoundError(f"cannot read {path}: {error.message}") from error

@@ -7,6 +7,7 @@ rewritten from the remaining lines. `tf.summary` needs the tensorboard package, 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,7 +110,7 @@ def _open_events(folder: Path) -> Any:
     for former in folder.glob("*.tfevents.*"):
         former.unlink()
     # A new name: a running TensorBoard would continue to read a known name from its last position.
-    events = tf.io.TFRecordWriter(str(folder / f"events.out.tfevents.{time.time():.3f}.rszoo"))
+    events = tf.io.TFRecordWriter(os.fsencode(folder / f"events.out.tfevents.{time.time():.3f}.rszoo"))
     events.write(tf.compat.v1.Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
     return events
 

@@ -6,6 +6,7 @@ torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK) determine this; without them
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rszoo.errors import UsageError
+from rszoo.errors import NetworkError, UsageError
+
+log = logging.getLogger("rszoo")
 
 _T = TypeVar("_T")
 
@@ -58,16 +61,44 @@ def join_world() -> World:
     """Join the processes that torchrun started, if any. An existing process group is used.
 
     Raises:
-        UsageError: there are more processes on this machine than GPUs.
+        UsageError: there are more processes on this machine than GPUs, or torchrun's variables are incomplete.
+        NetworkError: the other processes are not reached.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = _device(local_rank)
-    joined = not dist.is_initialized() and "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    device = _device(_number("LOCAL_RANK", 0))
+    joined = not dist.is_initialized() and "RANK" in os.environ and _number("WORLD_SIZE", 1) > 1
     if joined:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        _join("nccl" if device.type == "cuda" else "gloo")
     if not dist.is_initialized():
         return World(0, 1, device, joined=False)
     return World(dist.get_rank(), dist.get_world_size(), device, joined)
+
+
+def _join(backend: str) -> None:
+    """Join the process group that torchrun's variables describe."""
+    rank, ranks = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing or not 0 <= rank < ranks:
+        wrong = f"{' and '.join(missing)} not set" if missing else "there is no such process"
+        raise UsageError(
+            f"RANK is {rank} and WORLD_SIZE {ranks}, but {wrong}, as if they were left over from another program. "
+            "Start several processes with torchrun, or one after `unset RANK WORLD_SIZE LOCAL_RANK`"
+        )
+    place = f"{os.environ['MASTER_ADDR']}:{_number('MASTER_PORT', 0)}"
+    log.info("process %d of %d; meeting the others at %s", rank, ranks, place)
+    try:
+        dist.init_process_group(backend)
+    except (RuntimeError, ValueError) as error:
+        raise NetworkError(
+            f"process {rank} of {ranks} does not reach the others at {place}: {str(error).splitlines()[0]}; check "
+            "MASTER_ADDR and MASTER_PORT, and that all processes run"
+        ) from error
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "").strip()
+    if text and not text.isdecimal():
+        raise UsageError(f"{variable} is {text!r}, not a number; start with torchrun, or unset it")
+    return int(text) if text else default
 
 
 def _device(local_rank: int) -> torch.device:
