@@ -10,6 +10,8 @@ import difflib
 import errno
 from collections.abc import Iterable
 
+from rszoo.redact import redact
+
 #: Write failures caused by the user's disk or permissions, not by a bug in rszoo.
 FILE_SYSTEM_ERRORS = (
     errno.ENOSPC,
@@ -31,9 +33,13 @@ FILE_SYSTEM_ERRORS = (
 
 
 class RszooError(Exception):
-    """Base of all errors that a user or a file can cause. Its text says what to do next."""
+    """Base of all errors that a user or a file can cause. Its text says what to do next, and has no secrets."""
 
     exit_code = 3
+
+    def __str__(self) -> str:
+        """Return the text, in which a server's or library's words may have had a token."""
+        return redact(super().__str__())
 
 
 class UnknownModelError(RszooError, ValueError):

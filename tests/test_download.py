@@ -32,7 +32,7 @@ from safetensors import safe_open
 
 from converters.convert import Identity, convert
 from rszoo.cache.fill import fill_cache
-from rszoo.errors import ArchiveError, ConfigError, NetworkError, OutputError, RszooError
+from rszoo.errors import ArchiveError, NetworkError, OutputError, RszooError, UsageError
 from rszoo.net import fetcher
 from rszoo.net import retry as patience
 from rszoo.net.download import DamagedError, Download
@@ -486,7 +486,7 @@ def test_a_server_that_always_stalls_ends_it(server, tmp_path, monkeypatch):
 @pytest.mark.parametrize("junk", ["soon", "0", "-1", "nan", "inf"])
 def test_timeout_that_is_none(server, tmp_path, monkeypatch, junk):
     monkeypatch.setenv("RSZOO_TIMEOUT", junk)
-    with pytest.raises(ConfigError, match=f"RSZOO_TIMEOUT is '{junk}'"):
+    with pytest.raises(UsageError, match=f"RSZOO_TIMEOUT is '{junk}'"):
         fetch(f"{server.endpoint}/o", tmp_path)
 
 

@@ -23,7 +23,7 @@ from rszoo.cache.find import find_folder
 from rszoo.cache.upkeep import clear_cache, list_cached
 from rszoo.cli.main import app
 from rszoo.disk.paths import record_path
-from rszoo.errors import ConfigError, IntegrityError, NetworkError, OutputError
+from rszoo.errors import ConfigError, IntegrityError, NetworkError, OutputError, UsageError
 from rszoo.folder.model_folder import ModelFolder
 from rszoo.registry.manifest import get_entry, parse_manifest
 from rszoo.registry.pinning import pin_manifest
@@ -257,13 +257,13 @@ def test_trust_in_a_mirror_is_told(server, caplog):
 )
 def test_an_endpoint_that_is_none(monkeypatch, junk):
     monkeypatch.setenv("RSZOO_GCS_ENDPOINT", junk)
-    with pytest.raises(ConfigError, match=r"RSZOO_GCS_ENDPOINT has .*; allowed: http:// and https://"):
+    with pytest.raises(UsageError, match=r"RSZOO_GCS_ENDPOINT has .*; allowed: http:// and https://"):
         fill()
 
 
 def test_an_endpoints_password_is_not_told(monkeypatch):
     monkeypatch.setenv("RSZOO_GCS_ENDPOINT", "ftp://user:hunter2@host")
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UsageError) as caught:
         fill()
     assert "hunter2" not in str(caught.value)
 

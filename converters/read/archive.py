@@ -38,6 +38,8 @@ _MAX_MEMBERS = 1000
 # tarfile holds extended headers in memory, whatever size they claim; genuine ones are under 1 KiB.
 _TAR_BUFFER = 32 << 10
 _HEADER_BUDGET = 2 * _TAR_BUFFER
+# What may follow the last member: tar pads with zeros, by 10 KiB or as the tape had it, and gzip may be padded too.
+_MAX_REST = 1 << 20
 _ONLY_SHARD = ".data-00000-of-00001"
 
 
@@ -61,6 +63,7 @@ class _HashingReader(io.RawIOBase):
 
     def __init__(self, stream: Readable, report: Callable[[int], object], with_md5: bool) -> None:
         self.size = 0
+        self._limit: int | None = None
         self._stream = stream
         self._report = report
         self._sha256 = hashlib.sha256()
@@ -75,6 +78,8 @@ class _HashingReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int:
+        if self._limit is not None and self.size > self._limit:
+            raise ArchiveError(f"the archive goes on for over {_MAX_REST} bytes after its last file; it is refused")
         if not self._rest:
             self._rest = self._next.result()
             if self._rest:
@@ -85,6 +90,10 @@ class _HashingReader(io.RawIOBase):
         self.size += used
         self._report(used)
         return used
+
+    def end_within(self, count: int) -> None:
+        """Let at most so many more bytes be read."""
+        self._limit = self.size + count
 
     def finish(self, files: CheckpointFiles) -> None:
         """Read what is left of the stream, and note its size and hashes in `files`."""
@@ -165,6 +174,7 @@ def read_archive(
                     else:
                         _take(collector, name, member)
                 # The gzip trailer, with its CRC32, follows the last member.
+                source.end_within(_MAX_REST)
                 while unpacked.read(_CHUNK):
                     pass
             except BaseException:

@@ -21,9 +21,10 @@ from rszoo.disk.temporary import temporary_file
 from rszoo.errors import ArchiveError, CheckpointError, IntegrityError, NetworkError, RszooError
 from rszoo.folder.model_folder import WeightSet
 from rszoo.net.download import DamagedError, Download, check_hash
+from rszoo.net.fetcher import OverlongError
 from rszoo.net.urls import RemoteChangedError, Version, check_online, mirrors_of, public_url
 from rszoo.registry.entry import PretrainedEntry
-from rszoo.registry.trust import Record, check_archive, check_version, new_record, remember
+from rszoo.registry.trust import Record, check_archive, check_version, largest_size, new_record, remember
 
 log = logging.getLogger("rszoo")
 
@@ -99,14 +100,15 @@ class RemoteArchive:
         return self._attempt(url, spool_folder, wanted)
 
     def _attempt(self, url: str, spool_folder: Path, wanted: WeightSet | None) -> CheckpointFiles:
-        download = Download(url, self._downloads(spool_folder), lambda version: self._accept(version, url))
+        limit = None if self._entry is None else largest_size(self._entry)
+        download = Download(url, self._downloads(spool_folder), lambda version: self._accept(version, url), limit)
         try:
             with download:
                 files = read_archive(
                     download, public_url(url), spool_folder, keep=wanted, report=_ignore, with_md5=True
                 )
             self._check(files, download)
-        except (RemoteChangedError, DamagedError, ArchiveError, CheckpointError):
+        except (RemoteChangedError, DamagedError, OverlongError, ArchiveError, CheckpointError):
             download.discard()
             raise
         self._done = download

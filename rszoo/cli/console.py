@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rszoo.errors import OutputError, RszooError
+from rszoo.redact import redact
 from rszoo.terminal import is_first_process, printable, show
 from rszoo.version import __version__
 
@@ -28,6 +29,12 @@ Exit codes: 0 done, 1 a check failed or a training diverged, 2 wrong usage or un
 network, 5 output cannot be written, 6 a package is missing, 75 stopped: the same command resumes. RSZOO_DEBUG=1 shows
 tracebacks.
 """
+
+
+# The logger of huggingface_hub's requests.
+_HUB_REQUESTS = "huggingface_hub.utils._http"
+
+log = logging.getLogger("rszoo")
 
 
 class WeightsChoice(StrEnum):
@@ -114,30 +121,50 @@ def run(app: typer.Typer) -> None:
             message, code = str(error), error.exit_code
         else:
             where = f"{error.filename}: " if error.filename else ""
-            message, code = f"{where}{error.strerror or error}", OutputError.exit_code
+            message, code = redact(f"{where}{error.strerror or error}"), OutputError.exit_code
         print(f"error: {printable(message)}", file=sys.stderr)
         sys.exit(code)
 
 
 class _PrintableFormatter(logging.Formatter):
-    """Makes what others wrote in a message harmless."""
+    """Makes what others wrote in a message harmless, and takes secrets out of it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(printable, super().format(record).split("\n")))
+        return "\n".join(map(printable, redact(super().format(record)).split("\n")))
+
+
+class _OneRetry(logging.Filter):
+    """Says once that the Hub does not answer, where huggingface_hub says two lines for each attempt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if record.levelno != logging.WARNING or not ("thrown while requesting" in text or text.startswith("Retrying ")):
+            return True
+        if not self._said:
+            self._said = True
+            log.warning("the Hub does not answer; trying again for up to half a minute")
+        return False
 
 
 @contextmanager
 def _shown_log() -> Iterator[None]:
     """Print what rszoo logs, except for debugging, on stderr: facts by the first process of a job alone."""
-    log, handler = logging.getLogger("rszoo"), logging.StreamHandler()
+    handler, once = logging.StreamHandler(), _OneRetry()
     level = log.level
     log.setLevel(min(log.getEffectiveLevel(), logging.INFO))
     handler.setFormatter(_PrintableFormatter())
     handler.setLevel(logging.INFO if is_first_process() else logging.WARNING)
     log.addHandler(handler)
+    requests_to_hub = logging.getLogger(_HUB_REQUESTS)
+    requests_to_hub.addFilter(once)
     try:
         yield
     finally:
+        requests_to_hub.removeFilter(once)
         log.removeHandler(handler)
         log.setLevel(level)
 

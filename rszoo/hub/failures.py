@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rszoo.errors import HubError, NetworkError, OutputError, RszooError, UsageError
+from rszoo.net.proxies import check_environment
 from rszoo.net.urls import offline_variable
 from rszoo.terminal import printable
 
@@ -28,9 +29,12 @@ def explained(doing: str, *, write: bool = False) -> Iterator[None]:
         HubError: the Hub cannot be reached, or refuses; the text says what to do.
         UsageError: huggingface_hub does not accept a name.
         OutputError: this machine's disk is full or not writable.
+        UsageError, MissingPackageError: the environment names a proxy or certificates that cannot be used.
     """
     from huggingface_hub.errors import HTTPError
 
+    if offline_variable() is None:
+        check_environment()
     try:
         yield
     except RszooError:

@@ -42,7 +42,7 @@ class Classifier:
         self.folder = folder
         self.exif = exif
         self.framework = framework
-        self.model = create(folder, pretrained=True, framework=framework)
+        self.model = create(folder, pretrained=True, framework=framework, dtype="float32")
 
     def logits(self, images: Iterable[str | os.PathLike[str] | np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the logits of each image, float32 (num_classes,). Images as `rszoo.preprocess` takes them."""

@@ -22,22 +22,28 @@ def check_device(framework: str, name: str, dtype: str | None) -> None:
 
 @contextmanager
 def keras_scope(dtype: str | None, device: str | None) -> Iterator[None]:
-    """Build Keras models with a dtype policy and on a device; both are restored at the end, also after an error.
+    """Build Keras models with a dtype policy and on a device; all is restored at the end, also after an error.
+
+    With a dtype, nothing that the user has set has a part in it: neither the policy, nor `floatx`, of which
+    `keras.json` may make another than float32.
 
     Raises:
         UsageError: the backend would silently use another dtype.
     """
     import keras
 
-    before = keras.config.dtype_policy()
+    policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
     try:
         if dtype is not None:
+            # The dtype of inputs, which dtype policies do not reach.
+            keras.config.set_floatx("float64" if dtype == "float64" else "float32")
             keras.config.set_dtype_policy(dtype)
             _check_keras_dtype(keras.config.dtype_policy().variable_dtype)
         with keras.device(device) if device is not None else nullcontext():
             yield
     finally:
-        keras.config.set_dtype_policy(before)
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
 
 
 def _check_torch(name: str, dtype: str | None) -> None:

@@ -8,7 +8,6 @@ let go of before the next. Each is compared with its checksum on the way.
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from rszoo.extras import is_installed, needs
 from rszoo.models.adapt import adapt_weights, keras_weights, needed_tensors
 from rszoo.models.collection import paused_collection
 from rszoo.models.devices import check_device, keras_scope
+from rszoo.models.keras_settings import BACKENDS, chosen_backend
 from rszoo.models.stored import Stored, find_stored
 from rszoo.weights.mapping import Layout, Weights, check_header
 from rszoo.weights.tensor_file import LocalFile
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 Framework = Literal["torch", "keras"]
 
 _FRAMEWORKS: tuple[Framework, ...] = ("torch", "keras")
-# All that Keras 3 has; the last two were not tried here.
-_KERAS_BACKENDS = ("tensorflow", "jax", "torch", "numpy", "openvino")
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 _KERAS_DTYPES = (*_DTYPES, "mixed_float16", "mixed_bfloat16")
 
@@ -227,17 +225,14 @@ def import_model_module(framework: Framework) -> Any:
 
     Raises:
         MissingPackageError: the framework, or Keras's backend, is not installed. A breakage inside it is passed on.
-        UsageError: KERAS_BACKEND is set to what Keras does not have.
+        UsageError: KERAS_BACKEND or `keras.json` has what Keras does not have.
     """
-    backend = os.environ.get("KERAS_BACKEND") or _KERAS_BACKENDS[0]
-    if framework == "keras" and backend not in _KERAS_BACKENDS:
-        likely = nearest(backend, _KERAS_BACKENDS) or list(_KERAS_BACKENDS)
-        raise UsageError(f"KERAS_BACKEND is {backend!r}; set it to {', '.join(likely)}, or leave it out")
     if framework == "torch":
         with needs("a PyTorch model", framework, hint=_other_framework("keras")):
             return importlib.import_module("rszoo.models.torch_resnet_rs")
+    backend = chosen_backend()
     hint = ", ".join(filter(None, ("or set KERAS_BACKEND to an engine that is installed", _other_framework("torch"))))
-    with needs("a Keras model", framework, *_KERAS_BACKENDS, extra=f"keras,{backend}", hint=hint):
+    with needs("a Keras model", framework, *BACKENDS, extra=f"keras,{backend}", hint=hint):
         return importlib.import_module("rszoo.models.keras_resnet_rs")
 
 

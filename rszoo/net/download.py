@@ -31,14 +31,14 @@ class Download:
     """A running download, to be read in order. A context manager that stops it; the bytes received so far are kept.
 
     `parent` is the folder for received data. `accept` is called with the object's version before anything else is
-    fetched; an exception from it ends the download.
+    fetched; an exception from it ends the download. `limit`: how many bytes it may have, if the server sends no size.
 
     Raises:
         NetworkError: offline mode is on, or the object cannot be fetched.
         OutputError: `parent` cannot be written.
     """
 
-    def __init__(self, url: str, parent: Path, accept: Callable[[Version], object]) -> None:
+    def __init__(self, url: str, parent: Path, accept: Callable[[Version], object], limit: int | None = None) -> None:
         self.url = url
         self._position = 0
         self._rest = memoryview(b"")
@@ -47,7 +47,7 @@ class Download:
         try:
             self.version = first.version
             accept(self.version)
-            self._fetcher = Fetcher(url, parent, first)
+            self._fetcher = Fetcher(url, parent, first, limit)
         except BaseException:
             first.close()
             raise
@@ -67,6 +67,7 @@ class Download:
 
         Raises:
             NetworkError: the object cannot be fetched completely. DamagedError: its hash is not the server's.
+            OverlongError: it has no size, and does not end at `limit`.
             RemoteChangedError: the object was replaced during the download; call `discard` and restart.
             OutputError: it cannot be stored.
         """

@@ -37,6 +37,10 @@ _MAX_OPENINGS = 10
 _JOIN_S = 0.5
 
 
+class OverlongError(NetworkError):
+    """An object that does not end where it should."""
+
+
 @dataclass
 class _Run:
     """Bytes that one worker fetches: the remaining ones are [position, stop); `stop` None means up to the end."""
@@ -50,14 +54,15 @@ class Fetcher:
     """Fetches an object into a `PartialFile` in the folder `parent`, from construction until `close`.
 
     `first` is the response to a request for the object's first byte; from a server without ranges, the whole object.
-    `size` is in bytes, None until the server sends it.
+    `size` is in bytes, None until the server sends it. `limit`: how many bytes an object without a size may have.
 
     Raises:
         OutputError: `parent` cannot be written.
     """
 
-    def __init__(self, url: str, parent: Path, first: Opened) -> None:
+    def __init__(self, url: str, parent: Path, first: Opened, limit: int | None = None) -> None:
         self.url = url
+        self._limit = limit
         self.size = first.version.size
         self._version = first.version
         self._ranged = first.ranged
@@ -75,6 +80,7 @@ class Fetcher:
 
         Raises:
             NetworkError: it cannot be fetched. RemoteChangedError: the object was replaced during the download.
+            OverlongError: it has no size, and more than `limit` bytes.
             OutputError: it cannot be stored.
         """
         with self._changed:
@@ -202,6 +208,10 @@ class Fetcher:
             if not piece:
                 self._end(run, data)
                 return
+            if run.stop is None and self._limit is not None and run.position + len(piece) > self._limit:
+                raise OverlongError(
+                    f"{public_url(self.url)} sends more than the {self._limit} bytes that it may have; get it elsewhere"
+                )
             _write_all(data, piece)
             run.crc.update(piece)
             run.position += len(piece)

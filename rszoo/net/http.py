@@ -15,7 +15,8 @@ import requests
 import urllib3
 from urllib3.util.retry import Retry
 
-from rszoo.errors import ConfigError, NetworkError
+from rszoo.errors import NetworkError, UsageError
+from rszoo.net.proxies import check_environment
 from rszoo.net.retry import Patience, TransientError
 from rszoo.net.urls import RemoteChangedError, Version, check_online, public_url
 from rszoo.version import __version__
@@ -113,9 +114,11 @@ def open_range(session: requests.Session, url: str, start: int, stop: int | None
 
     Raises:
         NetworkError: offline mode is on, or the response is an error that a retry would not fix.
+        UsageError, MissingPackageError: the environment names a proxy or certificates that cannot be used.
         TransientError: the request failed in a way that a retry may fix.
     """
     check_online(url)
+    check_environment()
     last = "" if stop is None else stop - 1
     timeouts = _timeouts()
     try:
@@ -190,7 +193,7 @@ def _timeouts() -> tuple[float, float]:
     except ValueError:
         seconds = -1
     if not 0 < seconds < float("inf"):
-        raise ConfigError(f"RSZOO_TIMEOUT is {chosen!r}; allowed: seconds without data before a timeout, such as 30")
+        raise UsageError(f"RSZOO_TIMEOUT is {chosen!r}; allowed: seconds without data before a timeout, such as 30")
     return min(seconds, _CONNECT_TIMEOUT_S), seconds
 
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
-from rszoo.errors import ConfigError, NetworkError
+from rszoo.errors import NetworkError, UsageError
 
 #: Where the published archives are; `RSZOO_GCS_ENDPOINT` lists mirrors that have them under the same path.
 ORIGIN = "https://storage.googleapis.com"
@@ -65,14 +65,14 @@ def mirrors_of(url: str) -> list[str]:
     """Return the URLs to try for an object, in order: its own, or those of the mirrors in `RSZOO_GCS_ENDPOINT`.
 
     Raises:
-        ConfigError: the variable contains something that is not a URL.
+        UsageError: the variable contains something that is not a URL.
     """
     endpoints = os.environ.get("RSZOO_GCS_ENDPOINT", "").replace(",", " ").split()
     if not endpoints or not url.startswith(f"{ORIGIN}/"):
         return [url]
     for endpoint in endpoints:
         if not re.match("https?://[^/]", public_url(endpoint)):
-            raise ConfigError(
+            raise UsageError(
                 f"RSZOO_GCS_ENDPOINT has {public_url(endpoint)!r}; allowed: http:// and https:// URLs, separated by "
                 "commas"
             )

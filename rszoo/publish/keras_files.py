@@ -7,8 +7,7 @@ that Keras has made public; nothing in them depends on the process, the time, or
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,26 +46,11 @@ def write_keras_files(folder: ModelFolder, target: Path) -> dict[str, Any]:
     with Weights(folder.weights_path) as weights:
         check_header(weights, arch)
         tensors = keras_weights(weights, arch)
-        with _plain_float32():
+        with keras_scope(_DTYPE, None):
             model = module.build_model(arch, tensors)
         model.save_weights(path)
         _check_reread(model, path, tensors)
     return _slimmed(_plain_json(keras.saving.serialize_keras_object(model)), {})
-
-
-@contextmanager
-def _plain_float32() -> Iterator[None]:
-    """Build Keras models in float32, whatever the user has set; both settings are as before afterwards."""
-    import keras
-
-    before = keras.config.floatx()
-    # The dtype of inputs, which dtype policies do not reach.
-    keras.config.set_floatx(_DTYPE)
-    try:
-        with keras_scope(_DTYPE, None):
-            yield
-    finally:
-        keras.config.set_floatx(before)
 
 
 def _check_reread(model: Any, path: Path, tensors: Mapping[tuple[str, str], np.ndarray]) -> None:

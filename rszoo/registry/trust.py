@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -75,6 +76,12 @@ def check_version(entry: PretrainedEntry, version: Version, url: str) -> None:
             "is known; download it from the publisher once, or pin its hashes with `rszoo manifest pin`"
         )
     log.warning("%s: no hash is known; trusting what the mirror %s says of itself", entry.name, public_url(url))
+
+
+def largest_size(entry: PretrainedEntry) -> int:
+    """Return how many bytes an archive has, or where that is not known, may have: twice what the publisher lists."""
+    sizes = [facts["size"] for facts in _known(entry).values() if isinstance(facts["size"], int)]
+    return min(sizes) if sizes else math.ceil(2 * entry.source.size_mib * (1 << 20))
 
 
 def check_archive(entry: PretrainedEntry, found: Record) -> None:

@@ -6,13 +6,13 @@ Runs a folder's network on batches of images and returns arrays by stage, all NH
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 
 from rszoo.folder.model_folder import ModelFolder
 from rszoo.models.adapt import keras_weights
+from rszoo.models.devices import keras_scope
 from rszoo.models.factory import create, import_model_module
 from rszoo.weights.mapping import Weights
 
@@ -39,7 +39,7 @@ def keras_stages(folder: ModelFolder, batches: Sequence[np.ndarray], dtype: str)
     import keras
 
     module = import_model_module("keras")
-    with _keras_dtype(dtype), Weights(folder.weights_path, check=False) as weights:
+    with keras_scope(dtype, None), Weights(folder.weights_path, check=False) as weights:
         model = module.stage_model(module.build_model(folder.config.arch, keras_weights(weights, folder.config.arch)))
     outputs = (model(images.astype(dtype), training=False) for images in batches)
     return [{name: keras.ops.convert_to_numpy(x) for name, x in stages.items()} for stages in outputs]
@@ -61,15 +61,3 @@ def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:
     difference = np.linalg.norm(actual.astype(np.float64) - expected.astype(np.float64))
     error = float(difference / max(np.linalg.norm(expected.astype(np.float64)), np.finfo(np.float64).tiny))
     return error if math.isfinite(error) else math.inf
-
-
-@contextmanager
-def _keras_dtype(dtype: str) -> Iterator[None]:
-    import keras
-
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)

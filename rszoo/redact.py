@@ -1,0 +1,42 @@
+"""Secrets taken out of texts before anyone sees them: access tokens, passwords in URLs.
+
+A server may repeat in an answer what it was sent, a library may quote a request, and both end up in error texts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+_SECRETS = re.compile(
+    r"(?P<scheme>\b(?:Bearer|Basic)\s+)[\w.~+/=-]{4,}"
+    # The form of the Hub's tokens.
+    r"|(?P<prefix>\bhf_)[A-Za-z0-9]{16,}"
+    r"|(?P<slashes>://)[^\s/@]+(?=@)",
+    re.IGNORECASE,
+)
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_SHORTEST = 4
+_HIDDEN = "***"
+
+
+def redact(text: str) -> str:
+    """Return a text with the secrets that are known or have a known form replaced by `***`."""
+    for token in _tokens():
+        if len(token) >= _SHORTEST:
+            text = text.replace(token, _HIDDEN)
+    return _SECRETS.sub(lambda found: "".join(filter(None, found.groups())) + _HIDDEN, text)
+
+
+def _tokens() -> list[str]:
+    """Return the tokens of this session: of the environment, and of the login if huggingface_hub is in use."""
+    tokens = [os.environ.get(name, "").strip() for name in _TOKEN_VARIABLES]
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None:
+        try:
+            with open(constants.HF_TOKEN_PATH, encoding="utf-8") as stored:
+                tokens.append(stored.read(1000).strip())
+        except (OSError, ValueError):
+            pass
+    return tokens
