@@ -16,7 +16,7 @@ from rszoo.errors import UsageError
 #: The weights file of a model folder, and so of a repository on the Hub.
 DEFAULT_FILE = "model.safetensors"
 #: How the names of archives end.
-ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
+ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".tar.xz", ".tar.bz2", ".tar.zst")
 
 # timm writes the first two, Keras and huggingface_hub the third.
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:", "hf://")
@@ -26,10 +26,18 @@ _WEIGHTS_SUFFIX = ".safetensors"
 _REPO = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 _HUB_REFS = r"refs/(?:pr/\d+|convert/[\w.-]+)"
 _HUB = re.compile(rf"(?P<repo>{_REPO})(@(?P<revision>{_HUB_REFS}|[^@/\s]+))?(/(?P<file>[^@\s]+))?", re.ASCII)
+# A model's page, or a branch or file on it, as a browser shows their address.
+_HUB_PAGE = re.compile(
+    rf"https?://(huggingface\.co|hf\.co)/(?!datasets/|spaces/)(?P<repo>{_REPO})"
+    r"(/(tree|blob)/(?P<revision>[^/\s?#]+)(/(?P<file>[^\s?#]+))?)?/?([?#]\S*)?",
+    re.ASCII | re.IGNORECASE,
+)
 _COMMIT = re.compile("[0-9a-f]{40}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DRIVE = re.compile(r"[A-Za-z]:")
-_CHECKPOINT = re.compile(r".*(\.tar\.gz|\.tgz|\.tar|\.safetensors|\.ckpt(-\d+)?|\.index)", re.IGNORECASE | re.DOTALL)
+_CHECKPOINT = re.compile(
+    r".*(\.tar(\.gz|\.xz|\.bz2|\.zst)?|\.tgz|\.safetensors|\.ckpt(-\d+)?|\.index)", re.IGNORECASE | re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -163,9 +171,11 @@ def parse_ref(text: str | os.PathLike[str] | Ref) -> Ref:
 
         hf-hub:OWNER/NAME[@REVISION][/FILE.safetensors]   Hub; also hf_hub: and hf://. REVISION: branch, tag, commit,
                                                           refs/pr/N; a slash in another one is written %2F
+        https://huggingface.co/OWNER/NAME                 Hub: a model's page, also its /tree/REVISION and
+                                                          /blob/REVISION/FILE.safetensors
         http://... or https://...                         Url
         SCHEME://...                                      refused
-        *.tar.gz *.tgz *.tar *.ckpt *.ckpt-N *.index      Checkpoint: an archive, or the prefix of a checkpoint
+        *.tar.gz *.tgz *.tar* *.ckpt *.ckpt-N *.index      Checkpoint: an archive, or the prefix of a checkpoint
         *.safetensors                                     Checkpoint: weights without a config.json
         with / or a backslash in it, . or ~ before it,    Folder
         or a drive such as C:
@@ -186,6 +196,8 @@ def parse_ref(text: str | os.PathLike[str] | Ref) -> Ref:
     if isinstance(text, str):
         if text.lower().startswith(_HUB_PREFIXES):
             return _parse_hub(text)
+        if page := _HUB_PAGE.fullmatch(text):
+            return _on_hub(page)
         if text.lower().startswith(_WEB_PREFIXES):
             return Url(text)
         if scheme := _SCHEME.match(text):
@@ -203,8 +215,17 @@ def _parse_hub(text: str) -> Hub:
             f"{text!r} is not a model on the Hub; write hf-hub:OWNER/NAME, and if need be @REVISION after it, such as "
             "hf-hub:me/resnet-rs-152-i256@main"
         )
+    return _on_hub(match)
+
+
+def _on_hub(match: re.Match[str]) -> Hub:
     revision = match["revision"]
     return Hub(match["repo"], None if revision is None else unquote(revision), match["file"] or DEFAULT_FILE)
+
+
+def may_be_repo(text: str) -> bool:
+    """Whether a text is OWNER/NAME, as a repository on the Hub has it and many a path too."""
+    return re.fullmatch(_REPO, text, re.ASCII) is not None
 
 
 def _is_address(text: str) -> bool:

@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, Protocol, cast
 
@@ -25,6 +26,7 @@ from isal.isal_zlib import IsalError
 from converters.formats import expected_ranges
 from converters.read.files import MAX_INDEX_BYTES, CheckpointFiles, Collector, role
 from converters.tensorbundle.layout import Ranges
+from rszoo.disk.regular import LFS_REMEDY, is_lfs_pointer
 from rszoo.errors import FILE_SYSTEM_ERRORS, ArchiveError, OutputError
 from rszoo.folder.model_folder import WeightSet
 
@@ -41,6 +43,17 @@ _HEADER_BUDGET = 2 * _TAR_BUFFER
 # What may follow the last member: tar pads with zeros, by 10 KiB or as the tape had it, and gzip may be padded too.
 _MAX_REST = 1 << 20
 _ONLY_SHARD = ".data-00000-of-00001"
+_GZIP = b"\x1f\x8b"
+# Where a tar that is not packed says so.
+_TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
+# What else is found under the name of an archive, and what to do about it.
+_UNPACK = "which is not read; unpack it, and give the folder"
+_OTHER_KINDS = {
+    b"\xfd7zXZ\0": f"is packed with xz, {_UNPACK}",
+    b"BZh": f"is packed with bzip2, {_UNPACK}",
+    b"\x28\xb5\x2f\xfd": f"is packed with zstd, {_UNPACK}",
+    b"PK\3\4": f"is a zip archive, {_UNPACK}",
+}
 
 
 class Readable(Protocol):
@@ -80,16 +93,24 @@ class _HashingReader(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         if self._limit is not None and self.size > self._limit:
             raise ArchiveError(f"the archive goes on for over {_MAX_REST} bytes after its last file; it is refused")
-        if not self._rest:
-            self._rest = self._next.result()
-            if self._rest:
-                self._next = self._pool.submit(self._fetch)
+        self._refill()
         used = min(len(self._rest), len(buffer))
         buffer[:used] = self._rest[:used]
         self._rest = self._rest[used:]
         self.size += used
         self._report(used)
         return used
+
+    def peek(self, count: int) -> bytes:
+        """Return the first bytes that come next, without reading them: up to `count`."""
+        self._refill()
+        return bytes(self._rest[:count])
+
+    def _refill(self) -> None:
+        if not self._rest:
+            self._rest = self._next.result()
+            if self._rest:
+                self._next = self._pool.submit(self._fetch)
 
     def end_within(self, count: int) -> None:
         """Let at most so many more bytes be read."""
@@ -147,7 +168,7 @@ def read_archive(
     report: Callable[[int], object],
     with_md5: bool = False,
 ) -> CheckpointFiles:
-    """Read a whole `.tar.gz` and return the checkpoint in it; the caller closes the result.
+    """Read a whole `.tar.gz`, or `.tar`, and return the checkpoint in it; the caller closes the result.
 
     `place` names the archive in errors. `spool_folder` must exist and have room for the unpacked data; no named file
     is left in it, even by a crash. `keep`: the one set of weights that will be read, or None for all; the others are
@@ -164,7 +185,7 @@ def read_archive(
     source = _HashingReader(stream, report, with_md5)
     collector = Collector(place)
     try:
-        with igzip_threaded.open(source, "rb", threads=1, block_size=_CHUNK) as unpacked:
+        with _unpacked(source, place) as unpacked:
             try:
                 for name, size, member in _members(place, unpacked):
                     if role(name) == "shard":
@@ -191,6 +212,33 @@ def read_archive(
         raise
     finally:
         source.close()
+
+
+def looks_packed(start: bytes) -> bool:
+    """Whether a file that begins like this is an archive, of a kind that is read or not."""
+    return start.startswith((_GZIP, *_OTHER_KINDS))
+
+
+@contextmanager
+def _unpacked(source: _HashingReader, place: str) -> Iterator[IO[bytes]]:
+    """Yield the tar in a gzip archive; or what comes, if it is one already: some browsers unpack what they download.
+
+    Raises:
+        ArchiveError: it is packed in another way, or no archive.
+    """
+    start = source.peek(_TAR_MAGIC_AT + len(_TAR_MAGIC))
+    if start[_TAR_MAGIC_AT:] == _TAR_MAGIC:
+        yield cast(IO[bytes], source)
+        return
+    if is_lfs_pointer(start):
+        raise ArchiveError(f"{place} is {LFS_REMEDY}")
+    if start.lstrip()[:1] == b"<":
+        raise ArchiveError(f"{place} is a web page, not an archive; get it again, with the login that it needs")
+    for magic, what in _OTHER_KINDS.items():
+        if start.startswith(magic):
+            raise ArchiveError(f"{place} {what}")
+    with igzip_threaded.open(source, "rb", threads=1, block_size=_CHUNK) as unpacked:
+        yield unpacked
 
 
 def _why_unreadable(error: BaseException) -> str | None:

@@ -25,6 +25,8 @@ from rszoo.folder.model_folder import sha256_of
 
 _SHARD = re.compile(r"(?P<prefix>.+)\.data-(?P<number>\d{5})-of-(?P<count>\d{5})", re.ASCII)
 _INDEX_SUFFIX = ".index"
+# macOS writes such a file beside each, with what the other file system cannot hold of it.
+_APPLE_DOUBLE = "._"
 #: Largest index that is read into memory. The 420's is 0.5 MB.
 MAX_INDEX_BYTES = 16 << 20
 
@@ -221,6 +223,8 @@ class Collector:
 
 def role(name: str) -> str:
     """Return a file's role in a checkpoint, by its base name: `index`, `shard` or `other`."""
+    if name.startswith(_APPLE_DOUBLE):
+        return "other"
     if _SHARD.fullmatch(name):
         return "shard"
     return "index" if name.endswith(_INDEX_SUFFIX) and name != _INDEX_SUFFIX else "other"

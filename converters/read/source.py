@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converters.read.archive import read_archive
+from converters.read.archive import looks_packed, read_archive
 from converters.read.files import CheckpointFiles, OpenCheckpoint, open_folder, open_prefix, open_single
 from rszoo.disk.paths import expand_user, kept_archive
 from rszoo.errors import ArchiveError, CheckpointError, SourceNotFoundError, UsageError
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 Opener = Callable[[Path, WeightSet | None], OpenCheckpoint]
 #: What a checkpoint is by its name: a registered pair, or a place.
 Source = PretrainedEntry | Folder | Checkpoint | Url
+
+# Enough to tell what a file is.
+_START_BYTES = 64
 
 log = logging.getLogger("rszoo")
 
@@ -130,6 +133,8 @@ def _find_local(place: Folder | Checkpoint) -> Opener:
         return lambda _folder, _keep: open_single(path) or open_prefix(path)
     if place.path == path.name and not path.suffix:
         get_entry(place.path)  # raises, and names the nearest models
+    if path.exists():
+        raise SourceNotFoundError(f"{place.path} is a pipe or device; save what it gives in a file, and give its path")
     raise SourceNotFoundError(
         f"no checkpoint at {place.path}: give an existing .tar.gz, a folder, a prefix such as folder/model.ckpt, a "
         f"URL, or a model's name such as {list_models()[0]}"
@@ -163,7 +168,7 @@ def find_entry(source: str | os.PathLike[str] | Ref | Source) -> PretrainedEntry
 def _is_archive(path: Path) -> bool:
     # By name too, so that a damaged archive is reported as that and not as a strange checkpoint.
     with path.open("rb") as opened:
-        return opened.read(2) == b"\x1f\x8b" or path.name.endswith(ARCHIVE_SUFFIXES)
+        return looks_packed(opened.read(_START_BYTES)) or path.name.endswith(ARCHIVE_SUFFIXES)
 
 
 def _open_archive(path: Path, spool_folder: Path, keep: WeightSet | None) -> CheckpointFiles:

@@ -97,7 +97,7 @@ def publish(
     from rszoo.publish.family import Extras, publish_models
 
     publishing = publish_models(patterns, to, private=private, extras=Extras(raw, keras), pin=pin)
-    load_frameworks("torch", "keras")
+    load_frameworks("torch", "keras", "tensorflow")
     outcomes = []
     for outcome in publishing:
         outcomes.append(outcome)

@@ -25,7 +25,7 @@ def verify(
     from rszoo.verify.demo import print_check
 
     folder = find_local(model)
-    load_frameworks("torch", "keras")
+    load_frameworks("torch", "keras", "tensorflow")
     report = None if as_json else print_check
     verification = verify_model(folder, source=ckpt, golden_image=golden_image, report=report)
     if as_json:
@@ -39,5 +39,5 @@ def demo(
     """Convert the embedded checkpoint, verify it, and classify digits that it never saw."""
     from rszoo.verify.demo import run_demo
 
-    load_frameworks("torch", "keras")
+    load_frameworks("torch", "keras", "tensorflow")
     run_demo(output)

@@ -10,6 +10,10 @@ from pathlib import Path
 
 #: More than any text of rszoo's has: the account of a 420 has 0.5 MB.
 MAX_BYTES = 64 << 20
+#: What to type where `is_lfs_pointer`.
+LFS_REMEDY = "a pointer of Git LFS, not the file itself; run `git lfs pull` in its folder"
+
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -26,17 +30,22 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def read_regular(path: Path) -> bytes:
-    """Return the bytes of a small file.
+def read_regular(path: Path, most: int = MAX_BYTES) -> bytes:
+    """Return the bytes of a file of at most so many.
 
     Raises:
-        OSError: it is missing, no regular file, or has more than `MAX_BYTES`.
+        OSError: it is missing, no regular file, or has more.
     """
     with open_regular(path) as opened:
-        content = opened.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise OSError(errno.EFBIG, f"larger than {MAX_BYTES >> 20} MiB", str(path))
+        content = opened.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {most >> 20} MiB", str(path))
     return content
+
+
+def is_lfs_pointer(start: bytes) -> bool:
+    """Whether a file that begins like this only stands for one that Git LFS has not fetched."""
+    return start.startswith(_LFS)
 
 
 def read_regular_text(path: Path) -> str:

@@ -19,7 +19,7 @@ from rszoo.disk.paths import expand_user
 from rszoo.disk.regular import open_regular, read_regular, read_regular_text
 from rszoo.errors import ConfigError, SourceNotFoundError, WeightsError
 from rszoo.folder.timm_config import parse_timm_config, read_labels, timm_keys
-from rszoo.refs import DEFAULT_FILE
+from rszoo.refs import DEFAULT_FILE, may_be_repo
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.schema.fields import build, check_format, parse_json, plain
 from rszoo.schema.limits import check_pattern
@@ -148,7 +148,10 @@ def read_folder(path: str | os.PathLike[str]) -> ModelFolder:
     config_path = folder / CONFIG
     if not os.path.isfile(config_path):
         what = "is not a model folder (it has no config.json)" if os.path.exists(folder) else "does not exist"
-        raise SourceNotFoundError(f"{folder} {what}; make one with `rszoo-convert --ckpt SOURCE --output {folder}`")
+        hub = f"for a model on the Hub write hf-hub:{path}, or " if may_be_repo(str(path)) else ""
+        raise SourceNotFoundError(
+            f"{folder} {what}; {hub}make one with `rszoo-convert --ckpt SOURCE --output {folder}`"
+        )
     return ModelFolder(folder, parse_config(read_regular(config_path), str(config_path)))
 
 

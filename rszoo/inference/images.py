@@ -15,8 +15,18 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from rszoo.cache.find import ModelLike, find, names_model
+from rszoo.disk.regular import read_regular
 from rszoo.errors import ConfigError, ImageError, SourceNotFoundError
-from rszoo.inference.reader import UPRIGHT, Decoded, decode, orientation_of, read_orientation, to_rgb, upright
+from rszoo.inference.reader import (
+    MAX_FILE_BYTES,
+    UPRIGHT,
+    Decoded,
+    decode,
+    orientation_of,
+    read_orientation,
+    to_rgb,
+    upright,
+)
 from rszoo.registry.preprocessing import LUMA, Preprocessing
 from rszoo.terminal import warn_once
 
@@ -88,7 +98,7 @@ def read_image(path: str | os.PathLike[str], *, exif: bool = False) -> Decoded:
     if not path.is_file():
         raise SourceNotFoundError(f"no image at {path}; give the path of a JPEG or PNG file")
     try:
-        encoded = path.read_bytes()
+        encoded = read_regular(path, MAX_FILE_BYTES)
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror}") from error
     try:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 #: More are not read: up to here, 2^28 bytes of RGB, Pillow opens images without a warning.
 MAX_PIXELS = 2**28 // 3
+#: A larger file is not read: as many bytes as the pixels may have.
+MAX_FILE_BYTES = 3 * MAX_PIXELS
 #: EXIF's orientation of an image that needs no turning.
 UPRIGHT = 1
 # Pillow's names of what is read. Not everything that Pillow has: it would start Ghostscript for EPS.

@@ -8,6 +8,7 @@ let go of before the next. Each is compared with its checksum on the way.
 from __future__ import annotations
 
 import importlib
+import operator
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -184,7 +185,7 @@ def create(
     def wanted_of(stored: ArchConfig) -> tuple[ArchConfig, FeatureInfo | None]:
         wanted = replace(
             stored,
-            num_classes=stored.num_classes if num_classes is None else num_classes,
+            num_classes=stored.num_classes if num_classes is None else _whole(num_classes),
             in_chans=stored.in_chans if in_chans is None else in_chans,
         )
         return wanted, None if indices is None else FeatureInfo(wanted, indices)
@@ -206,6 +207,11 @@ def create(
     if found.preprocessing is not None:
         built.preprocessing = found.preprocessing.for_channels(wanted.in_chans)
     return built
+
+
+def _whole(count: Any) -> Any:
+    """Return a whole number of numpy's or PyTorch's as Python's; what is none is the config's to refuse."""
+    return operator.index(count) if hasattr(count, "__index__") and not isinstance(count, bool) else count
 
 
 def _check_arguments(
@@ -266,11 +272,12 @@ def _dtype_name(dtype: str | torch.dtype, framework: Framework) -> str:
 def _create_torch(module: Any, plan: _Plan) -> Any:
     import torch
 
-    dtype = None if plan.dtype is None else getattr(torch, plan.dtype)
+    # Half precision in a file becomes float32, exactly.
+    dtype = getattr(torch, plan.dtype or "float32")
     device = None if plan.device is None else torch.device(plan.device)
     # Whether what is read becomes the weights. If not, each tensor is read, converted and let go of before the next,
     # and no page of the file is mapped, which would count as memory too.
-    kept = dtype in (None, torch.float32) and (device is None or device.type == "cpu")
+    kept = dtype == torch.float32 and (device is None or device.type == "cpu")
     with paused_collection(), _open(plan, "torch", mapped=plan.mmap and kept) as weights:
         tensors = {} if weights is None else _fitted(weights, plan, at_once=kept)
         model = module.empty_model(plan.wanted, plan.features)
@@ -295,7 +302,7 @@ def _open(plan: _Plan, layout: Layout, *, mapped: bool = False) -> AbstractConte
 
 def _fitted(weights: Weights, plan: _Plan, *, at_once: bool = False) -> Mapping[str, Any]:
     """Check the weights against the architecture, and return them as the wanted model needs them."""
-    check_header(weights, plan.stored.arch)
+    check_header(weights, plan.stored.arch, half=True)
     # Of a remote file all at once: what neighbours there comes in one request.
     at_once = at_once or not isinstance(plan.stored.file, Path)
     tensors = weights.load(plan.needed) if at_once else weights

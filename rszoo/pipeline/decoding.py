@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from rszoo.disk.regular import read_regular
 from rszoo.errors import ConfigError, ImageError
 from rszoo.inference import jpeg
-from rszoo.inference.reader import MAX_PIXELS, PNG_MAGIC, decode
+from rszoo.inference.reader import MAX_FILE_BYTES, MAX_PIXELS, PNG_MAGIC, decode
 from rszoo.pipeline.faults import Faults
 from rszoo.pipeline.sources import Source
 
@@ -237,7 +238,7 @@ def _parse_example(record: bytes) -> tuple[bytes, int]:
 def _read_file(path: str) -> bytes:
     try:
         if "://" not in path:
-            return Path(path).read_bytes()
+            return read_regular(Path(path), MAX_FILE_BYTES)
         with tf.io.gfile.GFile(os.fsencode(path), "rb") as opened:
             return opened.read()
     except (OSError, tf.errors.OpError) as error:

@@ -10,8 +10,10 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
+from rszoo.disk.regular import open_regular, read_regular
 from rszoo.errors import SourceNotFoundError
 from rszoo.pipeline.file_kinds import IMAGE_SUFFIXES, MAGIC_BYTES, is_known, never_data, nfc, split_name
 
@@ -64,8 +66,8 @@ def _list_local(folder: str) -> Entries:
             for entry in entries:
                 if kind := never_data(entry.name):
                     left[kind] += 1
-                # A link to an image is not followed here: if it is broken, that is a fault when it is read.
-                elif entry.is_symlink() and split_name(entry.name)[1] in IMAGE_SUFFIXES:
+                # A broken link to an image is a fault when it is read.
+                elif entry.is_symlink() and split_name(entry.name)[1] in IMAGE_SUFFIXES and not _exists(entry):
                     files.append(entry.name)
                 elif entry.is_dir():
                     folders.append(entry.name)
@@ -76,6 +78,10 @@ def _list_local(folder: str) -> Entries:
     except OSError as error:
         raise SourceNotFoundError(f"cannot read {folder}: {error.strerror or error}") from error
     return _sorted(files, folders, left)
+
+
+def _exists(entry: os.DirEntry[str]) -> bool:
+    return os.path.exists(entry.path)
 
 
 def _list_remote(folder: str) -> Entries:
@@ -111,7 +117,7 @@ def read_start(path: str) -> bytes | None:
 
     try:
         if is_local(path):
-            with open(path, "rb", buffering=0) as opened:
+            with open_regular(Path(path)) as opened:
                 return opened.read(MAGIC_BYTES)
         with tf.io.gfile.GFile(os.fsencode(path), "rb") as remote:
             start: bytes = remote.read(MAGIC_BYTES)
@@ -129,8 +135,14 @@ def read_text(path: str) -> str | None:
     import tensorflow as tf
 
     try:
-        with tf.io.gfile.GFile(os.fsencode(path), "rb") as opened:
+        if is_local(path):
+            return read_regular(Path(path)).decode("utf-8", errors="replace")
+        with tf.io.gfile.GFile(path, "rb") as opened:
             return opened.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SourceNotFoundError(f"cannot read {path}: {error.strerror or error}") from error
     except tf.errors.NotFoundError:
         return None
     except tf.errors.OpError as error:

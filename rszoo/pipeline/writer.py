@@ -21,6 +21,7 @@ from PIL import Image
 
 import rszoo
 from rszoo.disk.paths import to_text
+from rszoo.disk.regular import read_regular_text
 from rszoo.disk.staging import staged_folder
 from rszoo.errors import ImageError, OutputError, SplitNotFoundError, UsageError
 from rszoo.inference import jpeg
@@ -203,6 +204,6 @@ def _describe(written: Written, seed: int) -> dict[str, Any]:
 
 def _is_ours(folder: Path) -> bool:
     try:
-        return "format_version" in json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        return "format_version" in json.loads(read_regular_text(folder / DESCRIPTION))
     except (OSError, ValueError, TypeError):
         return False

@@ -23,7 +23,7 @@ def audit_header(weights: Weights, config: ModelConfig) -> None:
     Raises:
         WeightsError: they are of no network of this kind.
     """
-    check_header(weights, settle_config(config, weights, weights.known_digest).arch)
+    check_header(weights, settle_config(config, weights, weights.known_digest).arch, half=True)
 
 
 def audit_folder(folder: ModelFolder) -> None:

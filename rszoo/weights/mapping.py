@@ -23,6 +23,8 @@ from rszoo.weights.slices import TensorSlice
 from rszoo.weights.tensor_file import LocalFile, TensorFacts, TensorFile
 from rszoo.weights.values import to_numpy, to_torch
 
+_HALF = ("F16", "BF16")
+
 Layout = Literal["numpy", "torch", "keras"]
 
 
@@ -192,8 +194,10 @@ class Weights(Mapping[str, Any]):
         return f"Weights({self._header.label}, {len(self)} tensors, {self.nbytes} bytes)"
 
 
-def check_header(source: Path | Weights, config: ArchConfig) -> None:
+def check_header(source: Path | Weights, config: ArchConfig, *, half: bool = False) -> None:
     """Compare the names, shapes and dtypes in a weights file's header (PyTorch's layout) with the architecture.
+
+    The dtype of a model folder is float32; `half`: that of another tool's file may be float16 or bfloat16.
 
     Raises:
         WeightsError: they differ; all differences are counted.
@@ -201,7 +205,7 @@ def check_header(source: Path | Weights, config: ArchConfig) -> None:
     weights = source if isinstance(source, Weights) else Weights(source)
     expected = {torch_name(spec): torch_shape(spec) for spec in iter_tensors(config)}
     found = {name: weights.facts(name) for name in weights}
-    if problems := audit(found, expected, dtypes=("F32",), excused=is_counter):
+    if problems := audit(found, expected, dtypes=("F32", *(_HALF if half else ())), excused=is_counter):
         label = weights._header.label
         raise WeightsError(
             f"{label} does not hold a {config.label}: {'; '.join(problems)}; convert it again, or save "

@@ -22,8 +22,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rszoo.disk.checksums import CHECKSUMS, DIGEST, checksum, nth, unpack
+from rszoo.disk.regular import LFS_REMEDY, is_lfs_pointer, open_regular
 from rszoo.errors import WeightsError
 
+# Enough to tell what else a file may be.
+_START_BYTES = 64
 #: Bytes of the header's length, which stands before it.
 LENGTH_BYTES = 8
 #: The 420's header has 0.3 MB; the safetensors package takes 20 s and 2 GB for the 100 MB that it would accept.
@@ -171,7 +174,7 @@ class LocalFile:
 
     def __init__(self, path: Path, *, mapped: bool = False) -> None:
         self.header = Header(path, str(path))
-        self._file = path.open("rb", buffering=0)
+        self._file = open_regular(path).detach()
         self._map: mmap.mmap | None = None
         if not os.path.samestat(os.fstat(self._file.fileno()), self.header.stat):
             self._file.close()
@@ -254,11 +257,15 @@ def adjacent(spans: Iterable[tuple[int, int]], most_bytes: int) -> list[list[tup
 
 def _read_header(path: Path) -> tuple[os.stat_result, bytes]:
     """Return which file it is and the text of its header, which is in the page cache afterwards."""
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path).detach() as file:
         # Else the package's first touch of the header makes the kernel read megabytes ahead, into the values.
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        start = file.read(_START_BYTES)
+        if is_lfs_pointer(start):
+            raise WeightsError(f"{path} is {LFS_REMEDY}")
+        file.seek(LENGTH_BYTES)
+        length = int.from_bytes(start[:LENGTH_BYTES], "little")
         if length > MAX_HEADER_BYTES:
             raise OSError(f"its header claims {length} bytes, at most {MAX_HEADER_BYTES} are read")
         return os.fstat(file.fileno()), file.read(length)
