@@ -53,6 +53,7 @@ REFS: list[tuple[object, Ref]] = [
     ("resnet-rs-101-i192.tar.gz", Checkpoint("resnet-rs-101-i192.tar.gz")),
     ("deep/Down/A.TGZ", Checkpoint("deep/Down/A.TGZ")),
     ("a.tar", Checkpoint("a.tar")),
+    ("a.tar.xz", Checkpoint("a.tar.xz")),
     ("folder/model.ckpt", Checkpoint("folder/model.ckpt")),
     ("model.ckpt-218949", Checkpoint("model.ckpt-218949")),
     ("model.ckpt-218949.index", Checkpoint("model.ckpt-218949.index")),
@@ -74,7 +75,17 @@ REFS: list[tuple[object, Ref]] = [
     ("https://example.com/a.tar.gz", Url("https://example.com/a.tar.gz")),
     ("HTTP://example.com:8080/w.safetensors?token=1", Url("HTTP://example.com:8080/w.safetensors?token=1")),
     ("http://[::1]/folder", Url("http://[::1]/folder")),
-    ("https://huggingface.co/me/x", Url("https://huggingface.co/me/x")),
+    # A page of the Hub, as a browser shows its address.
+    ("https://huggingface.co/me/x", Hub("me/x")),
+    ("https://hf.co/me/x/", Hub("me/x")),
+    ("https://huggingface.co/me/x?library=timm#files", Hub("me/x")),
+    ("https://huggingface.co/me/x/tree/main", Hub("me/x", "main")),
+    (f"https://huggingface.co/me/x/tree/{COMMIT}", Hub("me/x", COMMIT)),
+    ("https://huggingface.co/me/x/blob/main/sub/w.safetensors", Hub("me/x", "main", "sub/w.safetensors")),
+    # A download, a data set, another host.
+    ("https://huggingface.co/me/x/resolve/main/w", Url("https://huggingface.co/me/x/resolve/main/w")),
+    ("https://huggingface.co/datasets/me/x", Url("https://huggingface.co/datasets/me/x")),
+    ("https://example.com/me/x", Url("https://example.com/me/x")),
 ]
 
 

@@ -71,11 +71,10 @@ def test_the_reason_is_given(converted, tmp_path):
     assert "pipe or device, not a regular file" in done.stderr
 
 
-def test_only_a_bounded_part_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(regular, "MAX_BYTES", 3 << 20)
+def test_only_a_bounded_part_is_read(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(bytes(3 << 20))
-    assert len(regular.read_regular(path)) == 3 << 20
+    assert len(regular.read_regular(path, most=3 << 20)) == 3 << 20
     os.truncate(path, 1 << 40)
     with pytest.raises(OSError, match="larger than 3 MiB"):
-        regular.read_regular(path)
+        regular.read_regular(path, most=3 << 20)

@@ -127,10 +127,10 @@ def _find_local(place: Folder | Checkpoint) -> Opener:
     if path.is_dir():
         _check_not_converted(place, path)
         return lambda _folder, _keep: open_folder(path)
-    if path.is_file() and _is_archive(path):
-        return lambda folder, keep: _open_archive(path, folder, keep)
-    if path.is_file() or Path(f"{path}.index").is_file():
-        return lambda _folder, _keep: open_single(path) or open_prefix(path)
+    if path.is_file():
+        return partial(_open_file, path)
+    if Path(f"{path}.index").is_file():
+        return lambda _folder, _keep: open_prefix(path)
     if place.path == path.name and not path.suffix:
         get_entry(place.path)  # raises, and names the nearest models
     if path.exists():
@@ -165,10 +165,16 @@ def find_entry(source: str | os.PathLike[str] | Ref | Source) -> PretrainedEntry
     return get_entry(base) if base in list_models() else None
 
 
-def _is_archive(path: Path) -> bool:
+def _open_file(path: Path, spool_folder: Path, keep: WeightSet | None) -> OpenCheckpoint:
     # By name too, so that a damaged archive is reported as that and not as a strange checkpoint.
+    if path.name.endswith(ARCHIVE_SUFFIXES):
+        return _open_archive(path, spool_folder, keep)
+    # First: some formats' files are zip archives, as a kind of archive is.
+    if (single := open_single(path)) is not None:
+        return single
     with path.open("rb") as opened:
-        return looks_packed(opened.read(_START_BYTES)) or path.name.endswith(ARCHIVE_SUFFIXES)
+        packed = looks_packed(opened.read(_START_BYTES))
+    return _open_archive(path, spool_folder, keep) if packed else open_prefix(path)
 
 
 def _open_archive(path: Path, spool_folder: Path, keep: WeightSet | None) -> CheckpointFiles:

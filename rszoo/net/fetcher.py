@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path, PurePosixPath
@@ -129,7 +130,8 @@ class Fetcher:
         try:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped, wait_s)
-            with new_session() as session, file as data:
+            # The first answer is closed here too: a download that stops before its first run never reads it.
+            with new_session() as session, file as data, opened or nullcontext():
                 while (run := self._claim()) is not None:
                     self._fetch(session, data, run, opened)
                     opened = None
