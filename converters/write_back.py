@@ -10,10 +10,13 @@ from converters.formats.format import Export
 from rszoo.arch.names import torch_name
 from rszoo.disk.paths import expand_user
 from rszoo.disk.regular import read_regular_text
-from rszoo.disk.staging import staged_folder
+from rszoo.disk.staging import ResultKind, staged_folder
 from rszoo.errors import ConversionError
 from rszoo.folder.model_folder import CONVERSION, ModelFolder
 from rszoo.weights.mapping import Weights, check_header
+
+# Never over another: an export cannot be distinguished from a checkpoint that somebody trained.
+_CHECKPOINT = ResultKind("rszoo-convert", lambda names: False)
 
 
 def write_checkpoint(folder: ModelFolder, output: str | Path, target: str, *, check: bool = True) -> Path:
@@ -36,8 +39,7 @@ def write_checkpoint(folder: ModelFolder, output: str | Path, target: str, *, ch
     check_header(folder.weights_path, arch)
     place = expand_user(output)
     with (
-        # Never over another: an export cannot be distinguished from a checkpoint that somebody trained.
-        staged_folder(place, overwrite=False, is_ours=lambda _: False) as staging,
+        staged_folder(place, _CHECKPOINT, overwrite=False) as staging,
         Weights(folder.weights_path, check=check) as weights,
     ):
         export = Export(

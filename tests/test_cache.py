@@ -21,7 +21,7 @@ from rszoo.cache.find import find_folder
 from rszoo.cache.upkeep import clear_cache, find_garbage, list_cached, verify_cache
 from rszoo.cache.weights import load_weights
 from rszoo.cli.main import app
-from rszoo.disk.staging import staged_folder, sweep
+from rszoo.disk.staging import ResultKind, staged_folder, sweep
 from rszoo.disk.temporary import abandoned, temporary_path
 from rszoo.errors import OutputError, SourceNotFoundError, UnknownModelError
 from rszoo.registry.manifest import get_entry
@@ -164,7 +164,7 @@ def test_a_result_that_was_moved_aside_by_a_killed_process_comes_back(tmp_path):
     sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (output / "file").read_text() == "old"
-    with staged_folder(output, overwrite=True, is_ours=lambda _: True) as content:
+    with staged_folder(output, ResultKind("a test", lambda _: True), overwrite=True) as content:
         (content / "file").write_text("newer")
     assert (output / "file").read_text() == "newer"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -409,7 +409,7 @@ def test_a_report_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         (tmp_path / "other").mkdir(exist_ok=True)
         (tmp_path / "file").write_text("mine")
         (tmp_path / "other" / "notes.txt").write_text("mine")
-        with pytest.raises(OutputError, match="not an earlier result"):
+        with pytest.raises(OutputError, match="not a result of rszoo eval"):
             write_report(result, tmp_path / place, overwrite=True)
     write_report(result, tmp_path / "a" / "scores")
     before = {path.name: path.read_bytes() for path in (tmp_path / "a" / "scores").iterdir()}

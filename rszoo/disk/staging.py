@@ -1,39 +1,74 @@
-"""Results that appear whole or not at all: built in a temporary folder beside their place, then renamed into it."""
+"""Results that appear whole or not at all: built in a temporary folder beside their place, then renamed into it.
+
+A place that cannot be renamed gets its files from a temporary folder inside it, see `rszoo.disk.inside`.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from rszoo.disk.inside import complete, contents, is_fixed, put_inside, was_begun
 from rszoo.disk.temporary import abandoned, intended_path, remove, temporary_folder
 from rszoo.errors import FILE_SYSTEM_ERRORS, OutputError
 
 
+@dataclass(frozen=True)
+class ResultKind:
+    """A kind of folder that a command writes.
+
+    `command`: which does, for error texts. `is_one`: whether a folder with just these names is a former result, that
+    `--overwrite` may replace. `last`: the file without which it is none.
+    """
+
+    command: str
+    is_one: Callable[[set[str]], bool]
+    last: str = ""
+
+
+def check_place(output: Path, kind: ResultKind, *, overwrite: bool) -> None:
+    """Raise as `staged_folder` does, before time is spent on what will be written there."""
+    with suppress(_NotYetError), staged_folder(output, kind, overwrite=overwrite):
+        raise _NotYetError
+
+
+class _NotYetError(Exception):
+    """Ends a block that writes nothing."""
+
+
 @contextmanager
-def staged_folder(output: Path, *, overwrite: bool, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
+def staged_folder(output: Path, kind: ResultKind, *, overwrite: bool) -> Iterator[Path]:
     """Yield an empty folder that becomes `output` when the block ends well, and vanishes when it does not.
 
-    An existing `output` is replaced only if `overwrite` is set and `is_ours` knows it for a former result; it stays in
-    place until the new one is complete.
+    An existing `output` is replaced only if `overwrite` is set and it is a former result of the same kind; it stays in
+    place until the new one is complete. A link to a folder stays a link.
 
     Raises:
         OutputError: `output` is in the way, or cannot be written.
     """
-    _check_free(output, overwrite, is_ours)
+    # A link that leads nowhere is in the way.
+    output = output.resolve() if output.is_dir() else output.absolute()
+    _check_free(output, kind, overwrite)
     # What a failure must remove: folders above the output that were not there before.
-    created = [folder for folder in output.absolute().parents if not folder.exists()]
+    created = [folder for folder in output.parents if not folder.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        sweep(output.parent)
-        with temporary_folder(output) as staging:
+        inside = output.is_dir() and is_fixed(output)
+        sweep(output if inside else output.parent)
+        with temporary_folder(output / "result" if inside else output) as staging:
             content = staging / "new"
             content.mkdir()
             yield content
-            _check_free(output, overwrite, is_ours)
+            _check_free(output, kind, overwrite)
             write_through(content)
-            _put_in_place(content, output, staging / "old")
+            if inside:
+                put_inside(staging, output, kind.last)
+            else:
+                _put_in_place(content, output, staging / "old")
+            sync_folder(output if inside else output.parent)
         created = []
     except OSError as error:
         if isinstance(error, OutputError) or error.errno not in FILE_SYSTEM_ERRORS:
@@ -50,9 +85,11 @@ def sweep(folder: Path) -> None:
     for staging in abandoned(folder):
         output, old = intended_path(staging), staging / "old"
         with suppress(OSError):
-            if old.exists() and not output.exists():
+            if was_begun(staging):
+                complete(staging)
+            elif old.exists() and not output.exists():
                 old.rename(output)
-        remove(staging)
+            remove(staging)
 
 
 def _put_in_place(content: Path, output: Path, old: Path) -> None:
@@ -61,7 +98,6 @@ def _put_in_place(content: Path, output: Path, old: Path) -> None:
         if output.exists():
             output.rename(old)
         content.rename(output)
-        sync_folder(output.parent)
     except BaseException:
         if old.exists() and not output.exists():
             old.rename(output)
@@ -91,13 +127,14 @@ def sync_folder(folder: Path) -> None:
             os.close(opened)
 
 
-def _check_free(output: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
+def _check_free(output: Path, kind: ResultKind, overwrite: bool) -> None:
     if not os.path.lexists(output):
         return
-    if output.is_dir() and not output.is_symlink() and not any(output.iterdir()):
+    names = contents(output) if output.is_dir() else None
+    if names == set():
         return
-    if output.is_symlink() or not output.is_dir() or not is_ours(output):
-        raise OutputError(f"{output} exists and is not a result of rszoo-convert; choose another --output")
+    if names is None or not kind.is_one(names):
+        raise OutputError(f"{output} exists and is not a result of {kind.command}; choose another --output")
     if not overwrite:
         raise OutputError(
             f"{output} exists; add --overwrite (in Python overwrite=True) to replace it, or choose another --output"

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rszoo.cache.find import ModelLike, find, find_place
+from rszoo.disk.staging import check_place
 from rszoo.errors import UsageError
-from rszoo.evaluate.report import check_output, write_report
+from rszoo.evaluate.report import REPORT, write_report
 from rszoo.evaluate.result import Result, check_recordable
 from rszoo.evaluate.runner import count_accuracy
 from rszoo.folder.evaluations import Transform, check_writable, record_evaluation
@@ -93,7 +94,7 @@ def check_keep(model: ModelLike, data: str, keep: Keep, *, runtime: Runtime, lim
         OutputError: a folder is there already, or cannot be written.
     """
     if keep.output is not None:
-        check_output(keep.output, overwrite=keep.overwrite)
+        check_place(keep.output, REPORT, overwrite=keep.overwrite)
     if not keep.record:
         return model
     place = find_place(model)

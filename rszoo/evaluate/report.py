@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rszoo.disk.staging import staged_folder
-from rszoo.errors import OutputError
+from rszoo.disk.staging import ResultKind, staged_folder
 from rszoo.evaluate.result import Result
 from rszoo.terminal import printable, table
 
 RESULT = "result.json"
 CLASSES = "classes.csv"
 CONFUSION = "confusion.json"
+#: A folder of these, for `rszoo.disk.staging`.
+REPORT = ResultKind("rszoo eval", lambda names: names == {RESULT, CLASSES, CONFUSION}, last=RESULT)
 
 _WORST = 20
 _TAKEN_FOR = 5
@@ -99,28 +99,13 @@ def summary(result: Result) -> str:
     )
 
 
-def check_output(output: Path, *, overwrite: bool) -> None:
-    """Check that a folder for the result can be created, before any time is spent on the evaluation.
-
-    Raises:
-        OutputError: a file or another folder is in the way.
-    """
-    if not os.path.lexists(output) or (output.is_dir() and not output.is_symlink() and not any(output.iterdir())):
-        return
-    if not output.is_dir() or output.is_symlink() or not _is_report(output):
-        raise OutputError(f"{output} exists and is not an earlier result of rszoo eval; choose another --output")
-    if not overwrite:
-        raise OutputError(f"{output} has an earlier result; add --overwrite to replace it, or choose another --output")
-
-
 def write_report(result: Result, output: Path, *, overwrite: bool = False) -> None:
     """Write a result's files into a new folder, or replace an earlier result.
 
     Raises:
         OutputError: the folder exists, or cannot be written.
     """
-    check_output(output, overwrite=overwrite)
-    with staged_folder(output, overwrite=overwrite, is_ours=_is_report) as folder:
+    with staged_folder(output, REPORT, overwrite=overwrite) as folder:
         _write_json(folder / RESULT, result.to_dict())
         worst = [{**asdict(score), "top1": _percent(score.right, score.images)} for score in worst_classes(result)]
         _write_json(folder / CONFUSION, {"worst_classes": worst})
@@ -128,10 +113,6 @@ def write_report(result: Result, output: Path, *, overwrite: bool = False) -> No
             writer = csv.writer(opened)
             writer.writerow(_COLUMNS)
             writer.writerows(_row(score) for score in class_scores(result))
-
-
-def _is_report(folder: Path) -> bool:
-    return {child.name for child in folder.iterdir()} == {RESULT, CLASSES, CONFUSION}
 
 
 def _write_json(path: Path, value: object) -> None:

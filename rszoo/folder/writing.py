@@ -24,7 +24,7 @@ from rszoo.arch.walk import TensorSpec, count_parameters
 from rszoo.disk.checksums import DIGEST
 from rszoo.disk.paths import expand_user
 from rszoo.disk.safetensors_writer import SafetensorsWriter
-from rszoo.disk.staging import staged_folder, sync_file
+from rszoo.disk.staging import ResultKind, staged_folder, sync_file
 from rszoo.errors import OutputError
 from rszoo.folder.model_folder import (
     CONFIG,
@@ -43,6 +43,12 @@ from rszoo.version import __version__
 # What a thread works through between two openings of the file: what its reader has mapped counts as memory. The largest
 # single tensor has 9.4 MB.
 _GROUP_BYTES = 8 << 20
+# Former results, and nothing else, are what --overwrite replaces.
+_MODEL = ResultKind(
+    "rszoo-convert",
+    lambda names: {CONFIG, CONVERSION} <= names <= {CONFIG, CONVERSION, WEIGHTS, VERIFICATION, EVALUATION},
+    last=CONFIG,
+)
 
 
 @dataclass(frozen=True)
@@ -87,13 +93,7 @@ def staged_model_folder(output: str | os.PathLike[str], *, overwrite: bool) -> A
 
     With `overwrite` a former model folder is replaced, and nothing else.
     """
-    return staged_folder(expand_user(output), overwrite=overwrite, is_ours=is_model_folder)
-
-
-def is_model_folder(path: Path) -> bool:
-    """Whether a folder is a former result and nothing else, which `--overwrite` may replace."""
-    names = {child.name for child in path.iterdir()}
-    return {CONFIG, CONVERSION} <= names <= {CONFIG, CONVERSION, WEIGHTS, VERIFICATION, EVALUATION}
+    return staged_folder(expand_user(output), _MODEL, overwrite=overwrite)
 
 
 def write_weights(folder: Path, config: ModelConfig, tensors: TensorSource, origin: Mapping[str, str]) -> Written:

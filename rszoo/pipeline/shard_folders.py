@@ -40,6 +40,11 @@ def shard_name(split: str, index: int, count: int) -> str:
     return f"{split}-{index:05}-of-{count:05}"
 
 
+def is_written(names: set[str]) -> bool:
+    """Whether a folder with just these names is one of `rszoo tfrecords`."""
+    return DESCRIPTION in names and all(_SHARD.fullmatch(name) for name in names - {DESCRIPTION})
+
+
 def is_shard_like(name: str) -> bool:
     """Whether a file's name looks like one of TFRecords, in whatever layout."""
     return _SHARD_LIKE.search(name) is not None

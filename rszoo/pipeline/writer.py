@@ -21,15 +21,14 @@ from PIL import Image
 
 import rszoo
 from rszoo.disk.paths import to_text
-from rszoo.disk.regular import read_regular_text
-from rszoo.disk.staging import staged_folder
+from rszoo.disk.staging import ResultKind, staged_folder
 from rszoo.errors import ImageError, OutputError, SplitNotFoundError, UsageError
 from rszoo.inference import jpeg
 from rszoo.inference.reader import PNG_MAGIC, Decoded, decode
 from rszoo.pipeline.decoding import FIRST_LABEL, Decoder
 from rszoo.pipeline.faults import DEFAULT_LIMIT, Faults
 from rszoo.pipeline.scan import Scan
-from rszoo.pipeline.shard_folders import DESCRIPTION, FORMAT_VERSION, shard_name
+from rszoo.pipeline.shard_folders import DESCRIPTION, FORMAT_VERSION, is_written, shard_name
 from rszoo.pipeline.sources import ImageSource, open_source
 from rszoo.terminal import progress_bar
 
@@ -37,6 +36,7 @@ _SPLITS = ("train", "validation")
 # As published: 1,281,167 images in 1024 files; 128 for validation.
 _RECORDS_PER_FILE, _MAX_SHARDS, _VALIDATION_PART = 1000, 1024, 8
 _MAX_COUNT = 99999
+_RECORDS = ResultKind("rszoo tfrecords", is_written, last=DESCRIPTION)
 _MAGIC = {jpeg.MAGIC: b"JPEG", PNG_MAGIC: b"PNG"}
 
 
@@ -85,7 +85,7 @@ def write_tfrecords(
     sizes = {split: len(source.names) for split, source in sources.items()}
     counts = _shard_counts(sizes, shards)
     records: dict[str, tuple[int, ...]] = {}
-    with staged_folder(output, overwrite=overwrite, is_ours=_is_ours) as staging:
+    with staged_folder(output, _RECORDS, overwrite=overwrite) as staging:
         with progress_bar(f"writing {output.name}", sum(sizes.values()), "images") as bar:
             for split, source in sources.items():
                 order = np.random.default_rng([seed, _SPLITS.index(split)]).permutation(sizes[split])
@@ -200,10 +200,3 @@ def _describe(written: Written, seed: int) -> dict[str, Any]:
     records = facts.pop("records")
     splits = {split: {"images": sum(counts), "records": list(counts)} for split, counts in records.items()}
     return {"format_version": FORMAT_VERSION, **facts, "splits": splits, "seed": seed, "rszoo": rszoo.__version__}
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        return "format_version" in json.loads(read_regular_text(folder / DESCRIPTION))
-    except (OSError, ValueError, TypeError):
-        return False

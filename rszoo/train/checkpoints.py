@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rszoo.disk.regular import read_regular, read_regular_text
-from rszoo.disk.staging import staged_folder, sweep
+from rszoo.disk.staging import ResultKind, staged_folder, sweep
 from rszoo.disk.temporary import remove_folder, write_whole
 from rszoo.errors import CheckpointError, ConfigError
 from rszoo.folder.model_folder import sha256_of
@@ -33,6 +33,7 @@ _TENSORS = "state.safetensors"
 _FACTS = "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _FORMAT_VERSION = 1
+_STATE = ResultKind("rszoo train", lambda names: _FACTS in names, last=_FACTS)
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def save_state(folder: Path, tensors: Mapping[str, np.ndarray], progress: Progre
     Raises:
         OutputError: it cannot be written.
     """
-    replaced = staged_folder(folder, overwrite=True, is_ours=lambda path: (path / _FACTS).is_file())
+    replaced = staged_folder(folder, _STATE, overwrite=True)
     with writing(folder), replaced as staging:
         # The writer ignores strides.
         save_file({name: np.asarray(values, order="C") for name, values in tensors.items()}, staging / _TENSORS)

@@ -16,9 +16,10 @@ from typing import Any
 
 import yaml
 
+from rszoo.disk.inside import contents
 from rszoo.disk.locks import held
 from rszoo.disk.regular import read_regular, read_regular_text
-from rszoo.disk.temporary import abandoned, write_whole
+from rszoo.disk.temporary import write_whole
 from rszoo.errors import ConfigError, OutputError, UsageError
 from rszoo.recipes.recipe import Recipe
 from rszoo.schema.fields import check_format, parse_json
@@ -161,9 +162,8 @@ class RunFolder:
     def _check_free(self) -> None:
         if not self.path.exists():
             return
-        left = abandoned(self.path) if self.path.is_dir() else []
         # A lock alone is from a command that ended early, or from this command's first process.
-        if not self.path.is_dir() or any(item not in left and item.name != _LOCK for item in self.path.iterdir()):
+        if not self.path.is_dir() or contents(self.path) - {_LOCK}:
             raise OutputError(f"{self.path} exists and is not a run of rszoo train; choose another --output")
 
     def _recipe(self) -> dict[str, Any]:
