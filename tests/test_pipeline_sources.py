@@ -104,6 +104,27 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path, names, split, error, text
         open_source(str(tmp_path / "data"), split)
 
 
+@pytest.mark.parametrize(
+    ("kind", "remedy"), [("GZIP", "gunzip"), ("ZLIB", "write them again"), ("LFS", "git lfs pull")]
+)
+def test_packed_records_are_told_so_before_they_are_read(tmp_path, kind, remedy):
+    path = tmp_path / "train-00000-of-00001"
+    if kind == "LFS":
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    else:
+        with tf.io.TFRecordWriter(str(path), tf.io.TFRecordOptions(kind)) as writer:
+            for _ in range(3):
+                writer.write(b"record")
+    with pytest.raises(UsageError, match=rf"train-00000-of-00001 is .*{remedy}"):
+        open_source(str(tmp_path), "train")
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(b"record")
+    assert open_source(str(tmp_path), "train").record_counts == (1,)
+    # One damaged file among others is counted as a fault, as ever.
+    path.write_bytes(b"\0" + path.read_bytes()[1:])
+    assert open_source(str(tmp_path), "train").record_counts == (0,)
+
+
 class WithoutScikitLearn:
     """Makes Python look as if scikit-learn were not installed."""
 

@@ -288,6 +288,10 @@ def test_fine_tuning_takes_the_classes_from_the_data_and_the_rest_from_the_weigh
         code, _, told = command(*again)
     assert (code, "another process trains in" in told) == (5, True)
     assert max(steps_of(path)) == 3
+    # The same data in a folder of another name, as where a cluster stages them for each job: the run goes on.
+    elsewhere = shutil.copytree(letters, tmp_path / "job-4711")
+    code, _, told = command(*(elsewhere if word == letters else word for word in again))
+    assert (code, max(steps_of(path))) == (0, 4), told
 
 
 def change_one(folder: Path) -> torch.nn.Module:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from rszoo.disk.crc32c import masked_crc32c
+from rszoo.disk.regular import LFS_REMEDY, is_lfs_pointer
 from rszoo.disk.temporary import temporary_file
-from rszoo.errors import FILE_SYSTEM_ERRORS, OutputError, SourceNotFoundError
+from rszoo.errors import FILE_SYSTEM_ERRORS, OutputError, SourceNotFoundError, UsageError
 from rszoo.terminal import progress_bar
 
 #: Bytes of a record in addition to its data.
@@ -26,6 +27,16 @@ RECORD_OVERHEAD = 16
 
 _HEADER = struct.Struct("<QI")
 _THREADS = 16
+# Enough to tell what a file is.
+_START_BYTES = 64
+# What TensorFlow writes with a compression_type, how that begins, and what to do.
+_PACKED = {
+    "gzip": ((b"\x1f\x8b",), "unpack each file with gunzip"),
+    "zlib": (
+        (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"),
+        'read them with tf.data.TFRecordDataset(files, compression_type="ZLIB"), and write them again without',
+    ),
+}
 _CHUNK = 1 << 24
 
 
@@ -43,6 +54,31 @@ def size_of(path: str) -> int:
             return opened.size()
     except tf.errors.OpError as error:
         raise SourceNotFoundError(f"cannot be read: {error.message.splitlines()[0]}") from error
+
+
+def check_unpacked(path: str) -> None:
+    """Refuse a file that is no TFRecords as a whole, but has them or stands for them: packed, or not fetched.
+
+    One whose beginning is damaged passes: it is a fault of this file alone.
+
+    Raises:
+        SourceNotFoundError: it cannot be read.
+        UsageError: it is not as TFRecords are read.
+    """
+    import tensorflow as tf
+
+    try:
+        with tf.io.gfile.GFile(os.fsencode(path), "rb") as opened:
+            start = opened.read(_START_BYTES)
+    except tf.errors.OpError as error:
+        raise SourceNotFoundError(f"{path} cannot be read: {error.message.splitlines()[0]}") from error
+    if len(start) >= _HEADER.size and masked_crc32c(start[:8]) == _HEADER.unpack_from(start)[1]:
+        return
+    if is_lfs_pointer(start):
+        raise UsageError(f"{path} is {LFS_REMEDY}")
+    for kind, (beginnings, remedy) in _PACKED.items():
+        if start.startswith(beginnings):
+            raise UsageError(f"{path} is packed with {kind}, and only plain TFRecords can be resumed in; {remedy}")
 
 
 def count_records(files: Sequence[int], local: Callable[[int], str]) -> tuple[int, ...]:

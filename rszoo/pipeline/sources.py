@@ -190,8 +190,10 @@ def _open_folder(data: str, root: str, split: Split, cache: Path | None) -> Sour
 
 
 def _open_shards(root: str, shards: tuple[str, ...], scan: Scan, split: Split, cache: Path | None) -> ShardSource:
+    from rszoo.pipeline.shard_files import check_unpacked
     from rszoo.pipeline.shard_folders import read_description
 
+    check_unpacked(shards[0])
     known = read_description(root, shards, split)
     return ShardSource(
         known.title or _title(root),

@@ -35,9 +35,10 @@ _LOCK = ".lock"
 _MOST_CHARACTERS = 100
 _FORMAT_VERSION = 1
 # What may differ between a run and the command that resumes it: texts, how often something is written, and what
-# changes results only by rounding. The data may be elsewhere, if they are the same.
+# changes results only by rounding. The data may be elsewhere, if they are the same: a cluster may name their folder
+# after the job, and what is in it has a hash.
 _FREE = {
-    *("title", "status", "follows", "sources", "data.source", "evaluation.batch_size"),
+    *("title", "status", "follows", "sources", "data", "data.source", "evaluation.batch_size"),
     *("train.log_every_steps", "train.checkpoint_every_steps", "train.keep_checkpoints"),
     *("train.evaluate_every_epochs", "train.compile", "train.channels_last", "train.gradient_checkpointing"),
 }
