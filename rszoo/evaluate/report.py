@@ -26,6 +26,8 @@ REPORT = ResultKind("rszoo eval", lambda names: names == {RESULT, CLASSES, CONFU
 
 _WORST = 20
 _TAKEN_FOR = 5
+# How a formula begins, also after what spreadsheets pass over (OWASP, "CSV Injection").
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _COLUMNS = (
     "index",
     "label",
@@ -112,7 +114,7 @@ def write_report(result: Result, output: Path, *, overwrite: bool = False) -> No
         with (folder / CLASSES).open("w", encoding="utf-8", newline="") as opened:
             writer = csv.writer(opened)
             writer.writerow(_COLUMNS)
-            writer.writerows(_row(score) for score in class_scores(result))
+            writer.writerows(map(_as_text, _row(score)) for score in class_scores(result))
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -131,6 +133,11 @@ def _row(score: ClassScore) -> tuple[object, ...]:
     taken_for = (None, None, None) if first is None else (first.index, first.label, first.images)
     figures = _percent(score.right, score.images), _percent(score.in_top5, score.images)
     return score.index, score.label, score.images, *figures, *taken_for, score.not_finite
+
+
+def _as_text(cell: object) -> object:
+    """Return a cell that a spreadsheet takes for what it is: it would compute a name that begins like a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def _percent(right: int, images: int) -> float | None:

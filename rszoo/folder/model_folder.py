@@ -22,7 +22,7 @@ from rszoo.folder.timm_config import parse_timm_config, read_labels, timm_keys
 from rszoo.refs import DEFAULT_FILE, may_be_repo
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.schema.fields import build, check_format, parse_json, plain
-from rszoo.schema.limits import check_pattern
+from rszoo.schema.limits import check_pattern, check_writable
 from rszoo.version import __version__
 
 CONFIG = "config.json"
@@ -77,6 +77,7 @@ class ModelConfig:
         if self.labels is not None and len(self.labels) != self.arch.num_classes:
             received = f"received {len(self.labels)}"
             raise ConfigError(f"labels must be null or a list of {self.arch.num_classes} names, {received}")
+        check_writable(self, "title", "labels")
         if self.digest is not None:
             check_pattern(self, "digest", "[0-9a-f]{64}", "64 hex digits")
 

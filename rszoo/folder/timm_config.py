@@ -16,6 +16,7 @@ from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
 from rszoo.errors import ConfigError
 from rszoo.registry.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Channels, Preprocessing
 from rszoo.schema.fields import build, pick
+from rszoo.schema.limits import is_writable, require
 
 # What timm's constructors of this family are given; `layers` may be any.
 _BASE_DEPTH = 50
@@ -93,12 +94,20 @@ def timm_keys(arch: ArchConfig, preprocessing: Preprocessing, labels: tuple[str,
 
 
 def read_labels(keys: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the labels at the top level of a `config.json`, as `transformers` or timm write them; None without any."""
+    """Return the labels at the top level of a `config.json`, as `transformers` or timm write them; None without any.
+
+    Raises:
+        ConfigError: one has half a character.
+    """
     names: Any = keys.get("label_names")
     by_index = keys.get("id2label")
     if isinstance(by_index, Mapping) and set(by_index) == set(map(str, range(len(by_index)))):
         names = [by_index[str(index)] for index in range(len(by_index))]
-    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    for index, name in enumerate(names):
+        require(is_writable(name), f"label {index}", "a text without half characters (lone surrogates)", name)
+    return tuple(names)
 
 
 def timm_lineage(repo: str) -> str | None:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rszoo.errors import ConfigError, NewerFormatError, nearest
-from rszoo.schema.limits import is_a, require, shown
+from rszoo.schema.limits import is_a, is_writable, require, shown
 from rszoo.version import __version__
 
 _T = TypeVar("_T")
@@ -112,7 +112,7 @@ def check_format(values: object, version: int, where: object, *, key: str = "for
             f"{where} has {key} {found}, written by {by}; this is rszoo {__version__}, which reads {version}: "
             f"pip install -U {wanted}"
         )
-    if found != version or isinstance(found, bool):
+    if found != version or type(found) is not int:
         raise ConfigError(f"{key} must be {version}, received {shown(found)}")
     return section
 
@@ -204,7 +204,7 @@ def _tuple(args: tuple[Any, ...], value: Any, where: str, number_texts: bool) ->
     wanted = (args[0],) * len(items) if open_ended else args
     if len(items) != len(wanted) or (not items and not isinstance(value, (list, tuple))):
         raise ConfigError(f"{where} must be {_kind_of_tuple(args)}, received {shown(value)}")
-    if wanted and set(wanted) == {str} and set(map(type, items)) == {str}:
+    if wanted and set(wanted) == {str} and set(map(type, items)) == {str} and is_writable("".join(items)):
         # At once: a folder's thousand class names are checked whenever it is opened.
         return items
     numbered = enumerate(zip(wanted, items, strict=True))

@@ -92,10 +92,35 @@ def require(condition: bool, name: str, allowed: str, received: object) -> None:
 
 
 def is_a(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type: a bool is no number, and neither is NaN or infinity."""
+    """Whether a value is of a type: a bool is no number, neither is NaN or infinity, and a text can be written."""
     if isinstance(value, float) and not math.isfinite(value):
         return False
+    if isinstance(value, str) and not is_writable(value):
+        return False
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def is_writable(text: str) -> bool:
+    """Whether a text has no half characters (lone surrogates), that JSON can name and no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_writable(instance: object, *names: str) -> None:
+    """Check that texts, or lists of them, have no half characters.
+
+    Raises:
+        ConfigError: one has.
+    """
+    for name in names:
+        value = getattr(instance, name)
+        # At once: a folder's thousand class names are checked whenever it is opened.
+        if value is not None and not is_writable(value if isinstance(value, str) else "".join(value)):
+            for field, text in _given(instance, (name,)):
+                require(is_writable(text), field, "a text without half characters (lone surrogates)", text)
 
 
 def shown(value: object) -> str:
