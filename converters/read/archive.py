@@ -42,6 +42,9 @@ _TAR_BUFFER = 32 << 10
 _HEADER_BUDGET = 2 * _TAR_BUFFER
 # What may follow the last member: tar pads with zeros, by 10 KiB or as the tape had it, and gzip may be padded too.
 _MAX_REST = 1 << 20
+# What is read ahead of what was unpacked: by this module, and by ISA-L 8 MiB packed and a few blocks unpacked. Beyond
+# it there are only bytes that unpack to nothing, of which a hostile server has no end.
+_AHEAD = 16 << 20
 _ONLY_SHARD = ".data-00000-of-00001"
 _GZIP = b"\x1f\x8b"
 # Where a tar that is not packed says so.
@@ -76,6 +79,7 @@ class _HashingReader(io.RawIOBase):
 
     def __init__(self, stream: Readable, report: Callable[[int], object], with_md5: bool) -> None:
         self.size = 0
+        self._allowed = _AHEAD
         self._limit: int | None = None
         self._stream = stream
         self._report = report
@@ -91,8 +95,8 @@ class _HashingReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        if self._limit is not None and self.size > self._limit:
-            raise ArchiveError(f"the archive goes on for over {_MAX_REST} bytes after its last file; it is refused")
+        if self.size > self._allowed or (self._limit is not None and self.size > self._limit):
+            raise ArchiveError("the archive goes on after its last file, with what no genuine one has; it is refused")
         self._refill()
         used = min(len(self._rest), len(buffer))
         buffer[:used] = self._rest[:used]
@@ -111,6 +115,11 @@ class _HashingReader(io.RawIOBase):
             self._rest = self._next.result()
             if self._rest:
                 self._next = self._pool.submit(self._fetch)
+
+    def unpacked(self, count: int) -> None:
+        """Let as many more bytes be read as it takes, packed, to unpack so many."""
+        # What cannot be packed is stored, 65,535 bytes with 5 more.
+        self._allowed += count + count // 1000
 
     def end_within(self, count: int) -> None:
         """Let at most so many more bytes be read."""
@@ -144,10 +153,14 @@ class _HashingReader(io.RawIOBase):
 
 
 class _BudgetReader:
-    """The unpacked stream; limits what tarfile may read while it looks for the next member."""
+    """The unpacked stream; limits what tarfile may read while it looks for the next member.
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    `report` is told how many bytes were read.
+    """
+
+    def __init__(self, stream: IO[bytes], report: Callable[[int], object]) -> None:
         self._stream = stream
+        self._report = report
         self.budget: int | None = None
 
     def read(self, size: int) -> bytes:
@@ -156,7 +169,9 @@ class _BudgetReader:
             self.budget -= size
             if self.budget < 0:
                 raise ArchiveError("the archive has a header that no genuine one has, of over 64 KiB; it is refused")
-        return self._stream.read(size)
+        content = self._stream.read(size)
+        self._report(len(content))
+        return content
 
 
 def read_archive(
@@ -187,7 +202,7 @@ def read_archive(
     try:
         with _unpacked(source, place) as unpacked:
             try:
-                for name, size, member in _members(place, unpacked):
+                for name, size, member in _members(place, _BudgetReader(unpacked, source.unpacked)):
                     if role(name) == "shard":
                         # A published checkpoint has one shard; one of several may have its size by chance.
                         kept[name] = expected_ranges(size, keep) if keep and name.endswith(_ONLY_SHARD) else None
@@ -253,9 +268,8 @@ def _why_unreadable(error: BaseException) -> str | None:
     return None
 
 
-def _members(place: str, unpacked: IO[bytes]) -> Iterator[tuple[str, int, IO[bytes]]]:
+def _members(place: str, reader: _BudgetReader) -> Iterator[tuple[str, int, IO[bytes]]]:
     """Yield base name, size and content of each regular member; refuse everything that a checkpoint never has."""
-    reader = _BudgetReader(unpacked)
     seen: set[str] = set()
     count = total = 0
     try:

@@ -35,6 +35,8 @@ _FIRST_PIECE = 64 << 10
 # After this many bytes, the failure count restarts.
 _PROGRESS = 256 << 10
 _MAX_OPENINGS = 10
+# How far an object without a size is fetched ahead of its reader, who may find that it should have ended.
+_MAX_AHEAD = 64 << 20
 _JOIN_S = 0.5
 
 
@@ -68,6 +70,7 @@ class Fetcher:
         self._version = first.version
         self._ranged = first.ranged
         self._changed = threading.Condition()
+        self._wanted = 0
         self._error: BaseException | None = None
         self._stopped = False
         self._claimed: set[int] = set()
@@ -85,6 +88,8 @@ class Fetcher:
             OutputError: it cannot be stored.
         """
         with self._changed:
+            self._wanted = position
+            self._changed.notify_all()
             while True:
                 if position == self.size:
                     return False
@@ -260,6 +265,8 @@ class Fetcher:
                 self._claimed.discard(block)
                 self._bar.update(run.position - block * _BLOCK)
                 self._changed.notify_all()
+                if run.stop is None:
+                    self._changed.wait_for(lambda: self._stopped or run.position - self._wanted <= _MAX_AHEAD)
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
