@@ -1,6 +1,6 @@
 """`python -m converters`: the same as `rszoo-convert`."""
 
-from rszoo.cli.convert import main
+from rszoo.cli.start import start_convert
 
 if __name__ == "__main__":
-    main()
+    start_convert()

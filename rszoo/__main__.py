@@ -1,6 +1,6 @@
 """`python -m rszoo`: the same as `rszoo`."""
 
-from rszoo.cli.main import main
+from rszoo.cli.start import start_rszoo
 
 if __name__ == "__main__":
-    main()
+    start_rszoo()

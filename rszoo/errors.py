@@ -58,6 +58,12 @@ class ConfigError(RszooError, ValueError):
     """An architecture, manifest or config.json with an impossible or unknown value."""
 
 
+class OverrideError(ConfigError):
+    """A recipe's value that was given in a command, and is unknown or impossible."""
+
+    exit_code = 2
+
+
 class NewerFormatError(RszooError, RuntimeError):
     """A file that a newer version of rszoo wrote: not damaged, so what repairs or replaces damaged files leaves it."""
 

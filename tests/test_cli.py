@@ -192,6 +192,18 @@ def test_interrupted_is_one_line_without_the_chatter_of_frameworks(demo_model):
     assert done.returncode == 130
 
 
+def test_interrupted_while_it_starts_is_one_line(tmp_path):
+    # Everything but the first few milliseconds of Python's own: a package that is slow to import.
+    (tmp_path / "typer").mkdir()
+    (tmp_path / "typer" / "__init__.py").write_text("import time; print('begun', flush=True); time.sleep(60)")
+    command = [sys.executable, "-c", "from rszoo.cli.start import start_rszoo; start_rszoo()"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert done.stdout.readline() == "begun\n"
+    done.send_signal(signal.SIGINT)
+    assert (done.communicate()[1], done.returncode) == ("interrupted\n", 130)
+
+
 def test_convert_is_a_command_of_rszoo_too(tmp_path):
     done = call("rszoo", "convert", "--ckpt", "resnet-rs-demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

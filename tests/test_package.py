@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import pkgutil
@@ -90,3 +91,49 @@ def test_every_room_has_its_place_in_the_order():
     ordered = {name for layer in layers for name in layer.split(" | ")}
     there = {f"rszoo.{path.stem}" for path in (ROOT / "rszoo").iterdir() if path.suffix == ".py" or path.is_dir()}
     assert ordered - {"converters"} == there - {"rszoo.__init__", "rszoo.__pycache__"}
+
+
+def test_nothing_forks():
+    # A fork of a process that has used PyTorch, TensorFlow or JAX hangs; see docs/python.md.
+    forking = {"fork", "forkpty", "Process", "Pool", "ProcessPoolExecutor", "set_start_method"}
+    for path in [*ROOT.glob("rszoo/**/*.py"), *ROOT.glob("converters/**/*.py")]:
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        for call in calls:
+            text, name = ast.unparse(call), getattr(call, "attr", getattr(call, "id", ""))
+            # What a context of `spawn` starts.
+            assert name not in forking or text == "context.Process", (path, text)
+    timing = (ROOT / "rszoo" / "bench" / "timing.py").read_text()
+    assert re.findall(r"get_context\((.*)\)", timing) == ['"spawn"']
+
+
+@pytest.mark.slow
+def test_workers_by_spawn_preprocess_beside_a_model_in_use(tmp_path):
+    # As docs/python.md says.
+    (tmp_path / "images.py").write_text(
+        "import rszoo, torch\n"
+        "class Images(torch.utils.data.Dataset):\n"
+        "    def __init__(self, files, preprocessing): self.files, self.preprocessing = files, preprocessing\n"
+        "    def __len__(self): return len(self.files)\n"
+        "    def __getitem__(self, i):\n"
+        "        return torch.from_numpy(rszoo.preprocess(self.files[i], self.preprocessing)[0]).permute(2, 0, 1)\n"
+    )
+    (tmp_path / "run.py").write_text(
+        "import numpy as np, rszoo, torch\n"
+        "from PIL import Image\n"
+        "from images import Images\n"
+        "if __name__ == '__main__':\n"
+        "    files = [f'{i}.png' for i in range(8)]\n"
+        "    for i, name in enumerate(files):\n"
+        "        Image.fromarray(np.full((20, 20, 3), 30 * i, np.uint8)).save(name)\n"
+        "    model = rszoo.create('resnet-rs-demo', pretrained=True)\n"
+        "    entry = rszoo.get_entry('resnet-rs-demo')\n"
+        "    images = Images(files, entry.preprocessing)\n"
+        "    expected = model(torch.stack([images[i] for i in range(8)]))\n"
+        "    for context in ('spawn', 'fork'):\n"
+        "        loader = torch.utils.data.DataLoader(images, 4, num_workers=2, multiprocessing_context=context)\n"
+        "        found = torch.cat([model(batch) for batch in loader])\n"
+        "        print(float((found - expected).abs().max()))\n"
+    )
+    done = subprocess.run([sys.executable, "run.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert all(float(line) < 1e-5 for line in done.stdout.split())

@@ -214,7 +214,7 @@ def test_any_value_can_be_overridden():
         ("augment.crop_area=[0.1, 0.5, 1]", "augment.crop_area must be a list of 2 numbers"),
         ("schedule.kind=steps", "schedule.step_epochs belongs to schedule.kind steps"),
         ("schedule.warmup_epochs=350", "schedule.warmup_epochs must be below train.epochs (350)"),
-        ("status=reproduced", "status must be transcribed or run"),
+        ("status=reproduced", "status must be transcribed or run or ours"),
         ("train.epochs", "an override must look like train.batch_size=1024"),
         ("train.epochs=[1", "cannot read the value"),
         ("name.first=x", "name is a value, not a section"),

@@ -14,7 +14,7 @@ from rszoo.cli.models import info, list_models_command
 from rszoo.cli.predict import predict
 from rszoo.cli.recipes import recipes_app
 from rszoo.cli.tfrecords import make_tfrecords
-from rszoo.cli.train import TRAIN_EXAMPLES, train
+from rszoo.cli.train import TRAIN_EXAMPLES, TRAIN_SETTINGS, train
 from rszoo.cli.verify import demo, verify
 
 _COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
@@ -68,7 +68,8 @@ def options(version: Version = False) -> None:
 
 
 for _name, (_command, _examples) in _COMMANDS.items():
-    app.command(_name, epilog=examples(*_examples))(_command)
+    _settings = TRAIN_SETTINGS if _command is train else {}
+    app.command(_name, epilog=examples(*_examples), context_settings=_settings)(_command)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(cache_app, name="cache")
 app.add_typer(manifest_app, name="manifest")

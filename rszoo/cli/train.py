@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,10 @@ from typing import Annotated
 import typer
 
 from rszoo.cli.console import ChosenFramework, Json, choose_framework, load_frameworks, print_json, split_steps
+from rszoo.errors import UsageError, nearest
 
+#: What is no option of the command comes with the recipe's values, so that an error can say how those are given.
+TRAIN_SETTINGS = {"ignore_unknown_options": True}
 TRAIN_EXAMPLES = (
     "rszoo train --recipe resnet-rs-demo --output runs/demo",
     "rszoo train --recipe resnet-rs-50-i160 --data /data/imagenet --output runs/rs50 train.batch_size=1024",
@@ -27,7 +31,33 @@ class ResumeChoice(StrEnum):
     never = "never"
 
 
+def check_overrides(words: Sequence[str], options: Sequence[str]) -> None:
+    """Refuse options that there are not, and say how a recipe's value is given.
+
+    `words`: the positional arguments, among which unknown options are. `options`: those that there are.
+
+    Raises:
+        UsageError: one is an option.
+    """
+    from rszoo.recipes.layers import places_of
+
+    for index, word in enumerate(words):
+        if not word.startswith("-"):
+            continue
+        name, equals, value = word.partition("=")
+        value = value if equals else next(iter(words[index + 1 : index + 2]), "VALUE")
+        if places := places_of(name.lstrip("-").replace("-", "_")):
+            ways = " or ".join(f"{place}={value}" for place in places)
+            raise UsageError(f"there is no option {name}; a value of the recipe is given as {ways}")
+        likely = nearest(name.lstrip("-"), [option.lstrip("-") for option in options])
+        raise UsageError(
+            f"there is no option {name}{f'; nearest: --{likely[0]}' if likely else ''}. A value of the recipe is "
+            "given as train.batch_size=1024; see --help"
+        )
+
+
 def train(
+    context: typer.Context,
     output: Annotated[Path, typer.Option(help="The run's folder; the same command resumes the run.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Values of the recipe to change, such as train.batch_size=1024.")
@@ -60,6 +90,7 @@ def train(
 
     # OpenMP's waiting threads spin on cores that the pipeline needs; PyTorch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    check_overrides(overrides or [], [option for parameter in context.command.params for option in parameter.opts])
     changes = [*(overrides or []), *([] if seed is None else [f"train.seed={seed}"])]
     # Errors of the recipe come before frameworks are imported, which takes seconds.
     plan = plan_training(recipe, changes, data=data, init=init, ablate=None if ablate is None else split_steps(ablate))

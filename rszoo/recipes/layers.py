@@ -17,10 +17,13 @@ import yaml
 
 from rszoo.disk.paths import expand_user
 from rszoo.disk.regular import read_regular_text
-from rszoo.errors import ConfigError, nearest
+from rszoo.errors import ConfigError, OverrideError, nearest
 from rszoo.recipes.recipe import Recipe
+from rszoo.schema.limits import shown
 
 RECIPES = Path(__file__).parent
+#: The place of a value that a command gave.
+OVERRIDE = "override"
 _COMMENT = re.compile(r"[: \t]*#[ \t]*(.*)")
 # Two ways to give the same value: setting one removes the other from the layer below.
 _INSTEAD: dict[tuple[str, ...], str] = {("model", "depth"): "blocks", ("model", "blocks"): "depth"}
@@ -50,27 +53,27 @@ class Layers:
     origins: dict[str, Origin] = field(default_factory=dict)
     marks: dict[str, str] = field(default_factory=dict)
 
-    def override(self, override: str, place: str = "override") -> None:
+    def override(self, override: str, place: str = OVERRIDE) -> None:
         """Set a value as `train.batch_size=1024` says.
 
         Raises:
-            ConfigError: it is of another form, or its key stands in a section that it does not name.
+            OverrideError: it is of another form, or its key stands in a section that it does not name.
         """
         key, equals, text = override.partition("=")
         keys = tuple(key.strip().split("."))
         if not equals or not keys[-1]:
-            raise ConfigError(f"an override must look like train.batch_size=1024, received {override!r}")
-        if len(keys) == 1 and (likely := _places(keys[0])):
-            raise ConfigError(f"{override!r} does not say of which section; did you mean {' or '.join(likely)}?")
+            raise OverrideError(f"an override must look like train.batch_size=1024, received {override!r}")
+        if len(keys) == 1 and (likely := places_of(keys[0])):
+            raise OverrideError(f"{override!r} does not say of which section; did you mean {' or '.join(likely)}?")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"cannot read the value of {override!r}: {error}") from error
+            raise OverrideError(f"cannot read the value of {override!r}: {why_not_yaml(error)}") from error
         section = self.values
         for name in keys[:-1]:
             section = section.setdefault(name, {})
             if not isinstance(section, dict):
-                raise ConfigError(f"{override!r}: {name} is a value, not a section")
+                raise OverrideError(f"{override!r}: {name} is a value, not a section")
         self.put(keys, value, Origin(place))
 
     def put(self, keys: tuple[str, ...], value: Any, origin: Origin) -> None:
@@ -131,10 +134,13 @@ def _read(path: Path) -> tuple[Layers, Path | None]:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         values = None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {why_not_yaml(error)}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not YAML: it is not UTF-8") from error
     if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold the recipe's sections, received {type(values).__name__}")
+        received = "an empty file" if values is None else shown(values)
+        raise ConfigError(f"{path} must hold the recipe's sections, such as `train:`, received {received}")
     base, marks = values.pop("base", None), values.pop("marks", {})
     if not isinstance(marks, dict) or not all(isinstance(item, str) for pair in marks.items() for item in pair):
         raise ConfigError(f"marks in {path} must give the meaning of letters as texts, received {marks!r}")
@@ -179,7 +185,15 @@ def _dotted(key: str, value: object) -> list[str]:
     return [f"{key}.{name}" for name in value] if isinstance(value, Mapping) else [key]
 
 
-def _places(name: str) -> list[str]:
+def why_not_yaml(error: yaml.YAMLError) -> str:
+    """Return what a YAML reader found wrong, in one line, with its place."""
+    # As it has them: what it was doing, what it met, and where.
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    said = str(problem or getattr(error, "reason", None) or error).splitlines()[0]
+    return said if mark is None else f"{said} (line {mark.line + 1}, column {mark.column + 1})"
+
+
+def places_of(name: str) -> list[str]:
     """Return where a key stands that is in sections of a recipe, but not in the recipe itself."""
     hints = get_type_hints(Recipe)
     sections = [section for section, hint in hints.items() if name in getattr(hint, "__dataclass_fields__", ())]

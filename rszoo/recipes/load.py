@@ -14,10 +14,11 @@ from typing import Any
 import yaml
 
 from rszoo.disk.paths import expand_user
-from rszoo.errors import ConfigError, UnknownModelError, nearest
-from rszoo.recipes.layers import RECIPES, Layers, Origin, read_layers
+from rszoo.errors import ConfigError, OverrideError, SourceNotFoundError, UnknownModelError, nearest
+from rszoo.recipes.layers import OVERRIDE, RECIPES, Layers, Origin, read_layers
 from rszoo.recipes.recipe import Recipe
 from rszoo.recipes.schedule import warmup_steps
+from rszoo.registry.manifest import get_entry
 from rszoo.terminal import printable
 
 #: What the others are based on; it is no recipe by itself.
@@ -77,9 +78,11 @@ def list_recipes() -> list[str]:
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return a recipe by its name, or by the path of a YAML file, with values overridden: `train.batch_size=1024`.
 
+    A pair's other names, such as `resnet-rs-50`, are names of its recipe too.
+
     Raises:
-        UnknownModelError: there is no such recipe.
-        ConfigError: the recipe, a base or an override has an unknown key or an impossible value.
+        UnknownModelError: there is no such recipe. SourceNotFoundError: there is no such file.
+        ConfigError: the recipe, a base or an override (OverrideError) has an unknown key or an impossible value.
     """
     return trace_recipe(name, overrides).recipe
 
@@ -101,10 +104,17 @@ def read_recipe(name: str) -> Layers:
     """Return a recipe's values as its files have them, not checked yet.
 
     Raises:
-        UnknownModelError: there is no such recipe.
+        UnknownModelError: there is no such recipe. SourceNotFoundError: there is no such file.
         ConfigError: a file is not YAML, or its base is not there.
     """
-    path = expand_user(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if name.endswith((".yaml", ".yml")):
+        path = expand_user(name)
+        if not path.is_file():
+            raise SourceNotFoundError(
+                f"no recipe at {name}; give the path of a .yaml file, or a name of `rszoo recipes`"
+            )
+        return read_layers(path)
+    path = RECIPES / f"{_full_name(name)}.yaml"
     if name == BASE or not path.is_file():
         likely = nearest(name, list_recipes()) or list_recipes()[:3]
         raise UnknownModelError(
@@ -112,6 +122,14 @@ def read_recipe(name: str) -> Layers:
             "of its .yaml file"
         )
     return read_layers(path)
+
+
+def _full_name(name: str) -> str:
+    """Return the name of the pair that the registry has for another name of it, such as `resnet-rs-50`."""
+    try:
+        return get_entry(name).name
+    except UnknownModelError:
+        return name
 
 
 def build_recipe(name: str, layers: Layers) -> TracedRecipe:
@@ -127,7 +145,8 @@ def build_recipe(name: str, layers: Layers) -> TracedRecipe:
         key = re.match(r"(?:unknown key ')?([\w.]+)", str(error))
         origin = layers.origins.get(key[1]) if key else None
         where = "" if origin is None or origin.line is None else f" ({origin.place}:{origin.line})"
-        raise ConfigError(f"recipe {name}: {error}{where}") from error
+        kind = OverrideError if origin is not None and origin.place == OVERRIDE else ConfigError
+        raise kind(f"recipe {name}: {error}{where}") from error
     origins = dict(layers.origins)
     if depth := origins.get("model.depth"):
         note = ", ".join(filter(None, [f"depth {recipe.model.depth}", depth.note]))

@@ -20,8 +20,9 @@ from rszoo.registry.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from rszoo.schema.fields import build, plain
 from rszoo.schema.limits import check_range
 
-#: "transcribed": values copied from a source, never run; "run": trained with rszoo, with the result in the recipe.
-Status = Literal["transcribed", "run"]
+#: "transcribed": values copied from a source, never run; "run": those, trained with rszoo, with the result in the
+#: recipe; "ours": rszoo's own values.
+Status = Literal["transcribed", "run", "ours"]
 Schedule = Literal["cosine", "steps", "constant"]
 Precision = Literal["float32", "bfloat16"]
 #: RandAugment's outcomes: the 16 operations of the TF1 code, or the Model Garden's 17, the last of which does nothing.

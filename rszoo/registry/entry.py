@@ -38,6 +38,10 @@ class Source:
     def __post_init__(self) -> None:
         if (self.url is None) == (self.file is None):
             raise ConfigError("a source has either a url or a file")
+        check_pattern(self, "url", r"https?://[^\s/]+/\S+", "an http:// or https:// URL")
+        check_pattern(self, "sha256", "[0-9a-f]{64}", "64 hex digits")
+        check_pattern(self, "md5", "[A-Za-z0-9+/]{22}==", "an MD5 in base64, 24 characters")
+        check_pattern(self, "crc32c", "[A-Za-z0-9+/]{6}==", "a CRC32C in base64, 8 characters")
 
     @property
     def path(self) -> Path | None:
