@@ -6,7 +6,7 @@ Each tensor of the architecture's walk must be in the checkpoint exactly once; a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -15,11 +15,13 @@ from converters.formats.format import Contents, Format, Reader
 from rszoo.arch.audit import Described, audit, dtype_name
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.walk import TensorSpec, iter_tensors
-from rszoo.errors import ConversionError
+from rszoo.errors import ConversionError, UsageError
 from rszoo.folder.model_folder import WeightSet
 
 _KIND = {"ema": "averages", "raw": "plain weights"}
 _STEP_DTYPES = ("int32", "int64")
+# The classes of ImageNet-1k, and one in front that no image has.
+_WITH_BACKGROUND = 1001
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Account:
         mapped: for each tensor of the walk, in its order, the variable that holds it.
         skipped: the other variables, by the reason for leaving them out.
         step: the variable that counts the steps, if there is one.
+        notes: what else is to be said, in words.
+        drops_background: whether the first class is left out of the head.
     """
 
     format: Format
@@ -38,6 +42,8 @@ class Account:
     mapped: Mapping[TensorSpec, str]
     skipped: Mapping[str, tuple[str, ...]]
     step: str | None
+    notes: tuple[str, ...] = ()
+    drops_background: bool = False
 
     @property
     def wanted(self) -> list[str]:
@@ -46,7 +52,25 @@ class Account:
 
     def read(self, reader: Reader, spec: TensorSpec) -> np.ndarray:
         """Return a tensor's values with PyTorch's axes. Raises CheckpointError if they are damaged or missing."""
-        return self.format.to_torch(spec.kind, reader.read(self.mapped[spec]))
+        values = self.format.to_torch(spec.kind, reader.read(self.mapped[spec]))
+        # PyTorch's axes begin with the classes.
+        return values[1:] if self.drops_background and spec.kind.layer_type == "dense" else values
+
+    def without_background(self) -> Account:
+        """Return the account of the same checkpoint without its first class, which is none of ImageNet's.
+
+        Raises:
+            UsageError: it has not 1001 classes.
+        """
+        if self.arch.num_classes != _WITH_BACKGROUND:
+            raise UsageError(
+                f"the checkpoint has {self.arch.num_classes} classes; only of {_WITH_BACKGROUND} the first is the "
+                "background: leave out --drop-background"
+            )
+        arch = replace(self.arch, num_classes=_WITH_BACKGROUND - 1)
+        mapped = dict(zip(iter_tensors(arch), self.mapped.values(), strict=True))
+        notes = (*self.notes, "the first class, the background, was dropped on request")
+        return replace(self, arch=arch, mapped=mapped, notes=notes, drops_background=True)
 
 
 def take_account(checkpoint_format: Format, reader: Reader, weights: WeightSet) -> Account:
@@ -78,7 +102,7 @@ def take_account(checkpoint_format: Format, reader: Reader, weights: WeightSet) 
         if (there := tuple(name for name in names if name in entries and name not in expected))
     }
     step = contents.step if contents.step in entries else None
-    return Account(checkpoint_format, contents.arch, weights, mapped, skipped, step)
+    return Account(checkpoint_format, contents.arch, weights, mapped, skipped, step, contents.notes)
 
 
 def _skippable(contents: Contents, weights: WeightSet) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.convert import Identity, convert
-from converters.read.source import Source, find_entry, find_source, locate
+from converters.read.source import Source, find_entries, find_source, locate
 from rszoo.errors import UsageError
 from rszoo.folder.model_folder import ModelFolder, WeightSet, read_folder
 from rszoo.refs import Checkpoint, Folder, Ref
@@ -34,6 +34,7 @@ def convert_checkpoint(
     identity: Identity | None = None,
     overwrite: bool = False,
     keep_archive: bool = False,
+    drop_background: bool = False,
 ) -> Conversion:
     """Convert a checkpoint to a model folder, accounting for every variable.
 
@@ -44,19 +45,28 @@ def convert_checkpoint(
         identity: what the checkpoint is, where its name does not say.
         overwrite: replace a former model folder.
         keep_archive: keep what is downloaded, in the cache's archives folder.
+        drop_background: leave out the first of 1001 classes, which no image of ImageNet has.
 
     Raises:
         UsageError: `output` is left out and `source` names no registered model; else as `converters.convert.convert`.
     """
     found = find_source(source)
     if output is None:
-        entry = find_entry(found)
-        if entry is None:
+        entries = find_entries(found)
+        if not entries:
             if isinstance(found, (Folder, Checkpoint)):
                 with locate(found):
                     pass  # That it is missing matters more than the missing output.
             raise UsageError(f"{found} names no registered model; give --output FOLDER")
-        output = entry.name
+        output = entries[0].name
     target = Path(output)
-    account = convert(found, target, weights=weights, identity=identity, overwrite=overwrite, keep_archive=keep_archive)
+    account = convert(
+        found,
+        target,
+        weights=weights,
+        identity=identity,
+        overwrite=overwrite,
+        keep_archive=keep_archive,
+        drop_background=drop_background,
+    )
     return Conversion(read_folder(target), account)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from converters.account import Account, take_account
 from converters.formats import recognize
 from converters.read.files import OpenCheckpoint
-from converters.read.source import Opener, Source, find_entry, find_source, locate
+from converters.read.source import Opener, Source, find_entries, find_source, locate
 from rszoo.arch.config import ArchConfig
 from rszoo.errors import ConversionError, UsageError
 from rszoo.folder.model_folder import ModelConfig, WeightSet
@@ -46,15 +46,16 @@ def convert(
     identity: Identity | None = None,
     overwrite: bool = False,
     keep_archive: bool = False,
+    drop_background: bool = False,
 ) -> dict[str, Any]:
     """Convert a checkpoint to the model folder `output`, and return the account (`conversion.json`).
 
     `source`: archive, folder, prefix, file, URL or registered name, see `locate`. A download is converted while it
-    arrives; `keep_archive` keeps it in the cache afterwards.
+    arrives; `keep_archive` keeps it in the cache afterwards. `drop_background`: leave out the first of 1001 classes.
 
     Raises:
         ConversionError: the checkpoint is not a ResNet-RS, or its name, the registry and its content disagree.
-        UsageError: `weights` is unknown, or nothing says the resolution: `identity` must.
+        UsageError: `weights` is unknown, nothing says the resolution (`identity` must), or there is no background.
         OutputError: `output` exists and `overwrite` is off, or it cannot be written.
         SourceNotFoundError, ArchiveError, CheckpointError, NetworkError: as `locate`.
     """
@@ -62,31 +63,34 @@ def convert(
         raise UsageError(f"weights must be ema or raw, received {weights!r}")
     identity = identity or Identity()
     found = find_source(source)
-    entry = get_entry(identity.model) if identity.model else find_entry(found)
+    entries = [get_entry(identity.model)] if identity.model else find_entries(found)
     with (
         # Left last: a download is kept until the result has its final name.
         locate(found, keep_archive=keep_archive) as open_files,
         staged_model_folder(output, overwrite=overwrite) as folder,
     ):
-        return convert_into(folder, open_files, entry, weights, identity)
+        return convert_into(folder, open_files, entries, weights, identity, drop_background=drop_background)
 
 
 def convert_into(
     folder: Path,
     open_files: Opener,
-    entry: PretrainedEntry | None,
+    entries: Sequence[PretrainedEntry],
     weights: WeightSet,
     identity: Identity = Identity(),
+    *,
+    drop_background: bool = False,
 ) -> dict[str, Any]:
     """Convert a checkpoint into an empty folder that becomes a model folder, and return the account.
 
-    `entry`: the registered pair that it is known to be. Raises as `convert`.
+    `entries`: the registered pairs that it may be, by its name, of which its format decides. Raises as `convert`.
     """
     with open_accounted(open_files, folder, weights) as (files, account):
-        config = _describe(account, entry, identity)
+        account = account.without_background() if drop_background else account
+        config = _describe(account, entries, identity)
         tensors = TensorSource(account.mapped, lambda spec: account.read(files.reader, spec))
         written = write_weights(folder, config, tensors, {"source": files.source, **files.content_hash()})
-        checks = [*files.integrity_checks(), *_CHECKS]
+        checks = [*files.integrity_checks(), *_CHECKS, *account.notes]
         provenance = Provenance(account.format.name, _source_facts(files, account), account.skipped, checks)
         return write_records(folder, config, tensors.names, provenance, written)
 
@@ -108,14 +112,17 @@ def open_accounted(
                 return
 
 
-def _describe(account: Account, entry: PretrainedEntry | None, identity: Identity) -> ModelConfig:
+def _describe(account: Account, entries: Sequence[PretrainedEntry], identity: Identity) -> ModelConfig:
     """Bring together what the content, the name and the user say; raise if they disagree or say too little."""
     arch = account.arch
-    if entry is not None:
+    if entries:
+        # Archives of one name were published in two formats.
+        of_format = (entry for entry in entries if entry.family.format == account.format.name)
+        entry = next(of_format, entries[0])
         _check_agreement(account, entry, identity)
         known = {field: getattr(entry.arch, field) for field in _NOT_IN_CHECKPOINTS}
-        arch = replace(arch, **known)
-        return ModelConfig(entry.name, entry.name, arch, entry.preprocessing, entry.labels, account.weights)
+        arch, labels = replace(arch, **known), entry.labels_of(arch.num_classes)
+        return ModelConfig(entry.name, entry.name, arch, entry.preprocessing, labels, account.weights)
     if identity.image_size is None:
         pairs = [name for name in list_models() if get_entry(name).arch.blocks == arch.blocks]
         known_pairs = f" --model NAME ({', '.join(pairs)}) or" if pairs else ""
@@ -132,15 +139,18 @@ def _check_agreement(account: Account, entry: PretrainedEntry, identity: Identit
         raise UsageError(
             f"{entry.name} is of input size {entry.image_size}, but --image-size {identity.image_size} is given"
         )
-    compared = [field.name for field in fields(ArchConfig) if field.name not in _NOT_IN_CHECKPOINTS]
-    differing = [name for name in compared if getattr(entry.arch, name) != getattr(account.arch, name)]
+    compared = {field.name for field in fields(ArchConfig)} - {*_NOT_IN_CHECKPOINTS}
+    if entry.labels_of(account.arch.num_classes) is not None:
+        # With the background or without.
+        compared -= {"num_classes"}
+    differing = [name for name in sorted(compared) if getattr(entry.arch, name) != getattr(account.arch, name)]
     if differing:
         who, remedy = "the name says", "rename it, or say what it is with --model NAME"
         if identity.model:
             who, remedy = "--model says", "give another, or leave it out and give --image-size PIXELS"
         raise ConversionError(
-            f"{who} {entry.name}, a {_network(entry.arch)}, but the checkpoint ({account.format.name}) holds a "
-            f"{_network(account.arch)}; they differ in {', '.join(differing)}; {remedy}"
+            f"{who} {entry.name} ({entry.family.format}), a {_network(entry.arch)}, but the checkpoint "
+            f"({account.format.name}) holds a {_network(account.arch)}; they differ in {', '.join(differing)}; {remedy}"
         )
 
 

@@ -57,12 +57,14 @@ class Contents:
             walk's order; "raw" alone where there are no averages.
         skippable: by the reason for leaving it out, what else may be there.
         step: the tensor that counts the steps, an integer without axes; it may be missing.
+        notes: what else the account says, in words.
     """
 
     arch: ArchConfig
     names: Mapping[WeightSet, Sequence[str]]
     skippable: Mapping[str, Sequence[str]] = field(default_factory=dict)
     step: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

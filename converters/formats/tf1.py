@@ -21,7 +21,7 @@ from converters.formats.format import Contents, Export, Format, Reader, Referenc
 from converters.tensorbundle.bundle import write_bundle
 from converters.tensorbundle.layout import Ranges, packed_ranges
 from rszoo.arch.config import ArchConfig
-from rszoo.arch.walk import TensorSpec, iter_tensors
+from rszoo.arch.walk import TensorSpec, iter_tensors, with_published_widths
 from rszoo.errors import ConfigError, ConversionError
 from rszoo.folder.model_folder import WeightSet
 from rszoo.registry.manifest import get_entry, list_models
@@ -82,7 +82,7 @@ def infer_arch(shapes: Mapping[str, tuple[int, ...]]) -> ArchConfig:
             strided_padding="symmetric",
             shortcut_pool="strided",
         )
-        return _simplest_widths(exact)
+        return with_published_widths(exact)
     except ConfigError as error:
         raise ConversionError(f"the checkpoint's shapes are impossible ({error}); {_HINT}") from error
 
@@ -100,13 +100,6 @@ def _conv_kernels(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]
         if match := re.fullmatch(r"conv2d(?:_([0-9]{1,9}))?/kernel", name):
             numbered[int(match[1] or 0)] = shape
     return [numbered[number] for number in sorted(numbered)]
-
-
-def _simplest_widths(exact: ArchConfig) -> ArchConfig:
-    """Return the network as the published widths times a multiplier, if it is one."""
-    published = replace(exact, stem_widths=ArchConfig.stem_widths, stage_widths=ArchConfig.stage_widths)
-    multiplied = replace(published, width_multiplier=exact.stage_widths[0] / published.stage_widths[0])
-    return multiplied if list(iter_tensors(multiplied)) == list(iter_tensors(exact)) else exact
 
 
 def _shapes(reader: Reader) -> dict[str, tuple[int, ...]]:

@@ -150,19 +150,24 @@ def _check_not_converted(place: Folder | Checkpoint, path: Path) -> None:
         )
 
 
-def find_entry(source: str | os.PathLike[str] | Ref | Source) -> PretrainedEntry | None:
-    """Return the pair that a source says it is by its base name, or None if it names none.
+def find_entries(source: str | os.PathLike[str] | Ref | Source) -> list[PretrainedEntry]:
+    """Return the pairs that a source may be by its base name: one for each format of archives of that name.
 
     `resnet-rs-152` as a name means the largest resolution; as the name of a file or URL it tells no resolution.
     """
     found = find_source(source)
     if isinstance(found, PretrainedEntry):
-        return found
+        return [found]
     base = str(found).rstrip("/").rpartition("/")[2]
     for suffix in ARCHIVE_SUFFIXES:
         base = base.removesuffix(suffix)
     base = base.lower().replace("_", "-")
-    return get_entry(base) if base in list_models() else None
+    if base not in list_models():
+        return []
+    named = get_entry(base)
+    archive = str(named.source.url).rpartition("/")[2]
+    others = (entry for entry in map(get_entry, list_models()) if entry is not named and entry.source.url)
+    return [named, *(entry for entry in others if str(entry.source.url).rpartition("/")[2] == archive)]
 
 
 def _open_file(path: Path, spool_folder: Path, keep: WeightSet | None) -> OpenCheckpoint:

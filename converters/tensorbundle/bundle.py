@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from converters.tensorbundle.sstable import read_table, write_table
-from converters.tensorbundle.wire import read_message, signed, write_field, write_fixed32
+from converters.tensorbundle.wire import read_message, read_varint, signed, varint, write_field, write_fixed32
 from rszoo.disk.crc32c import masked_crc32c
 from rszoo.errors import CheckpointError, nearest
 
@@ -44,12 +44,14 @@ _DTYPES: dict[int, tuple[str, str]] = {
     23: ("uint64", "<u8"),
 }
 _NOT_NUMERIC = {7: "string", 20: "resource", 21: "variant"}
+_STRING = 7
 _DTYPE_NUMBERS = {name: number for number, (name, _) in _DTYPES.items()}
 # numpy 1's limit; TensorFlow allows 254, and no network has such a tensor.
 _MAX_RANK = 32
 _MAX_VALUES = 1 << 48
 # A tensor is read as a whole. The largest published has 9.4 MB; a classifier of a million classes would have 8 GB.
 _MAX_TENSOR_BYTES = 1 << 30
+_CRC_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,22 @@ class Bundle:
             raise CheckpointError(f"the checkpoint's index is damaged: the parts of {name!r} overlap")
         return whole
 
+    def read_string(self, name: str) -> bytes:
+        """Return a string without axes, checked by its CRC32C.
+
+        Raises:
+            CheckpointError: there is no such string, or its bytes are damaged or missing.
+        """
+        entry = self.entries.get(name)
+        if entry is None or (entry.dtype, entry.shape) != (_NOT_NUMERIC[_STRING], ()):
+            raise CheckpointError(f"the checkpoint has no string {name!r}")
+        data = self._read_bytes(name, entry)
+        length, start = read_varint(data, 0)
+        start += _CRC_BYTES
+        if start + length != len(data) or _string_crc(data[start - _CRC_BYTES :], length) != entry.crc32c:
+            raise CheckpointError(f"the checkpoint is damaged: CRC32C mismatch in the string {name!r}; get it again")
+        return data[start:]
+
     def _check_header(self, header: bytes) -> None:
         fields = {field: value for field, value in read_message(header) if isinstance(value, int)}
         if fields.get(2, 0):
@@ -173,10 +191,11 @@ class Bundle:
             return shard.read(entry.size)
 
 
-def write_bundle(tensors: Iterable[tuple[str, np.ndarray]], data: BinaryIO) -> bytes:
+def write_bundle(tensors: Iterable[tuple[str, np.ndarray | bytes]], data: BinaryIO) -> bytes:
     """Write a checkpoint of one shard: the values to `data`, and return the bytes of its `.index` file.
 
     `tensors` must come sorted by name in byte order, as TensorFlow's Saver writes them, and are consumed one at a time.
+    Bytes become a string without axes.
 
     Raises:
         CheckpointError: a name is out of order or a dtype has no TensorFlow type.
@@ -187,18 +206,32 @@ def write_bundle(tensors: Iterable[tuple[str, np.ndarray]], data: BinaryIO) -> b
         key = name.encode("utf-8")
         if key <= items[-1][0]:
             raise CheckpointError(f"tensors must be written in sorted order, {name!r} is not")
-        number = _DTYPE_NUMBERS.get(values.dtype.name)
-        if number is None:
-            raise CheckpointError(f"{name!r} is {values.dtype}, which a checkpoint cannot hold")
-        # tobytes gives C order whatever the strides; a memoryview of a transposed view would not.
-        encoded = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+        number, shape, encoded, crc32c = _encode(name, values)
         data.write(encoded)
-        shape = b"".join(write_field(2, write_field(1, size)) for size in values.shape)
-        entry = write_field(1, number) + write_field(2, shape) + write_field(4, offset)
-        entry += write_field(5, len(encoded)) + write_fixed32(6, masked_crc32c(encoded))
-        items.append((key, entry))
+        sizes = b"".join(write_field(2, write_field(1, size)) for size in shape)
+        entry = write_field(1, number) + write_field(2, sizes) + write_field(4, offset)
+        items.append((key, entry + write_field(5, len(encoded)) + write_fixed32(6, crc32c)))
         offset += len(encoded)
     return write_table(items)
+
+
+def _encode(name: str, values: np.ndarray | bytes) -> tuple[int, tuple[int, ...], bytes, int]:
+    """Return a tensor's type, shape, stored bytes and CRC32C."""
+    if isinstance(values, bytes):
+        length = len(values)
+        stored = masked_crc32c(length.to_bytes(4, "little")).to_bytes(_CRC_BYTES, "little") + values
+        return _STRING, (), varint(length) + stored, _string_crc(stored, length)
+    number = _DTYPE_NUMBERS.get(values.dtype.name)
+    if number is None:
+        raise CheckpointError(f"{name!r} is {values.dtype}, which a checkpoint cannot hold")
+    # tobytes gives C order whatever the strides; a memoryview of a transposed view would not.
+    encoded = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+    return number, values.shape, encoded, masked_crc32c(encoded)
+
+
+def _string_crc(stored: bytes, length: int) -> int:
+    """Return the CRC32C of a string: over its length as 4 bytes, and what is stored behind the length."""
+    return masked_crc32c((length & 0xFFFFFFFF).to_bytes(4, "little") + stored)
 
 
 def _check_size(name: str, size: int) -> None:

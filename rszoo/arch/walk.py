@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from rszoo.arch.config import ArchConfig, Block
@@ -83,6 +83,13 @@ def iter_tensors(config: ArchConfig) -> Iterator[TensorSpec]:
 def count_parameters(config: ArchConfig) -> int:
     """Return the number of trainable values."""
     return sum(spec.size for spec in iter_tensors(config) if spec.kind.trainable)
+
+
+def with_published_widths(config: ArchConfig) -> ArchConfig:
+    """Return the same network with the published widths and a multiplier; as it is if no multiplier gives its own."""
+    published = replace(config, stem_widths=ArchConfig.stem_widths, stage_widths=ArchConfig.stage_widths)
+    multiplied = replace(published, width_multiplier=config.stage_widths[0] / published.stage_widths[0])
+    return multiplied if list(iter_tensors(multiplied)) == list(iter_tensors(config)) else config
 
 
 def _block(block: Block) -> Iterator[TensorSpec]:

@@ -71,7 +71,7 @@ def _convert(entry: PretrainedEntry, weights: WeightSet, keep_archive: bool) -> 
         # A download is kept until the result is safe on the disk, and deleted before the result gets its name: nobody
         # would delete it once the model is found.
         with locate(entry, keep_archive=keep_archive) as open_files:
-            report = convert_into(scratch, open_files, entry, weights)
+            report = convert_into(scratch, open_files, [entry], weights)
             write_through(scratch)
         target = models_folder() / f"{entry.name}-{weights}-{report['result']['sha256'][:HASH_DIGITS]}"
         _put_in_place(scratch, target)

@@ -1,4 +1,4 @@
-"""`rszoo-convert`: a TensorFlow checkpoint to a model folder, or a model folder back to a TF1 checkpoint."""
+"""`rszoo-convert`: a TensorFlow checkpoint to a model folder, or a model folder back to a checkpoint."""
 
 from __future__ import annotations
 
@@ -47,6 +47,9 @@ def convert(
             "answered with all. Default: safetensors, a model folder from a checkpoint.",
         ),
     ] = None,
+    drop_background: Annotated[
+        bool, typer.Option("--drop-background", help="Leave out the first of 1001 classes, which no image has.")
+    ] = False,
     keep_archive: Annotated[
         bool, typer.Option("--keep-archive", help="Keep the archives in the cache's archives folder.")
     ] = False,
@@ -71,6 +74,7 @@ def convert(
         identity=Identity(model, image_size),
         overwrite=overwrite,
         keep_archive=keep_archive,
+        drop_background=drop_background,
     )
     print_json(done.to_dict()) if as_json else show(_summary(done))
 

@@ -11,13 +11,15 @@ from rszoo.terminal import show, table
 
 
 def list_models_command(
-    pattern: Annotated[str, typer.Argument(help="Shell pattern, such as '*-i256'.")] = "*", as_json: Json = False
+    pattern: Annotated[str, typer.Argument(help="Shell pattern, such as '*-i256'.")] = "*",
+    family: Annotated[str | None, typer.Option(help="Only those of one origin, such as tf1 or garden.")] = None,
+    as_json: Json = False,
 ) -> None:
     """List the registered models."""
     from rszoo.arch.walk import count_parameters
     from rszoo.registry.manifest import get_entry, list_models
 
-    entries = [get_entry(name) for name in list_models(pattern)]
+    entries = [get_entry(name) for name in list_models(pattern, family=family)]
     if as_json:
         # Imported here: it needs numpy, which takes as long as the rest.
         from rszoo.cache.describe import describe_entry
@@ -28,7 +30,8 @@ def list_models_command(
     for entry in entries:
         size, top1 = str(entry.image_size), f"{entry.published.top1:.1f}"
         count = f"{count_parameters(entry.arch) / 1e6:.1f} M"
-        rows.append((entry.name, count, size, top1, f"{entry.source.size_mib:g}", entry.family.dataset.name))
+        archive = "?" if entry.source.size_mib is None else f"{entry.source.size_mib:g}"
+        rows.append((entry.name, count, size, top1, archive, entry.family.dataset.name))
     show(table(rows))
 
 

@@ -1,8 +1,10 @@
 """The published evaluation preprocessing, in numpy: from an image to the network's input.
 
-Center crop (offsets rounded up), TensorFlow 1's legacy bicubic resize, normalization. Facts:
-tensorflow/tpu `models/official/resnet/resnet_preprocessing.py` for the crop, and the kernel of
-`tf.compat.v1.image.resize_bicubic` (align_corners and half_pixel_centers both off) for the resize.
+TF1's: center crop (offsets rounded up), TensorFlow 1's legacy bicubic resize, normalization. Facts: tensorflow/tpu
+`models/official/resnet/resnet_preprocessing.py` for the crop, and the kernel of `tf.compat.v1.image.resize_bicubic`
+(align_corners and half_pixel_centers both off) for the resize. The Model Garden's: another center crop, and the
+bilinear `tf.image.resize`. Facts: tensorflow/models `official/vision/ops/preprocess_ops.py` (`center_crop_image`) and
+`dataloaders/classification_input.py`.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ def preprocess(
     top, left, side = crop_box(settings, *pixels.shape[:2])
     if side < 1:
         raise ImageError(f"image of {pixels.shape[1]}x{pixels.shape[0]} pixels is too small: its crop would be empty")
-    resized = resize_legacy_bicubic(pixels[top : top + side, left : left + side], settings.image_size)
+    resize = {"legacy-bicubic": resize_legacy_bicubic, "bilinear": resize_bilinear}[settings.interpolation]
+    resized = resize(pixels[top : top + side, left : left + side], settings.image_size)
     mean, std = (np.asarray(values, np.float32) * np.float32(255) for values in (settings.mean, settings.std))
     if settings.channels == 1:
         resized = resized @ np.asarray(LUMA, np.float32)[:, None]
@@ -110,6 +113,11 @@ def read_image(path: str | os.PathLike[str], *, exif: bool = False) -> Decoded:
 
 def crop_box(settings: Preprocessing, height: int, width: int) -> tuple[int, int, int]:
     """Return top, left and side, in pixels, of the square that is cropped from an image of this size."""
+    if settings.interpolation == "bilinear":
+        # float32, and the offsets are of the side before it is truncated, as in the graph.
+        exact = np.float32(settings.crop) * np.float32(min(height, width))
+        top, left = (int((np.float32(length) - exact) / np.float32(2)) for length in (height, width))
+        return top, left, int(exact)
     padding = round(settings.image_size * (1 / settings.crop - 1))
     # float32 and truncated, as in the graph: another rounding moves the crop by a pixel for some sizes.
     ratio = np.float32(settings.image_size / (settings.image_size + padding))
@@ -131,6 +139,28 @@ def resize_legacy_bicubic(pixels: np.ndarray, size: int) -> np.ndarray:
     for tap in range(4):
         narrow += column_weights[None, :, tap, None] * result[:, columns[:, tap]]
     return narrow
+
+
+def resize_bilinear(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Resize (H, W, C) to float32 (size, size, C) as `tf.image.resize` does by default.
+
+    Half-pixel centers, no antialiasing, edges clamped.
+    """
+    (top, bottom, down), (left, right, across) = (_neighbors(length, size) for length in pixels.shape[:2])
+    columns = pixels.astype(np.float32)
+    narrow = columns[:, left] + (columns[:, right] - columns[:, left]) * across[None, :, None]
+    resized: np.ndarray = narrow[top] + (narrow[bottom] - narrow[top]) * down[:, None, None]
+    return resized
+
+
+def _neighbors(in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the 2 source indices of each output pixel, and how far it is from the first to the second, float32."""
+    scale = np.float32(in_size) / np.float32(out_size)
+    source = (np.arange(out_size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    base = np.floor(source)
+    lower = np.maximum(base.astype(np.int64), 0)
+    upper = np.minimum(np.ceil(source).astype(np.int64), in_size - 1)
+    return lower, upper, source - base
 
 
 def _taps(in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
-"""TensorFlow graph functions: crop boxes, the legacy bicubic resize, and normalization.
+"""TensorFlow graph functions: crop boxes, the resize, and normalization.
 
-Boxes are int32 (4,): top, left, height, width in pixels. Facts: tensorflow/tpu
-`models/official/resnet/resnet_preprocessing.py`; `rszoo.inference.images` has the same in numpy.
+Boxes are int32 (4,): top, left, height, width in pixels. `rszoo.inference.images` has the same in numpy, and names the
+sources.
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ def center_box(shape: tf.Tensor, settings: Preprocessing, *, at_least: int = 0) 
 
     `at_least` is the smallest side: the formula gives 0 for an image of one pixel.
     """
+    if settings.interpolation == "bilinear":
+        exact = np.float32(settings.crop) * tf.cast(tf.reduce_min(shape), tf.float32)
+        side = tf.maximum(tf.cast(exact, tf.int32), at_least)
+        # The offsets are of the side before it is truncated.
+        offsets = tf.cast((tf.cast(shape, tf.float32) - exact) / 2.0, tf.int32)
+        return tf.concat([offsets, [side, side]], 0)
     padding = round(settings.image_size * (1 / settings.crop - 1))
     # float32 and truncated: another rounding moves the crop by a pixel for some sizes.
     ratio = np.float32(settings.image_size / (settings.image_size + padding))
@@ -55,9 +61,12 @@ def shifted_box(shape: tf.Tensor, seed: tf.Tensor, augment: AugmentSettings, set
     return tf.concat([tf.clip_by_value(moved, 0, shape - box[2:]), box[2:]], 0)
 
 
-def resize(pixels: tf.Tensor, size: int) -> tf.Tensor:
-    """Return uint8 (H, W, 3) resized to float32 (size, size, 3); values may exceed 0 to 255."""
-    return tf.raw_ops.ResizeBicubic(images=pixels[None], size=[size, size])[0]
+def resize(pixels: tf.Tensor, settings: Preprocessing) -> tf.Tensor:
+    """Return uint8 (H, W, 3) resized to float32 (size, size, 3); legacy bicubic values may exceed 0 to 255."""
+    images, size = pixels[None], [settings.image_size] * 2
+    if settings.interpolation == "bilinear":
+        return tf.raw_ops.ResizeBilinear(images=images, size=size, half_pixel_centers=True)[0]
+    return tf.raw_ops.ResizeBicubic(images=images, size=size)[0]
 
 
 def normalize(image: tf.Tensor, settings: Preprocessing) -> tf.Tensor:

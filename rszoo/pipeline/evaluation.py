@@ -86,7 +86,7 @@ def _prepare_published(
     usable, size = tf.size(pixels) > 0, preprocessing.image_size
     image = tf.cond(
         usable,
-        lambda: crops.normalize(crops.resize(pixels, size), preprocessing),
+        lambda: crops.normalize(crops.resize(pixels, preprocessing), preprocessing),
         lambda: tf.zeros([size, size, 3]),
     )
     return usable, image, label

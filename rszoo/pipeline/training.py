@@ -81,7 +81,7 @@ def _prepare(element: dict[str, tf.Tensor], decoder: Decoder, recipe: Recipe) ->
     usable = tf.size(pixels) > 0
 
     def finish() -> tf.Tensor:
-        return crops.normalize(_augment(crops.resize(pixels, settings.image_size), seeds, recipe), settings)
+        return crops.normalize(_augment(crops.resize(pixels, settings), seeds, recipe), settings)
 
     size = settings.image_size
     image = tf.cond(usable, finish, lambda: tf.zeros([size, size, 3]))

@@ -143,7 +143,9 @@ def _check_pair(folder: ModelFolder) -> None:
     if config.pair is None:
         return
     entry = get_entry(config.pair)
-    known = entry.arch, entry.preprocessing, entry.labels
+    # With the background or without.
+    labels = entry.labels_of(config.arch.num_classes)
+    known = dataclasses.replace(entry.arch, num_classes=config.arch.num_classes), entry.preprocessing, labels
     if config.weights == "trained" or (config.arch, config.preprocessing, config.labels) != known:
         raise VerificationError(
             f"{folder.path} says that it is {config.pair}, but its network, preprocessing, labels or kind of weights "

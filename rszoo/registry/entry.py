@@ -22,11 +22,11 @@ from rszoo.schema.limits import check_pattern, check_percent, check_text
 class Source:
     """Where the original archive is: `url`, or `file` inside this package. Hashes are None where unknown.
 
-    `size_mib` as listed by the publisher, `size` in bytes; `members` in archive order; `crc32c` and `md5` in base64, as
-    the storage server sends them; `sha256` in hex.
+    `size_mib` as listed by the publisher, `size` in bytes; `members` in archive order, none if unknown; `crc32c` and
+    `md5` in base64, as the storage server sends them; `sha256` in hex.
     """
 
-    size_mib: float
+    size_mib: float | None
     members: tuple[str, ...]
     url: str | None = None
     file: str | None = None
@@ -51,19 +51,20 @@ class Source:
 
 @dataclass(frozen=True)
 class Published:
-    """Figures of others, not measured here: the publisher's top-1 in percent and times of one training step.
+    """Figures of others, not measured here: the publisher's top-1 and top-5 in percent and times of a training step.
 
     `timm_top1`: of the same weights at the same size with timm's transform, in percent, from timm's
     results-imagenet.csv; None where timm has no such result.
     """
 
     top1: float
+    top5: float | None = None
     v100_latency_s: float | None = None
     tpuv3_latency_ms: float | None = None
     timm_top1: float | None = None
 
     def __post_init__(self) -> None:
-        check_percent(self, "top1", "timm_top1")
+        check_percent(self, "top1", "top5", "timm_top1")
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ class Family:
         format: the converter's name of the checkpoints' format.
         pairs: a regular expression of the pairs' names. Its groups `depth` and `image_size` must agree with the pair's;
             `short` is the name of an architecture, which means its largest resolution.
+        short: that name, where it is no part of the pair's, with `{depth}` for the group.
         aliases: other names of an architecture, in which `{short}` stands for the group.
         dataset: what they were trained on.
         preprocessing: the fields of `Preprocessing` without the image size.
@@ -158,6 +160,7 @@ class Family:
     labels: str | tuple[str, ...]
     background: str | None = None
     aliases: tuple[str, ...] = ()
+    short: str | None = None
     publisher: Publisher | None = None
     not_others: str | None = None
     golden_image: GoldenImage | None = None
@@ -185,6 +188,14 @@ class PretrainedEntry:
     converted: Converted
     config_url: str | None
 
+    def labels_of(self, classes: int) -> tuple[str, ...] | None:
+        """Return the labels of so many classes: the pair's, with the background or without; None for another number."""
+        background, labels = self.family.background, self.labels
+        if background is not None:
+            plain = labels[1:] if labels[0] == background else labels
+            labels = (background, *plain) if classes == len(plain) + 1 else plain
+        return labels if classes == len(labels) else None
+
     @property
     def image_size(self) -> int:
         """Side of the square input, in pixels."""
@@ -194,7 +205,11 @@ class PretrainedEntry:
     def short_name(self) -> str | None:
         """The architecture's name, such as `resnet-rs-152`, or None where the family names none."""
         match = re.fullmatch(self.family.pairs, self.name)
-        return match.groupdict().get("short") if match else None
+        if match is None:
+            return None
+        groups = match.groupdict()
+        short = self.family.short
+        return groups.get("short") if short is None else short.replace("{depth}", groups.get("depth", ""))
 
     @property
     def short_names(self) -> tuple[str, ...]:

@@ -30,13 +30,19 @@ _MANIFEST_NAME = "weights_manifest.json"
 _VARIABLE = "RSZOO_MANIFEST"
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Return the names that match a shell pattern, in order of depth and resolution.
+def list_models(pattern: str = "*", *, family: str | None = None) -> list[str]:
+    """Return the names that match a shell pattern, by family, depth and resolution.
+
+    `family`: only those of one, such as "tf1" or "garden".
 
     Raises:
-        UnknownModelError: nothing matches.
+        UnknownModelError: nothing matches, or there is no such family.
     """
-    names = [name for name in _entries() if fnmatch.fnmatchcase(name, pattern.lower())]
+    families = dict.fromkeys(entry.family.name for entry in _entries().values())
+    if family is not None and family not in families:
+        raise UnknownModelError(f"there is no family {family!r}; choose {' or '.join(families)}")
+    found = (name for name in _entries() if fnmatch.fnmatchcase(name, pattern.lower()))
+    names = [name for name in found if family in (None, _entries()[name].family.name)]
     if not names:
         likely = nearest(pattern, _entries()) or list(_entries())[:3]
         raise UnknownModelError(f"no model matches {pattern!r}; there are: {', '.join(likely)}. Run `rszoo list`.")

@@ -15,11 +15,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)
 #: One number for each channel: RGB, or gray.
 Channels = tuple[float, float, float] | tuple[float]
-Interpolation = Literal["legacy-bicubic"]
+Interpolation = Literal["legacy-bicubic", "bilinear"]
 #: How an image is resized, in words.
 INTERPOLATIONS: dict[Interpolation, str] = {
     "legacy-bicubic": "TensorFlow 1's legacy bicubic: no half-pixel centres, no antialiasing, a = -0.75,\n"
     "   values neither clipped nor rounded",
+    "bilinear": "`tf.image.resize`'s bilinear: half-pixel centres, no antialiasing, values not rounded",
 }
 
 _MAX_SIZE = 8192
@@ -31,9 +32,11 @@ _MIN_CROP = 0.01
 class Preprocessing:
     """The published evaluation preprocessing: centre crop, square resize, normalization.
 
-    `image_size` in pixels (the input is square); `crop` is the fraction that defines the padding around the crop,
-    `padding = round(image_size * (1 / crop - 1))`; `mean` and `std` are for RGB in [0, 1], or one number each for gray
-    in [0, 1], the luma of RGB.
+    `image_size` in pixels (the input is square). `interpolation` says whose preprocessing it is, and so the crop: with
+    "legacy-bicubic", TF1's, `crop` is the fraction that defines the padding around the crop, `padding =
+    round(image_size * (1 / crop - 1))`, and offsets are rounded up; with "bilinear", the Model Garden's, `crop` is the
+    part of the image's shorter side, and offsets are rounded down. `mean` and `std` are for RGB in [0, 1], or one
+    number each for gray in [0, 1], the luma of RGB.
 
     Raises:
         ConfigError: a value is impossible.

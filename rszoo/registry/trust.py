@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rszoo.arch.walk import iter_tensors
 from rszoo.disk.paths import record_path
 from rszoo.disk.regular import read_regular
 from rszoo.disk.temporary import write_whole
@@ -79,9 +80,14 @@ def check_version(entry: PretrainedEntry, version: Version, url: str) -> None:
 
 
 def largest_size(entry: PretrainedEntry) -> int:
-    """Return how many bytes an archive has, or where that is not known, may have: twice what the publisher lists."""
+    """Return how many bytes an archive has, or where that is not known, may have: twice what is listed or expected."""
     sizes = [facts["size"] for facts in _known(entry).values() if isinstance(facts["size"], int)]
-    return min(sizes) if sizes else math.ceil(2 * entry.source.size_mib * (1 << 20))
+    if sizes:
+        return min(sizes)
+    if entry.source.size_mib is not None:
+        return math.ceil(2 * entry.source.size_mib * (1 << 20))
+    # A training checkpoint has plain weights, averages and momenta, float32 that can hardly be packed.
+    return 2 * 3 * 4 * sum(spec.size for spec in iter_tensors(entry.arch))
 
 
 def check_archive(entry: PretrainedEntry, found: Record) -> None:

@@ -60,6 +60,8 @@ def check_source(folder: ModelFolder, source: str | None) -> Check:
         locate(source) as open_files,
         open_accounted(open_files, Path(spool), weights_kind) as (files, account),
     ):
+        if account.arch.num_classes == folder.config.arch.num_classes + 1:
+            account = account.without_background()
         if set(account.mapped) != set(iter_tensors(folder.config.arch)):
             labels = folder.config.arch.label, account.arch.label
             return Check("source", "failed", f"the weights are of a {labels[0]}, {source} is of another {labels[1]}")

@@ -85,12 +85,12 @@ def _published_rows(findings: Findings) -> list[tuple[str, str, str, str]]:
     if entry is None or not findings.has_published_accuracy:
         return []
     transform, dataset = _TRANSFORMS["published"], entry.family.dataset
-    top1 = f"{entry.published.top1:.1f}"
+    top1, top5 = f"{entry.published.top1:.1f}", f"{entry.published.top5:.1f}" if entry.published.top5 else ""
     if publisher is None:
-        return [(top1, "", transform, f"rszoo's registry; {plain(dataset.name)}")]
+        return [(top1, top5, transform, f"rszoo's registry; {plain(dataset.name)}")]
     images = ", ".join(plain(part) for part in (dataset.name, dataset.split) if part)
     where = f"[{plain(publisher.name)}, {plain(publisher.place)}]({link_target(entry.family.code)})"
-    rows = [(top1, "", transform, f"published: {where}; {images}")]
+    rows = [(top1, top5, transform, f"published: {where}; {images}")]
     if entry.published.timm_top1 is not None:
         said = "timm's `results-imagenet.csv`, for its copy of these weights"
         rows.append((f"{entry.published.timm_top1:.2f}", "", _TRANSFORMS["timm"], said))

@@ -13,7 +13,7 @@ from rszoo.publish.card.facts import Account, Findings
 from rszoo.publish.card.markdown import code, link_target, plain, table
 from rszoo.publish.card.usage import RAW_WARNING
 from rszoo.registry.manifest import get_entry, list_models
-from rszoo.registry.preprocessing import INTERPOLATIONS
+from rszoo.registry.preprocessing import INTERPOLATIONS, Preprocessing
 
 _PAPER = "[Revisiting ResNets: Improved Training and Scaling Strategies](https://arxiv.org/abs/2103.07579)"
 _KIND = {
@@ -143,18 +143,26 @@ def _value(value: object) -> str:
 def preprocessing(findings: Findings) -> str:
     """Return the preprocessing in words and numbers, and what another one costs."""
     settings = findings.facts.folder.config.preprocessing
-    size, padding = settings.image_size, round(settings.image_size * (1 / settings.crop - 1))
+    size, (side, offsets) = settings.image_size, _crop(settings)
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (settings.mean, settings.std))
     words = f"""\
 ## Preprocessing
 
-1. Decode to RGB. Cut the centre square whose side is {size}/{size + padding} ({size / (size + padding):.4f}) of the
-   image's shorter side, rounded down; its offsets are rounded up.
+1. Decode to RGB. Cut the centre square whose side is {side} of the
+   image's shorter side, rounded down; its offsets are rounded {offsets}.
 2. Resize it to {size} x {size} with {INTERPOLATIONS[settings.interpolation]}.
 3. Scale to [0, 1], subtract the mean {mean}, divide by the standard deviation {std}.
 
-`rszoo.preprocess` does this. Other libraries' bicubic and crop differ."""
+`rszoo.preprocess` does this. Other libraries' resize and crop differ."""
     return "\n\n".join(part for part in (words, _transform_cost(findings)) if part)
+
+
+def _crop(settings: Preprocessing) -> tuple[str, str]:
+    """Return the side of the crop as part of the image's, and to where its offsets are rounded."""
+    if settings.interpolation == "bilinear":
+        return f"{settings.crop:g}", "down"
+    size, padding = settings.image_size, round(settings.image_size * (1 / settings.crop - 1))
+    return f"{size}/{size + padding} ({size / (size + padding):.4f})", "up"
 
 
 def _transform_cost(findings: Findings) -> str:

@@ -9,14 +9,17 @@ RAW_WARNING = (
     "In the published training no average is kept of the batch statistics (momentum 0): the moving means and variances "
     "of plain weights are those of one last batch, and of little use until they are estimated again."
 )
+_NOT_TIMM = (
+    "timm has no such network: its `resnetrs` models have the widths, activation, padding and pools of the TF1 code. "
+    "Given these weights, they would compute something else, or refuse them; `config.json` names none."
+)
 
 
 def usage(findings: Findings) -> str:
     """Return the snippets of code, for the libraries that can load the files."""
     name = f"hf-hub:{findings.facts.repo_id}"
     parts = ["## Use", _rszoo_usage(name, findings)]
-    if findings.loads_in_timm:
-        parts.append(_timm_usage(name))
+    parts.append(_timm_usage(name) if findings.loads_in_timm else _NOT_TIMM)
     if KERAS_WEIGHTS in findings.facts.files:
         parts.append(_keras_usage(findings.facts.repo_id))
     if findings.raw is not None:

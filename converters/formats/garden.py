@@ -1,0 +1,242 @@
+"""TF2 checkpoints of the Model Garden's ResNet-RS (tensorflow/models): where their object graph has each variable.
+
+A network is a chain of layers, of which those with weights are numbered: the stem's convolutions and normalizations,
+then the blocks. Variables are found by the attributes of these objects, never by a checkpoint's names, which depend on
+what was saved: a trainer, a model, a model and its backbone. Facts: tensorflow/models
+`official/vision/modeling/backbones/resnet.py`, `layers/nn_blocks.py`, `layers/nn_layers.py`,
+`classification_model.py` and `official/modeling/optimization/ema_optimizer.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from converters.formats.format import Contents, Export, Format, Reader, Reference
+from converters.tensorbundle.bundle import Bundle, write_bundle
+from converters.tensorbundle.object_graph import OBJECT_GRAPH, VALUE_SUFFIX, ObjectGraph, write_graph
+from rszoo.arch.config import ArchConfig
+from rszoo.arch.walk import TensorSpec, iter_tensors, with_published_widths
+from rszoo.errors import ConfigError, ConversionError
+from rszoo.registry.preprocessing import Preprocessing
+
+#: Name of the checkpoint that is written back, and of the file beside it that TensorFlow's `latest_checkpoint` reads.
+PREFIX = "ckpt"
+_STATE_FILE = f'model_checkpoint_path: "{PREFIX}"\nall_model_checkpoint_paths: "{PREFIX}"\n'
+_STEP = "global_step"
+_SAVES = "save_counter"
+_AVERAGE = "average"
+#: What a block calls its layers.
+_IN_BLOCK = {
+    "proj_conv": "_shortcut1",
+    "proj_bn": "_norm0",
+    "conv1": "_conv1",
+    "bn1": "_norm1",
+    "conv2": "_conv2",
+    "bn2": "_norm2",
+    "conv3": "_conv3",
+    "bn3": "_norm3",
+    "se_reduce": "_squeeze_excitation/_se_reduce",
+    "se_expand": "_squeeze_excitation/_se_expand",
+}
+_STEM_CONVS = 4
+_HEAD = "head.dense"
+# What a classifier calls its parts.
+_BACKBONES = ("layer_with_weights-0", "_backbone")
+_DENSE = "layer_with_weights-1"
+_NO_SLOTS = (
+    "the checkpoint has no averages beside its variables: these were taken, as a checkpoint for evaluation holds the "
+    "averages there"
+)
+_NOT_RESNET = "the checkpoint is not of a ResNet-RS of the Model Garden"
+
+
+def layer_paths(specs: Iterable[TensorSpec]) -> Iterator[str]:
+    """Yield the path of each spec of a whole walk: `backbone/layer_with_weights-8/_conv1/kernel`, `model/...`."""
+    numbers: dict[str, int] = {}
+    for spec in specs:
+        if spec.layer == _HEAD:
+            yield f"model/{_DENSE}/{spec.kind.variable}"
+            continue
+        unit, _, part = spec.layer.partition(".") if spec.layer.startswith("stem.") else spec.layer.rpartition(".")
+        # Each layer of the stem has a number of its own, and so has each block.
+        number = numbers.setdefault(spec.layer if unit == "stem" else unit, len(numbers))
+        inside = "" if unit == "stem" else f"/{_IN_BLOCK[part]}"
+        yield f"backbone/layer_with_weights-{number}{inside}/{spec.kind.variable}"
+
+
+class _Network:
+    """The objects of a classifier in a checkpoint's graph."""
+
+    def __init__(self, reader: Bundle) -> None:
+        self.entries = reader.entries
+        self.graph = ObjectGraph(reader.read_string(OBJECT_GRAPH))
+        # What was saved: a trainer, which has the model, or the model itself.
+        saved = [self.graph.find(0, "model"), 0]
+        self.classifier = self._first(place for place in saved if self._has(place, _DENSE))
+        self.backbone = self._first(self.graph.find(self.classifier, name) for name in _BACKBONES)
+
+    def variable(self, path: str) -> int | None:
+        """Return the number of a variable's object, by its path as `layer_paths` has it; None if there is none."""
+        part, _, inside = path.partition("/")
+        return self.graph.find(self.backbone if part == "backbone" else self.classifier, inside)
+
+    def shape(self, path: str) -> tuple[int, ...] | None:
+        """Return the shape of a variable, None if there is none."""
+        found = self.variable(path)
+        entry = None if found is None else self.entries.get(self.graph.nodes[found].key or "")
+        return None if entry is None else entry.shape
+
+    def _has(self, place: int | None, path: str) -> bool:
+        return place is not None and self.graph.find(place, path) is not None
+
+    def _first(self, places: Iterable[int | None]) -> int:
+        found = next((place for place in places if place is not None), None)
+        if found is None:
+            raise ConversionError(
+                f"{_NOT_RESNET}: its object graph has no classifier with a backbone and a dense layer"
+            )
+        return found
+
+
+def _why_not(reader: Reader) -> str | None:
+    if isinstance(reader, Bundle) and OBJECT_GRAPH in reader.entries:
+        return None
+    return "has no object graph, so it is no TF2 checkpoint"
+
+
+def _infer_arch(network: _Network) -> ArchConfig:
+    """Read blocks, widths, classes and channels off the shapes. Activation and padding leave no trace."""
+    stem = [network.shape(f"backbone/layer_with_weights-{2 * number}/kernel") for number in range(_STEM_CONVS)]
+    head, counts, widths = network.shape(f"model/{_DENSE}/kernel"), [0], [0]
+    for block in _blocks(network):
+        width = network.shape(f"{block}/_conv2/kernel")
+        if width is None or len(width) != 4:
+            raise ConversionError(f"{_NOT_RESNET}: its {block} is no bottleneck block")
+        if network.variable(f"{block}/_shortcut1/kernel") is not None:
+            counts.append(0)
+            widths.append(width[3])
+        counts[-1] += 1
+    if head is None or len(head) != 2 or any(shape is None or len(shape) != 4 for shape in stem) or len(counts) != 5:
+        raise ConversionError(f"{_NOT_RESNET}: no stem of {_STEM_CONVS} convolutions and 4 stages with a dense layer")
+    kernels = [shape for shape in stem if shape is not None]
+    try:
+        exact = ArchConfig(
+            blocks=tuple(counts[1:]),  # type: ignore[arg-type]
+            num_classes=head[1],
+            in_chans=kernels[0][2],
+            stem_widths=tuple(shape[3] for shape in kernels),  # type: ignore[arg-type]
+            stage_widths=tuple(widths[1:]),  # type: ignore[arg-type]
+            activation="silu",
+            strided_padding="same",
+            shortcut_pool="always",
+        )
+        return with_published_widths(exact)
+    except ConfigError as error:
+        raise ConversionError(f"{_NOT_RESNET}: its shapes are impossible ({error})") from error
+
+
+def _blocks(network: _Network) -> Iterator[str]:
+    number = 2 * _STEM_CONVS
+    while network.variable(block := f"backbone/layer_with_weights-{number}") is not None:
+        yield block
+        number += 1
+
+
+def _contents(reader: Reader) -> Contents:
+    if not isinstance(reader, Bundle):
+        raise ConversionError(f"{_NOT_RESNET}: it is no checkpoint of TensorFlow's")
+    network = _Network(reader)
+    arch = _infer_arch(network)
+    found = {path: network.variable(path) for path in layer_paths(iter_tensors(arch))}
+    graph = network.graph
+    if missing := [path for path, number in found.items() if number is None or graph.nodes[number].key is None]:
+        raise ConversionError(f"{_NOT_RESNET}: its object graph has no {missing[0]}{_more(missing)}")
+    numbers = [number for number in found.values() if number is not None]
+    raw = [graph.nodes[number].key or "" for number in numbers]
+    averages = graph.slots(_AVERAGE)
+    if averages and (missing := [path for path, number in found.items() if number not in averages]):
+        raise ConversionError(
+            f"the checkpoint has averages of some variables and none of {missing[0]}{_more(missing)}; take the plain "
+            "weights with --weights raw, if these are wanted"
+        )
+    ema = [averages[number] for number in numbers] if averages else raw
+    return Contents(
+        arch,
+        names={"ema": ema, "raw": raw},
+        skippable=_skippable(graph),
+        step=_key_of(graph, _STEP),
+        notes=() if averages else (_NO_SLOTS,),
+    )
+
+
+def _skippable(graph: ObjectGraph) -> dict[str, list[str]]:
+    optimizer = graph.find(0, "optimizer")
+    others = sorted(graph.slot_names() - {_AVERAGE})
+    return {
+        "momentum of the optimizer": [key for name in others for key in graph.slots(name).values()],
+        "settings of the optimizer": [] if optimizer is None else list(graph.keys_below(optimizer)),
+        "object graph": [OBJECT_GRAPH],
+        "count of the checkpoints saved": list(filter(None, [_key_of(graph, _SAVES)])),
+    }
+
+
+def _key_of(graph: ObjectGraph, path: str) -> str | None:
+    found = graph.find(0, path)
+    return None if found is None else graph.nodes[found].key
+
+
+def _more(missing: list[str]) -> str:
+    return f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+
+
+def _fits(arch: ArchConfig) -> bool:
+    return (arch.activation, arch.strided_padding, arch.shortcut_pool, arch.stem) == ("silu", "same", "always", "deep")
+
+
+def _write(export: Export, folder: Path) -> str:
+    """Write a checkpoint that `tf.train.Checkpoint(model=...)` and `(backbone=...)` restore to the Garden's model.
+
+    The folder's one set becomes the variables, as in a checkpoint for evaluation: momenta and averages are the
+    optimizer's, which it has not.
+    """
+    specs = list(iter_tensors(export.config.arch))
+    # TensorFlow calls a variable after the shortest way to it.
+    keys: dict[str, str] = {_STEP: f"{_STEP}{VALUE_SUFFIX}"}
+    values: dict[str, TensorSpec] = {}
+    for spec, path in zip(specs, layer_paths(specs), strict=True):
+        keys[path] = f"{path}{VALUE_SUFFIX}"
+        values[keys[path]] = spec
+    tensors: dict[str, np.ndarray | bytes | TensorSpec] = {
+        **values,
+        keys[_STEP]: np.array(export.step, np.int64),
+        OBJECT_GRAPH: write_graph(keys, {"model/layer_with_weights-0": "backbone"}),
+    }
+    ordered = sorted(tensors, key=lambda name: name.encode())
+    with (folder / f"{PREFIX}.data-00000-of-00001").open("wb") as data:
+        found = ((name, tensors[name]) for name in ordered)
+        index = write_bundle(
+            ((name, export.read(value) if isinstance(value, TensorSpec) else value) for name, value in found), data
+        )
+    (folder / f"{PREFIX}.index").write_bytes(index)
+    (folder / "checkpoint").write_text(_STATE_FILE, encoding="utf-8")
+    return PREFIX
+
+
+def _preprocessing(image_size: int) -> Preprocessing:
+    return Preprocessing(image_size, interpolation="bilinear")
+
+
+GARDEN = Format(
+    name="garden",
+    title="TF2 checkpoint of the Model Garden's ResNet-RS",
+    axes="tensorflow",
+    why_not=_why_not,
+    contents=_contents,
+    fits=_fits,
+    preprocessing=_preprocessing,
+    reference=Reference("rszoo.verify.garden_graph:run_reference", "tensorflow", "restored by tf.train.Checkpoint"),
+    write=_write,
+)
