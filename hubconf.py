@@ -6,7 +6,6 @@ One entry point for every depth (its largest registered resolution) and one for 
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 # The repository is on the import path only while this file runs and while an entry point is called. Later imports, such
@@ -67,7 +66,7 @@ def _entry_point(name: str) -> Callable[..., torch.nn.Module]:
             device=device,
         )
 
-    entry_point.__name__ = entry_point.__qualname__ = name.replace("-", "_")
+    entry_point.__name__ = entry_point.__qualname__ = name.replace("-", "_").replace(".", "_")
     entry_point.__doc__ = _summary(name) + _ARGUMENTS
     return entry_point
 
@@ -84,8 +83,8 @@ def _summary(name: str) -> str:
 
 def _names() -> list[str]:
     """Return every depth's name and every pair's, in the registry's order."""
-    pairs = rszoo.list_models()
-    return list(dict.fromkeys(name for pair in pairs for name in (re.sub(r"-i\d+$", "", pair), pair)))
+    entries = map(rszoo.get_entry, rszoo.list_models())
+    return list(dict.fromkeys(name for entry in entries for name in (entry.short_name or entry.name, entry.name)))
 
 
 globals().update({_function.__name__: _function for _function in map(_entry_point, _names())})

@@ -2,6 +2,7 @@
 
 python benchmarks/convert.py
 python benchmarks/convert.py resnet-rs-420-i320 --skip-tensorflow --rounds 1
+python benchmarks/convert.py resnet-rs-152-i256 --skip-tensorflow --garden
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("name", nargs="?", default="resnet-rs-50-i160", help="registered pair")
     parser.add_argument("--folder", type=Path, default=timing.DEFAULT_FOLDER, help="keeps the archives between runs")
     parser.add_argument("--skip-tensorflow", action="store_true", help="leave out the conversion through TensorFlow")
+    parser.add_argument("--garden", action="store_true", help="also the Model Garden's archive of the pair")
     arguments = parser.parse_args()
 
     archive = timing.make_archive(arguments.name, arguments.folder)
@@ -87,6 +89,17 @@ def main() -> None:
             prepare=clean,
         ),
     ]
+    if arguments.garden:
+        garden = timing.make_archive(f"{arguments.name}.garden", arguments.folder)
+        cases.append(
+            Case(
+                "rszoo-convert, Model Garden",
+                [timing.tool("rszoo-convert"), "--ckpt", str(garden), "--output", str(output)],
+                baseline="rszoo-convert",
+                targets=[Target("ratio", 1.15), Target("peak", 300)],
+                prepare=clean,
+            )
+        )
     if not arguments.skip_tensorflow:
         cases.append(
             Case(

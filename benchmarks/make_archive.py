@@ -1,6 +1,7 @@
 """Create an archive in the published layout with random weights.
 
-Three sets of float32 values (weights, averages, momentum) under the TF1 names, data shard before its index, gzip.
+Three sets of float32 values (weights, averages, momentum), data shard before its index, gzip: under the TF1 names, or
+for a pair of the Model Garden with an object graph.
 Normal random values compress with the ratio of the published archives (0.93), which determines the time.
 """
 
@@ -25,12 +26,20 @@ _PREFIX = "model.ckpt"
 
 def make_archive(name: str, folder: Path) -> Path:
     """Write `<name>.tar.gz` for a registered pair into `folder`, unless it exists, and return its path."""
-    archive = folder / f"{name}.tar.gz"
+    archive, entry = folder / f"{name}.tar.gz", get_entry(name)
     if not archive.exists():
         folder.mkdir(parents=True, exist_ok=True)
         data, index = folder / f"{_PREFIX}.data-00000-of-00001", folder / f"{_PREFIX}.index"
-        with data.open("wb") as out:
-            index.write_bytes(write_bundle(_tensors(get_entry(name).arch), out))
+        if entry.family.format == "garden":
+            # TensorFlow writes it: its order of tensors is that of its objects.
+            from tests.garden import write_garden
+
+            prefix = write_garden(entry.arch, folder).prefix
+            for written in (data, index):
+                Path(f"{prefix}{written.name.removeprefix(_PREFIX)}").rename(written)
+        else:
+            with data.open("wb") as out:
+                index.write_bytes(write_bundle(_tensors(entry.arch), out))
         with igzip.open(archive, "wb", compresslevel=1) as packed, tarfile.open(fileobj=packed, mode="w|") as tar:
             tar.add(data, data.name)
             tar.add(index, index.name)

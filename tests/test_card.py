@@ -60,7 +60,7 @@ TIMM_TOP1 = {
     "resnet-rs-270-i256": 83.6,
     "resnet-rs-420-i320": 84.24,
 }
-HOSTILE = "a\n---\nlicense: mit\n---\n# `x` | **b** [l](http://x) <script>&amp; \\[ $$ ~~ \u202e\ud800 ![](y)"
+HOSTILE = "a\n---\nlicense: mit\n---\n# `x` | **b** [l](http://x) <script>&amp; \\[ $$ ~~ \u202e ![](y)"
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_published_accuracy_is_claimed_for_verified_averages_alone(demo, tmp_pat
     )
 
 
-@pytest.mark.parametrize("name", rszoo.list_models("*-i*"))
+@pytest.mark.parametrize("name", rszoo.list_models(family="tf1"))
 def test_the_figures_of_every_pair(name, demo, tmp_path):
     entry = rszoo.get_entry(name)
     card = card_of(verified(fake_folder(demo, tmp_path / "made", entry)))
@@ -584,7 +584,7 @@ def test_the_picture_has_the_same_bytes_whatever_the_user_set():
         assert image.size == (704, 462)
         assert set(image.info) == {"dpi"}
     assert family_plot(rszoo.get_entry("resnet-rs-50")) != data
-    hashes = {hashlib.sha256(family_plot(rszoo.get_entry(name))).digest() for name in rszoo.list_models("*-i*")}
+    hashes = {hashlib.sha256(family_plot(rszoo.get_entry(name))).digest() for name in rszoo.list_models(family="tf1")}
     assert len(hashes) == 11
 
 
@@ -594,7 +594,7 @@ def test_the_picture_leaves_pyplot_alone(monkeypatch):
     family_plot(rszoo.get_entry(PAIR))
 
 
-@pytest.mark.parametrize("name", rszoo.list_models("*-i*"))
+@pytest.mark.parametrize("name", rszoo.list_models(family="tf1"))
 def test_every_pair_is_labelled_and_no_label_overlaps(name, monkeypatch):
     figures = []
     monkeypatch.setattr(plotting, "_encoded", lambda figure: figures.append(figure) or b"")

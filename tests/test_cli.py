@@ -174,6 +174,8 @@ def test_version_is_printed_by_every_entry_point(words):
 def test_interrupted_is_one_line_without_the_chatter_of_frameworks(demo_model):
     # It waits where the frameworks have been imported.
     code = (
+        # Who runs the tests in the background may have it ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys, time, rszoo.cli.console as console, rszoo.cli.main as main\n"
         "genuine = console.load_frameworks\n"
         "def wait(*frameworks):\n"
@@ -196,7 +198,9 @@ def test_interrupted_while_it_starts_is_one_line(tmp_path):
     # Everything but the first few milliseconds of Python's own: a package that is slow to import.
     (tmp_path / "typer").mkdir()
     (tmp_path / "typer" / "__init__.py").write_text("import time; print('begun', flush=True); time.sleep(60)")
-    command = [sys.executable, "-c", "from rszoo.cli.start import start_rszoo; start_rszoo()"]
+    # Who runs the tests in the background may have it ignored.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{heard}; from rszoo.cli.start import start_rszoo; start_rszoo()"]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert done.stdout.readline() == "begun\n"

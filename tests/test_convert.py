@@ -22,7 +22,7 @@ from converters.convert import Identity, convert
 from converters.formats import get_format
 from converters.formats.tf1 import EMA_SUFFIX, infer_arch, tf1_names
 from converters.read.files import open_prefix
-from converters.read.source import find_entry, open_known
+from converters.read.source import find_entries, open_known
 from converters.tensorbundle.bundle import Bundle, write_bundle
 from converters.write_back import write_checkpoint
 from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
@@ -212,9 +212,9 @@ def test_architecture_is_recognized_from_shapes(depth, extra):
 def test_name_and_content_must_agree(tiny_checkpoint, tmp_path):
     archive = tmp_path / "resnet-rs-101-i192.tar.gz"
     shutil.copy(tiny_checkpoint.archive, archive)
-    with pytest.raises(ConversionError, match=r"the name says resnet-rs-101-i192, a ResNet-RS-101.*1-2-2-1"):
+    with pytest.raises(ConversionError, match=r"the name says resnet-rs-101-i192 .tf1., a ResNet-RS-101.*1-2-2-1"):
         convert(str(archive), tmp_path / "m")
-    with pytest.raises(ConversionError, match=r"resnet-rs-demo, a ResNet-RS .blocks 2-2-2-2"):
+    with pytest.raises(ConversionError, match=r"resnet-rs-demo .tf1., a ResNet-RS .blocks 2-2-2-2"):
         convert(str(tiny_checkpoint.archive), tmp_path / "m", identity=Identity(model="resnet-rs-demo"))
     with pytest.raises(UsageError, match="give --image-size PIXELS"):
         convert(str(tiny_checkpoint.archive), tmp_path / "m")
@@ -239,8 +239,10 @@ SOURCES = [
 
 @pytest.mark.parametrize(("source", "pair"), SOURCES)
 def test_what_a_source_says_it_is(source, pair):
-    entry = find_entry(source)
-    assert (entry and entry.name) == pair
+    entries = [entry.name for entry in find_entries(source)]
+    assert entries[:1] == ([] if pair is None else [pair])
+    # An archive of the Garden has the same name; a registered name is one pair's.
+    assert entries[1:] == ([f"{pair}.garden"] if pair is not None and pair in source.replace("_", "-") else [])
 
 
 def test_registered_name_is_not_shadowed_by_a_former_result(tmp_path, monkeypatch):
@@ -382,7 +384,7 @@ def test_a_file_that_reads_back_differently_is_never_published(tmp_path, monkeyp
 
 def test_garden_checkpoint_is_named_as_what_it_is(shared, tmp_path):
     shutil.copy(shared / "garden-50-w0125-c11.tar.gz", tmp_path / "resnet-rs-50-i160.tar.gz")
-    with pytest.raises(ConversionError, match="Model Garden"):
+    with pytest.raises(ConversionError, match=r"the name says resnet-rs-50-i160\.garden .*checkpoint \(garden\) holds"):
         convert(str(tmp_path / "resnet-rs-50-i160.tar.gz"), tmp_path / "m")
 
 
@@ -427,5 +429,5 @@ def test_what_is_no_checkpoint_is_named_as_what_it_is(tmp_path, monkeypatch):
     with pytest.raises(UnknownModelError, match="unknown model 'nothing'"):
         convert("nothing", tmp_path / "model")
     identity = Identity(model="resnet-rs-50-i160")
-    with pytest.raises(ConversionError, match=r"--model says resnet-rs-50-i160, .*; give another, or leave it out"):
+    with pytest.raises(ConversionError, match=r"--model says resnet-rs-50-i160 .*; give another, or leave it out"):
         convert("resnet-rs-demo", tmp_path / "model", identity=identity)

@@ -195,6 +195,7 @@ def endless(start: bytes) -> tuple[Callable[[], int], int]:
 
 def test_a_server_that_never_ends_fills_no_disk(tmp_path, monkeypatch, use_manifest):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("RSZOO_CACHE", str(tmp_path / "cache"))
     sent, port = endless(DEMO)
     with pytest.raises(ArchiveError, match="what no genuine one has; it is refused"):
         convert(f"http://127.0.0.1:{port}/x.tar.gz", tmp_path / "m", identity=Identity(model=NAME))
@@ -210,6 +211,7 @@ def test_a_server_that_never_ends_fills_no_disk(tmp_path, monkeypatch, use_manif
 
 def test_the_sound_server_is_read(tmp_path, use_manifest, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("RSZOO_CACHE", str(tmp_path / "cache"))
     with FaultServer(objects={PATH: DEMO}) as server:
         use_manifest(published())
         monkeypatch.setenv("RSZOO_GCS_ENDPOINT", server.endpoint)

@@ -66,11 +66,14 @@ def test_list_and_help_have_the_entry_points_and_nothing_else(repository):
         "print(json.dumps(helps))"
     )
     helps = result(repository, code)
-    pairs = {name.replace("-", "_") for name in rszoo.list_models()}
-    assert set(helps) == pairs | {f"resnet_rs_{depth}" for depth in (50, 101, 152, 200, 270, 350, 420)}
-    assert len(helps) == 19
+    pairs = {re.sub(r"\W", "_", name): name for name in rszoo.list_models()}
+    depths = {f"resnet_rs_{depth}": f"resnet-rs-{depth}" for depth in (50, 101, 152, 200, 270, 350, 420)}
+    gardens = {f"resnet_rs_{depth}_garden": f"resnet-rs-{depth}.garden" for depth in (50, 101, 152, 200, 270, 350)}
+    named = pairs | depths | gardens
+    assert set(helps) == set(named)
+    assert len(helps) == 35
     for name, text in helps.items():
-        entry = rszoo.get_entry(name)
+        entry = rszoo.get_entry(named[name])
         assert entry.name in text.splitlines()[0]
         assert f"input {entry.image_size} x {entry.image_size}" in text
         assert f"published top-1 {entry.published.top1:.1f} %" in text

@@ -17,8 +17,6 @@ import torch
 import rszoo
 from converters.convert import Identity, convert
 from converters.formats.tf1 import tf1_names
-from converters.read.source import locate
-from converters.tensorbundle.bundle import Bundle
 from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
 from rszoo.arch.names import to_torch_layout, torch_name
 from rszoo.arch.walk import Kind, TensorSpec, iter_tensors
@@ -127,36 +125,6 @@ def test_equals_outputs_of_the_original_code(shared, tmp_path, size, weights):
         assert parity.relative_l2(stages["logits"], reference[f"{size}/{weights}/final_dense"]) <= 2e-6
         other = "raw" if weights == "ema" else "ema"
         assert parity.relative_l2(stages["logits"], reference[f"{size}/{other}/final_dense"]) > 1e-2
-
-
-@pytest.mark.parametrize(("size", "weights"), list(itertools.product(("64", "75"), ("ema", "raw"))))
-def test_description_can_say_the_model_garden_network(shared, tmp_path, size, weights):
-    """The second lineage's outputs come out of the same builders; only its checkpoint's names are mapped here."""
-    arch = ArchConfig.from_dict(
-        {
-            "depth": 50,
-            "num_classes": 11,
-            "width_multiplier": 0.125,
-            "activation": "silu",
-            "strided_padding": "same",
-            "shortcut_pool": "always",
-        }
-    )
-    given = str(shared / "garden-50-w0125-c11.tar.gz")
-    with locate(given) as open_files, open_files(tmp_path, None) as files:
-        bundle = Bundle(files.index, files.shards)
-        suffix = "" if weights == "raw" else "/.OPTIMIZER_SLOT/optimizer/average"
-        tensors = {}
-        for spec in iter_tensors(arch):
-            values = bundle.read(f"{garden_name(spec, bundle, arch)}{suffix}/.ATTRIBUTES/VARIABLE_VALUE")
-            tensors[torch_name(spec)] = np.ascontiguousarray(to_torch_layout(spec.kind, values))
-    reference = np.load(shared / "garden_reference_outputs.npz")
-    images = reference[f"{size}/input_nhwc"]
-    for stages in (run_torch(arch, tensors, images), run_keras(arch, tensors, images)):
-        for number in (1, 2, 3, 4):
-            expected = reference[f"{size}/{weights}/endpoint{number + 1}"]
-            assert parity.relative_l2(subsampled(stages[f"stage{number}"], 4), expected) <= 2e-6
-        assert parity.relative_l2(stages["logits"], reference[f"{size}/{weights}/logits"]) <= 2e-6
 
 
 def test_equals_tf_keras_applications():
@@ -276,23 +244,3 @@ def tf_keras_name(layer: str) -> str:
         "bn1": "batch_norm_1",
     }
     return prefix + special.get(name, f"_{kind}_{name[-1]}")
-
-
-def garden_name(spec: TensorSpec, bundle: Bundle, arch: ArchConfig) -> str:
-    """The Model Garden's name of a tensor, without set and suffix: numbered layers, then the block's own attributes."""
-    root = "backbone" if any(name.startswith("backbone/") for name in bundle.entries) else "model/layer_with_weights-0"
-    if spec.layer == "head.dense":
-        return f"model/layer_with_weights-1/{spec.kind.variable}"
-    if spec.layer.startswith("stem."):
-        layer = spec.layer.removeprefix("stem.")
-        number = 2 * (int(layer[-1]) - 1) + (spec.kind.layer_type == "bn")
-        return f"{root}/layer_with_weights-{number}/{spec.kind.variable}"
-    stage, block, layer = spec.layer.split(".")
-    number = 8 + sum(arch.blocks[: int(stage[-1]) - 1]) + int(block.removeprefix("block"))
-    attribute = {
-        "proj_conv": "_shortcut1",
-        "proj_bn": "_norm0",
-        "se_reduce": "_squeeze_excitation/_se_reduce",
-        "se_expand": "_squeeze_excitation/_se_expand",
-    }.get(layer) or layer.replace("conv", "_conv").replace("bn", "_norm")
-    return f"{root}/layer_with_weights-{number}/{attribute}/{spec.kind.variable}"

@@ -2,7 +2,7 @@
 
 With rszoo, cramjam and atheris installed, from the repository's root; runs until it is stopped or finds something:
 
-    python -m tools.fuzz {checkpoint,tar,safetensors,journal,hub} [libFuzzer options, such as -runs=100000]
+    python -m tools.fuzz {checkpoint,graph,tar,safetensors,journal,hub} [libFuzzer options, such as -runs=100000]
 
 A case must end with a result or an RszooError, within 10 s and 512 MiB. Anything else stops the run or, if
 `RSZOO_FUZZ_FINDINGS` names a folder, is stored there, one case for each kind of failure. `python -m tools.fuzz TARGET
@@ -37,7 +37,8 @@ with atheris.instrument_imports(include=["converters", "rszoo"]) if atheris else
     from converters.account import take_account
     from converters.formats import list_formats, recognize
     from converters.read.archive import read_archive
-    from converters.tensorbundle.bundle import Bundle
+    from converters.tensorbundle.bundle import Bundle, write_bundle
+    from converters.tensorbundle.object_graph import OBJECT_GRAPH
     from rszoo.disk.paths import record_path
     from rszoo.errors import RszooError
     from rszoo.folder.evaluations import read_evaluations
@@ -50,7 +51,7 @@ with atheris.instrument_imports(include=["converters", "rszoo"]) if atheris else
     from rszoo.registry.trust import check_archive
     from rszoo.weights.mapping import Weights
     from rszoo.weights.remote_file import _check_header
-    from tools.fuzz_cases import MODEL, RECORD, SHARD, resealed_header, sealed_index, seeds
+    from tools.fuzz_cases import GARDEN, MODEL, RECORD, SHARD, resealed_header, sealed_index, seeds
     from tools.fuzz_mutations import mutate
 
 _MEMORY = 512 << 20
@@ -64,6 +65,17 @@ def fuzz_checkpoint(case: bytes) -> None:
             if bundle.read(name).shape != entry.shape:
                 raise AssertionError(name)
     take_account(recognize(bundle, list_formats()), bundle, "ema")
+
+
+def fuzz_graph(case: bytes) -> None:
+    """The object graph of a TF2 checkpoint, its checksum corrected; then the network that it gives."""
+    data = io.BytesIO()
+    index = write_bundle(sorted({**GARDEN, OBJECT_GRAPH: case[1:]}.items()), data)
+    bundle = Bundle(index, {0: data})
+    account = take_account(recognize(bundle, list_formats()), bundle, ("ema", "raw")[case[0] % 2])
+    for spec, name in account.mapped.items():
+        if bundle.read(name).shape != spec.shape:
+            raise AssertionError(name)
 
 
 def fuzz_tar(case: bytes) -> None:
@@ -143,6 +155,7 @@ def fuzz_hub(case: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "checkpoint": fuzz_checkpoint,
+    "graph": fuzz_graph,
     "tar": fuzz_tar,
     "safetensors": fuzz_safetensors,
     "journal": fuzz_journal,

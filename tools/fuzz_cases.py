@@ -16,10 +16,12 @@ import tarfile
 import cramjam
 import numpy as np
 
+from converters.formats.garden import layer_paths
 from converters.formats.tf1 import EMA_SUFFIX, tf1_names
 from converters.tensorbundle.bundle import _slice_key, write_bundle
+from converters.tensorbundle.object_graph import VALUE_SUFFIX, ObjectGraph, write_graph
 from converters.tensorbundle.sstable import MAGIC, read_table, write_table
-from converters.tensorbundle.wire import varint, write_field
+from converters.tensorbundle.wire import read_message, varint, write_field
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.walk import iter_tensors
 from rszoo.disk.crc32c import masked_crc32c
@@ -86,6 +88,27 @@ def _checkpoint() -> tuple[bytes, list[tuple[bytes, bytes]]]:
     return data.getvalue(), sorted({**items, **extra}.items())
 
 
+def _garden() -> tuple[dict[str, np.ndarray], bytes]:
+    """Return the tensors of the smallest ResNet-RS of the Model Garden, with averages, and the graph of its objects."""
+    specs = list(iter_tensors(_ARCH))
+    keys = {path: f"{path}{VALUE_SUFFIX}" for path in layer_paths(specs)}
+    averages = {path: f"{path}/.OPTIMIZER_SLOT/optimizer/average{VALUE_SUFFIX}" for path in keys}
+    tensors = {
+        name: np.ones(spec.shape, np.float32)
+        for names in (keys, averages)
+        for spec, name in zip(specs, names.values(), strict=True)
+    }
+    # The slots' objects are children of the optimizer here, to which it points as slots below.
+    named = keys | {f"optimizer/{path}": name for path, name in averages.items()}
+    written = write_graph(named, {"model/layer_with_weights-0": "backbone"})
+    graph, nodes = ObjectGraph(written), [node for _, node in read_message(written)]
+    for path in keys:
+        ends = graph.find(0, path), graph.find(0, f"optimizer/{path}")
+        slot = write_field(1, ends[0]) + write_field(2, b"average") + write_field(3, ends[1])
+        nodes[graph.find(0, "optimizer")] += write_field(3, slot)
+    return tensors, b"".join(write_field(1, node) for node in nodes)
+
+
 def seeds(target: str) -> list[bytes]:
     """Return valid cases, each of which is read without an error up to the account."""
     if target == "checkpoint":
@@ -94,6 +117,8 @@ def seeds(target: str) -> list[bytes]:
         few = [item for item in ITEMS if item[0].startswith((*others, b"g")) or item[0] == b""]
         kinds = (write_table(few), block(usual), block(few), _handle(block(ITEMS)))
         return [b"%c" % kind + content for kind, content in enumerate(kinds)] + [b"\1" + block(few)]
+    if target == "graph":
+        return [b"\0" + GARDEN_GRAPH, b"\1" + GARDEN_GRAPH]
     if target == "tar":
         files = {"m.data-00000-of-00001": SHARD[:700], "m.index": write_table(ITEMS[:3]), "m.meta": b"x"}
         deep = {"folder/" * 30 + name: content for name, content in files.items()}
@@ -127,6 +152,7 @@ def tar_of(files: dict[str, bytes], fmt: int = tarfile.PAX_FORMAT, **headers: st
 
 
 SHARD, ITEMS = _checkpoint()
+GARDEN, GARDEN_GRAPH = _garden()
 _EMPTY = hashlib.sha256().hexdigest().encode()
 HUB = (
     b'{"architecture": "resnetrs50", "num_classes": 2, "model_args": {"layers": [1, 1, 2, 1], "drop_rate": 0.1}, '

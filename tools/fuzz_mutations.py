@@ -26,6 +26,8 @@ def mutate(target: str, case: bytes, rng: random.Random) -> bytes:
     with contextlib.suppress(Exception):
         if target == "checkpoint" and kind[0] % 4 in (1, 2) and rng.random() < 0.8:
             return kind + _mutate_block(content, rng)
+        if target == "graph" and rng.random() < 0.8:
+            return kind + mutate_message(content, rng)
         if target == "safetensors" and kind[0] % 3 and rng.random() < 0.8:
             text, _, values = content[8 * (kind[0] % 3 == 2) :].partition(b"\0")
             size = rng.choice(_NUMBERS).to_bytes(9, "little")[:8] if kind[0] % 3 == 2 else b""

@@ -170,7 +170,8 @@ def _published_ms(name: str, hardware: Hardware) -> float:
 
 
 def _pairs() -> list[str]:
-    return list_models("*-i*")
+    """Return the pairs whose times are published, the paper's."""
+    return [name for name in list_models("*-i*") if get_entry(name).published.v100_latency_s is not None]
 
 
 @functools.cache
