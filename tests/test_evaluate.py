@@ -200,6 +200,7 @@ def config_of(labels: tuple[str, ...] | None, classes: int) -> ModelConfig:
 
 
 SYNSETS = ("n01443537", "n01440764", "n03126707", "n02012849")
+WITH_BACKGROUND = ("background", *load_labels("imagenet-1k"))
 MATCHES = [
     (None, None, None, 4, (0, 1, 2, 3), "by number"),
     (None, 4, ("d", "c", "b", "a"), 4, (0, 1, 2, 3), "by number"),
@@ -211,6 +212,10 @@ MATCHES = [
     (("0", "1", "10", *map(str, range(2, 10))), 11, tuple("abcdefghijk"), 11, (0, 1, 10, *range(2, 10)), "by number"),
     (("00", "01", "02"), 3, tuple("abc"), 3, (0, 1, 2), "by number"),
     (("1", "2", "3"), 3, ("3", "2", "1"), 3, (2, 1, 0), "by name"),
+    (None, None, WITH_BACKGROUND, 1001, tuple(range(1, 1001)), "by number, from 1: class 0 is the background"),
+    (None, 1000, WITH_BACKGROUND, 1001, tuple(range(1, 1001)), "by number, from 1: class 0 is the background"),
+    (None, 1001, WITH_BACKGROUND, 1001, tuple(range(1001)), "by number, 0 to 1000"),
+    (SYNSETS, 4, WITH_BACKGROUND, 1001, (2, 1, 518, 135), "by WordNet id"),
     (("x", "y"), 2, None, 2, (0, 1), "by position"),
     (("00", "01", "02"), 3, None, 3, (0, 1, 2), "by position"),
 ]

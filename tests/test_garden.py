@@ -478,3 +478,26 @@ def test_preprocessing_is_tensorflows_to_the_bit():
         np.testing.assert_array_equal(crops.resize(cropped, plain), expected)
     # TF1's is another.
     assert np.abs(rszoo.preprocess(pixels, replace(plain, interpolation="legacy-bicubic"))[0] - expected).max() > 5
+
+
+def test_fine_tuning_keeps_the_preprocessing(folder, tmp_path):
+    done = call(
+        "rszoo",
+        *(
+            "train",
+            "--init",
+            folder.path,
+            "--data",
+            "digits",
+            "--output",
+            tmp_path / "run",
+            "--max-steps",
+            "1",
+            "--json",
+        ),
+        *("train.batch_size=8", "train.evaluate_every_epochs=1000"),
+    )
+    assert done.returncode == 0, done.stderr
+    trained = read_folder(tmp_path / "run" / "model").config
+    assert trained.preprocessing == folder.preprocessing
+    assert (trained.arch.activation, trained.arch.num_classes, trained.weights) == ("silu", 10, "trained")

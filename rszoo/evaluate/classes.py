@@ -44,7 +44,8 @@ class ClassMap:
 def match_classes(names: Sequence[str] | None, count: int | None, config: ModelConfig) -> ClassMap:
     """Find the model's class for each class of the data.
 
-    These cases are tried in order: the names are among the model's labels; they are WordNet ids and the model has
+    The data have no class for the background that a model of ImageNet's 1001 classes has in front. These cases are
+    tried in order: the names are among the model's labels; they are WordNet ids and the model has
     ImageNet-1k's classes; they are the numbers of the model's classes, from 0; the model has no labels but the same
     number of classes, which are then matched by position.
 
@@ -56,9 +57,11 @@ def match_classes(names: Sequence[str] | None, count: int | None, config: ModelC
     Raises:
         UsageError: the classes are not the model's, or their order cannot be determined.
     """
-    classes = config.arch.num_classes
+    classes, background = config.arch.num_classes, count_background(config.labels)
     names = None if names is None else [unicodedata.normalize("NFC", name) for name in names]
     if names is None:
+        if background and count in (None, classes - background):
+            return ClassMap(tuple(range(background, classes)), "by number, from 1: class 0 is the background")
         if count not in (None, classes):
             raise UsageError(f"the data have {count} classes and {config.title} has {classes}; {_ADVICE}")
         return ClassMap(tuple(range(classes)), f"by number, 0 to {classes - 1}")
@@ -74,6 +77,11 @@ def match_classes(names: Sequence[str] | None, count: int | None, config: ModelC
 _ADVICE = (
     "use data with the model's classes, or train a model for these data with `rszoo train --init MODEL --data DATA`"
 )
+
+
+def count_background(labels: tuple[str, ...] | None) -> int:
+    """Return how many classes there are in front of ImageNet's: 1, as in the Model Garden's models, or 0."""
+    return int(labels is not None and labels[1:] == load_labels(_IMAGENET))
 
 
 def _by_label(names: Sequence[str], config: ModelConfig) -> ClassMap | None:
@@ -93,9 +101,11 @@ def _unique_labels(config: ModelConfig) -> dict[str, int]:
 
 def _by_synset(names: Sequence[str], config: ModelConfig) -> ClassMap | None:
     synsets = [line.split("\t", 1)[0] for line in _SYNSETS.read_text(encoding="utf-8").splitlines()]
-    if config.labels not in (None, load_labels(_IMAGENET)) or config.arch.num_classes != len(synsets):
+    background = count_background(config.labels)
+    known = config.labels is None or config.labels[background:] == load_labels(_IMAGENET)
+    if not known or config.arch.num_classes != len(synsets) + background:
         return None
-    places = {synset: index for index, synset in enumerate(synsets)}
+    places = {synset: index for index, synset in enumerate(synsets, background)}
     if not set(names) <= set(places):
         return None
     return ClassMap(tuple(places[name] for name in names), "by WordNet id, in ImageNet-1k's order")
@@ -129,7 +139,8 @@ def _mismatch(names: Sequence[str], config: ModelConfig) -> str:
         return f"{counts} {why}. Save it with labels (rszoo.save(model, FOLDER, labels=[...])), or {_ADVICE}"
     known = _unique_labels(config)
     unknown = [name for name in names if name not in known]
-    ids = ", or their WordNet ids" if config.labels == load_labels(_IMAGENET) else ""
+    imagenet = config.labels[count_background(config.labels) :] == load_labels(_IMAGENET)
+    ids = ", or their WordNet ids" if imagenet else ""
     return (
         f"{counts} ({summarize(config.labels)}); {len(unknown)} of the data's classes are not among the model's: "
         f"{summarize(unknown)}. Name the folders by the model's labels{ids} or their numbers from 0, or {_ADVICE}"

@@ -16,7 +16,7 @@ import yaml
 
 from rszoo.arch.config import ArchConfig
 from rszoo.errors import ConfigError
-from rszoo.registry.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from rszoo.registry.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocessing
 from rszoo.schema.fields import build, plain
 from rszoo.schema.limits import check_range
 
@@ -39,13 +39,15 @@ def _require(condition: bool, text: str, received: object) -> None:
 class DataSettings:
     """What the network sees. `train_images` is the number by which epochs are counted (ImageNet: 1,281,167).
 
-    `image_size`, `crop`, `mean` and `std` are `rszoo.Preprocessing`'s; `source` is the default of --data.
+    `image_size`, `crop`, `interpolation`, `mean` and `std` are `rszoo.Preprocessing`'s; `source` is the default of
+    --data.
     """
 
     image_size: int
     train_images: int
     source: str | None = None
     crop: float = 0.875
+    interpolation: Interpolation = "legacy-bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -56,7 +58,7 @@ class DataSettings:
     @property
     def preprocessing(self) -> Preprocessing:
         """The evaluation preprocessing, which is saved with the trained model."""
-        return Preprocessing(self.image_size, self.crop, mean=self.mean, std=self.std)
+        return Preprocessing(self.image_size, self.crop, self.interpolation, self.mean, self.std)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import yaml
 
 from rszoo.disk.paths import expand_user
 from rszoo.errors import ConfigError, NewerFormatError, UsageError
+from rszoo.evaluate.classes import count_background
 from rszoo.pipeline.sources import Source
 from rszoo.recipes.load import load_recipe
 from rszoo.recipes.recipe import Recipe
@@ -30,11 +31,16 @@ def fine_tuning_recipe(name: str, overrides: Sequence[str], *, start: Start, ima
 
     Raises:
         UnknownModelError: there is no such recipe.
-        UsageError: the network does not take RGB images.
+        UsageError: the network does not take RGB images, or its classes are not the data's.
         ConfigError: a value is impossible, or the number of training images is not known.
     """
     if (channels := start.arch.in_chans) != _CHANNELS:
         raise UsageError(f"{start.title} takes {channels} channels; only a model of RGB images can be trained")
+    if images.num_classes is None and count_background(start.labels):
+        raise UsageError(
+            f"{images.title} has numbers for classes and {start.title} has a class more, the background; convert the "
+            "checkpoint with --drop-background, or write class names beside the records with `rszoo tfrecords`"
+        )
     recipe = load_recipe(name, overrides)
     arch = dataclasses.replace(
         start.arch,
@@ -48,6 +54,7 @@ def fine_tuning_recipe(name: str, overrides: Sequence[str], *, start: Start, ima
         "model": arch.to_dict(),
         "data.image_size": settings.image_size,
         "data.crop": settings.crop,
+        "data.interpolation": settings.interpolation,
         "data.mean": list(settings.mean),
         "data.std": list(settings.std),
     }

@@ -31,6 +31,11 @@ class Start:
         return self.found.arch if isinstance(self.found, PretrainedEntry) else self.found.config.arch
 
     @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of its classes."""
+        return self.found.labels if isinstance(self.found, PretrainedEntry) else self.found.config.labels
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing that belongs to the weights."""
         return self.found.preprocessing
