@@ -501,3 +501,14 @@ def test_fine_tuning_keeps_the_preprocessing(folder, tmp_path):
     trained = read_folder(tmp_path / "run" / "model").config
     assert trained.preprocessing == folder.preprocessing
     assert (trained.arch.activation, trained.arch.num_classes, trained.weights) == ("silu", 10, "trained")
+
+
+def test_keras_loads_it_without_rszoo(folder, tmp_path):
+    from rszoo.publish.keras_files import write_keras_files
+    from tests.test_keras_files import IMAGES as GIVEN
+    from tests.test_keras_files import load_elsewhere
+
+    (tmp_path / "repository").mkdir()
+    logits, _ = load_elsewhere(folder, write_keras_files(folder, tmp_path / "repository"), tmp_path, "tensorflow")
+    expected = rszoo.create(folder.path, framework="keras")(GIVEN, training=False)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
