@@ -15,16 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from converters.formats.format import Contents, Export, Format, Reader, Reference
-from converters.tensorbundle.bundle import Bundle, write_bundle
+from converters.tensorbundle.bundle import Bundle, write_files
 from converters.tensorbundle.object_graph import OBJECT_GRAPH, VALUE_SUFFIX, ObjectGraph, write_graph
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.walk import TensorSpec, iter_tensors, with_published_widths
 from rszoo.errors import ConfigError, ConversionError
 from rszoo.registry.preprocessing import Preprocessing
 
-#: Name of the checkpoint that is written back, and of the file beside it that TensorFlow's `latest_checkpoint` reads.
+#: Name of the checkpoint that is written back.
 PREFIX = "ckpt"
-_STATE_FILE = f'model_checkpoint_path: "{PREFIX}"\nall_model_checkpoint_paths: "{PREFIX}"\n'
 _STEP = "global_step"
 _SAVES = "save_counter"
 _AVERAGE = "average"
@@ -204,24 +203,19 @@ def _write(export: Export, folder: Path) -> str:
     """
     specs = list(iter_tensors(export.config.arch))
     # TensorFlow calls a variable after the shortest way to it.
-    keys: dict[str, str] = {_STEP: f"{_STEP}{VALUE_SUFFIX}"}
-    values: dict[str, TensorSpec] = {}
-    for spec, path in zip(specs, layer_paths(specs), strict=True):
-        keys[path] = f"{path}{VALUE_SUFFIX}"
-        values[keys[path]] = spec
+    places = dict(zip(layer_paths(specs), specs, strict=True))
+    keys = {path: f"{path}{VALUE_SUFFIX}" for path in (_STEP, *places)}
     tensors: dict[str, np.ndarray | bytes | TensorSpec] = {
-        **values,
+        **{keys[path]: spec for path, spec in places.items()},
         keys[_STEP]: np.array(export.step, np.int64),
         OBJECT_GRAPH: write_graph(keys, {"model/layer_with_weights-0": "backbone"}),
     }
-    ordered = sorted(tensors, key=lambda name: name.encode())
-    with (folder / f"{PREFIX}.data-00000-of-00001").open("wb") as data:
-        found = ((name, tensors[name]) for name in ordered)
-        index = write_bundle(
-            ((name, export.read(value) if isinstance(value, TensorSpec) else value) for name, value in found), data
-        )
-    (folder / f"{PREFIX}.index").write_bytes(index)
-    (folder / "checkpoint").write_text(_STATE_FILE, encoding="utf-8")
+
+    def read(name: str) -> np.ndarray | bytes:
+        value = tensors[name]
+        return export.read(value) if isinstance(value, TensorSpec) else value
+
+    write_files(folder, PREFIX, tensors, read)
     return PREFIX
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from converters.formats.format import Contents, Export, Format, Reader, Reference
-from converters.tensorbundle.bundle import write_bundle
+from converters.tensorbundle.bundle import write_files
 from converters.tensorbundle.layout import Ranges, packed_ranges
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.walk import TensorSpec, iter_tensors, with_published_widths
@@ -36,7 +36,6 @@ _LAYER = {"conv": "conv2d", "bn": "batch_normalization", "dense": "dense"}
 _TF2_MARK = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _HINT = "is this a ResNet-RS written by tensorflow/tpu's resnet_main.py?"
 _NO_LAYERS = f"has no variables conv2d/kernel ... and dense/kernel ({_HINT})"
-_STATE_FILE = f'model_checkpoint_path: "{PREFIX}"\nall_model_checkpoint_paths: "{PREFIX}"\n'
 _ITEM_BYTES = 4
 _STEP_BYTES = 8
 
@@ -167,15 +166,11 @@ def _write(export: Export, folder: Path) -> str:
     if export.config.weights == "ema":
         variables |= {name + EMA_SUFFIX: spec for name, spec in variables.items() if spec is not None}
 
-    def read(spec: TensorSpec | None) -> np.ndarray:
+    def read(name: str) -> np.ndarray:
+        spec = variables[name]
         return np.array(export.step, np.int64) if spec is None else export.read(spec)
 
-    # The order of TensorFlow's own Saver, and of the table in the index.
-    ordered = sorted(variables, key=lambda name: name.encode("utf-8"))
-    with (folder / f"{PREFIX}.data-00000-of-00001").open("wb") as data:
-        index = write_bundle(((name, read(variables[name])) for name in ordered), data)
-    (folder / f"{PREFIX}.index").write_bytes(index)
-    (folder / "checkpoint").write_text(_STATE_FILE, encoding="utf-8")
+    write_files(folder, PREFIX, variables, read)
     return PREFIX
 
 

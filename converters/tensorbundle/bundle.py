@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -189,6 +190,20 @@ class Bundle:
             _check_size(name, entry.size)
             shard.seek(entry.offset)
             return shard.read(entry.size)
+
+
+def write_files(folder: Path, prefix: str, names: Iterable[str], read: Callable[[str], np.ndarray | bytes]) -> None:
+    """Write a checkpoint of one shard into a folder, and the file by which `tf.train.latest_checkpoint` finds it.
+
+    `read` returns the values of a name; it is called once for each.
+    """
+    # The order of TensorFlow's own Saver, and of the table in the index.
+    ordered = sorted(names, key=lambda name: name.encode("utf-8"))
+    with (folder / f"{prefix}.data-00000-of-00001").open("wb") as data:
+        index = write_bundle(((name, read(name)) for name in ordered), data)
+    (folder / f"{prefix}.index").write_bytes(index)
+    state = f'model_checkpoint_path: "{prefix}"\nall_model_checkpoint_paths: "{prefix}"\n'
+    (folder / "checkpoint").write_text(state, encoding="utf-8")
 
 
 def write_bundle(tensors: Iterable[tuple[str, np.ndarray | bytes]], data: BinaryIO) -> bytes:
