@@ -16,7 +16,7 @@ from rszoo.folder.model_folder import CONVERSION, ModelFolder
 from rszoo.weights.mapping import Weights, check_header
 
 # Never over another: an export cannot be distinguished from a checkpoint that somebody trained.
-_CHECKPOINT = ResultKind("rszoo-convert", lambda names: False)
+_CHECKPOINT = ResultKind("rszoo-convert", lambda *_: False)
 
 
 def write_checkpoint(folder: ModelFolder, output: str | Path, target: str, *, check: bool = True) -> Path:

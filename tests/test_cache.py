@@ -164,7 +164,7 @@ def test_a_result_that_was_moved_aside_by_a_killed_process_comes_back(tmp_path):
     sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (output / "file").read_text() == "old"
-    with staged_folder(output, ResultKind("a test", lambda _: True), overwrite=True) as content:
+    with staged_folder(output, ResultKind("a test", lambda *_: True), overwrite=True) as content:
         (content / "file").write_text("newer")
     assert (output / "file").read_text() == "newer"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

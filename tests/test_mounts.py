@@ -7,21 +7,23 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import rszoo
-from rszoo.disk import inside, staging
+from rszoo.disk import inside
 from rszoo.disk.inside import contents, is_fixed
 from rszoo.disk.staging import ResultKind, check_place, staged_folder, sweep
 from rszoo.disk.temporary import temporary_path
 from rszoo.errors import OutputError
 from rszoo.evaluate.report import REPORT
+from rszoo.pipeline.writer import write_tfrecords
 from tests.commands import call
 
 # The files a, b and z, of which z makes it a result.
-KIND = ResultKind("a test", lambda names: "z" in names, last="z")
+KIND = ResultKind("a test", lambda _, names: "z" in names, last="z")
 
 
 def put(folder: Path, text: str, names: str = "abz") -> None:
@@ -98,7 +100,7 @@ def test_what_the_file_system_put_there_stays(fixed):
 
 def test_a_mount_is_known(tmp_path, monkeypatch):
     assert not is_fixed(tmp_path)
-    monkeypatch.setattr(inside, "_mount_points", lambda: {os.fsencode(tmp_path)})
+    monkeypatch.setattr(inside, "_mounts", lambda: {os.fsencode(tmp_path): b"ext4"})
     assert is_fixed(tmp_path)
     monkeypatch.undo()
     assert is_fixed(Path("/proc"))
@@ -133,6 +135,11 @@ def test_killed_anywhere_there_is_the_old_or_the_new(fixed, before):
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         # Between is what has no `z`, which nobody takes for a result.
         assert read(copy) in allowed or "z" not in contents(copy)
+        again = shutil.copytree(copy, fixed.with_name(f"again{number}"), copy_function=os.link)
+        # The same command ends what was begun, and does its own work; so does looking.
+        with staged_folder(again, KIND, overwrite=True) as folder:
+            put(folder, "newer", "z")
+        assert read(again) == {"z": "newer"}
         sweep(copy)
         assert read(copy) in allowed
         assert {path.name for path in copy.iterdir()} - contents(copy) == {"lost+found"}
@@ -143,18 +150,9 @@ def test_killed_anywhere_there_is_the_old_or_the_new(fixed, before):
 
 def test_a_failure_in_between_brings_the_old_back(fixed, monkeypatch):
     put(fixed, "old")
-    former, count = Path.rename, [0]
-
-    def rename(path: Path, target: Path) -> Path:
-        count[0] += 1
-        if count[0] == 5:
-            raise OSError(28, "No space left on device")
-        return former(path, target)
-
-    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(Path, "rename", failing_at({5}, OSError(28, "No space left on device")))
     with pytest.raises(OutputError, match="No space left"), staged_folder(fixed, KIND, overwrite=True) as folder:
         put(folder, "new", "bcz")
-    assert count[0] > 5
     assert read(fixed) == dict.fromkeys("abz", "old")
     assert {path.name for path in fixed.iterdir()} - contents(fixed) == {"lost+found"}
 
@@ -190,17 +188,115 @@ def test_looking_leaves_nothing(tmp_path, fixed):
     assert [path.name for path in fixed.iterdir()] == ["lost+found"]
 
 
-def test_a_list_that_cannot_be_followed_keeps_the_files(fixed, monkeypatch):
+def failing_at(numbers: set[int], error: BaseException) -> Callable[[Path, Path], Path]:
+    """Return a `Path.rename` whose calls of these numbers fail."""
+    former, count = Path.rename, [0]
+
+    def rename(path: Path, target: Path) -> Path:
+        count[0] += 1
+        if count[0] in numbers:
+            raise error
+        return former(path, target)
+
+    return rename
+
+
+def test_interrupted_while_it_moves_back_nothing_is_lost(fixed, monkeypatch):
     put(fixed, "old")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", failing_at({5, 6}, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt), staged_folder(fixed, KIND, overwrite=True) as folder:
+            put(folder, "new", "bcz")
+    (left,) = [path for path in fixed.iterdir() if path.name.endswith(".tmp")]
+    with pytest.raises(OutputError, match="try again in 10 minutes"), staged_folder(fixed, KIND, overwrite=True):
+        pass
+    os.utime(left / "moves.json", (0, 0))
+    check_place(fixed, KIND, overwrite=True)
+    assert read(fixed) == dict.fromkeys("bcz", "new")
+
+
+def left_behind(fixed: Path, lists: object) -> Path:
+    """Make what a killed process leaves while it moves `new` over `old`."""
     left = temporary_path(fixed / "result")
     (left / "new").mkdir(parents=True)
     put(left / "new", "new")
-    (left / "moves.json").write_text(json.dumps({"old": ["z", "b", "a"], "new": ["a", "b", "z"]}))
-    monkeypatch.setattr(staging, "abandoned", lambda folder: [left])
-    monkeypatch.setattr(inside, "_move", lambda *_: os.stat("/nonexistent"))
-    sweep(fixed)
-    assert (read(fixed), read(left / "new")) == (dict.fromkeys("abz", "old"), dict.fromkeys("abz", "new"))
-    monkeypatch.undo()
-    monkeypatch.setattr(staging, "abandoned", lambda folder: [left])
-    sweep(fixed)
-    assert (read(fixed), left.exists()) == (dict.fromkeys("abz", "new"), False)
+    (left / "moves.json").write_text(lists if isinstance(lists, str) else json.dumps(lists))
+    os.utime(left / "moves.json", (0, 0))
+    return left
+
+
+HOSTILE = [
+    "{",
+    "{}",
+    "[" * 5000,
+    {"old": ["z"], "new": {}},
+    {"old": {"../secret": [0, 0]}, "new": {}},
+    {"old": {}, "new": {"/etc/x": [0, 0]}},
+    {"old": {"..": [0, 0]}, "new": {}},
+]
+
+
+@pytest.mark.parametrize("lists", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_list_of_somebody_else_is_not_followed(fixed, lists):
+    put(fixed, "old")
+    (fixed.parent / "secret").write_text("mine")
+    left = left_behind(fixed, lists)
+    check_place(fixed, KIND, overwrite=True)
+    assert (read(fixed), (fixed.parent / "secret").read_text()) == (dict.fromkeys("abz", "old"), "mine")
+    assert read(left / "new") == dict.fromkeys("abz", "new")
+
+
+def test_a_list_is_followed_only_if_nothing_was_written_since(fixed):
+    put(fixed, "old")
+    marks = {name: inside._mark(fixed / name) for name in "abz"}
+    left = left_behind(fixed, {"old": marks, "new": {name: [1, 1] for name in "abz"}})
+    # Another result, with the same names.
+    for name in "abz":
+        (fixed / name).unlink()
+    put(fixed, "newest")
+    check_place(fixed, KIND, overwrite=True)
+    assert (read(fixed), left.exists()) == (dict.fromkeys("abz", "newest"), False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_list_of_another_user_is_not_followed(fixed):
+    put(fixed, "old")
+    marks = {name: inside._mark(fixed / name) for name in "abz"}
+    left = left_behind(fixed, {"old": marks, "new": {name: [1, 1] for name in "abz"}})
+    os.chown(left, 65534, 65534)
+    check_place(fixed, KIND, overwrite=True)
+    assert (read(fixed), left.exists()) == (dict.fromkeys("abz", "old"), True)
+
+
+@pytest.mark.skipif(not can_mount(), reason="needs the right to mount")
+def test_a_folder_of_a_containers_image_is_written_into(tmp_path):
+    """On an overlay a folder from below cannot be renamed (EXDEV)."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from rszoo.disk.staging import staged_folder; from tests.test_mounts import KIND, put\n"
+        "for name in ('empty', 'former'):\n"
+        "    with staged_folder(Path('m', name), KIND, overwrite=True) as folder:\n"
+        "        put(folder, 'new')\n"
+    )
+    for name in ("lower/empty", "lower/former", "upper", "work", "m"):
+        (tmp_path / name).mkdir(parents=True)
+    put(tmp_path / "lower" / "former", "old")
+    script = (
+        "mount -t tmpfs none upper && mkdir upper/u upper/w && "
+        "mount -t overlay overlay -o lowerdir=lower,upperdir=upper/u,workdir=upper/w,redirect_dir=off m || exit 77; "
+        f'{sys.executable} -c "{code}" && cat m/empty/* m/former/* && ls -A m'
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    if done.returncode == 77:
+        pytest.skip(f"no overlay here: {done.stderr}")
+    assert (done.returncode, done.stdout) == (0, "newnewnewnewnewnew" + "empty\nformer\n"), done.stderr
+
+
+def test_a_description_of_another_program_is_not_replaced(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "dataset.json").write_text('{"annotations": "three weeks of work"}')
+    with pytest.raises(OutputError, match="mine exists and is not a result of rszoo tfrecords"):
+        write_tfrecords("digits", tmp_path / "mine", overwrite=True)

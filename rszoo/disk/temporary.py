@@ -13,7 +13,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -57,14 +57,18 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def temporary_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` that the block renames to it; what is left there afterwards is removed."""
+def temporary_folder(path: Path, is_needed: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that the block renames to it; what is left there afterwards is removed.
+
+    `is_needed`: whether it must be left as it is, since it has what was there before.
+    """
     temporary = temporary_path(path)
     try:
         temporary.mkdir(parents=True)
         yield temporary
     finally:
-        remove(temporary)
+        if not is_needed(temporary):
+            remove(temporary)
 
 
 def remove_folder(folder: Path) -> None:

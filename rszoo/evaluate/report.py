@@ -22,7 +22,7 @@ RESULT = "result.json"
 CLASSES = "classes.csv"
 CONFUSION = "confusion.json"
 #: A folder of these, for `rszoo.disk.staging`.
-REPORT = ResultKind("rszoo eval", lambda names: names == {RESULT, CLASSES, CONFUSION}, last=RESULT)
+REPORT = ResultKind("rszoo eval", lambda _, names: names == {RESULT, CLASSES, CONFUSION}, last=RESULT)
 
 _WORST = 20
 _TAKEN_FOR = 5

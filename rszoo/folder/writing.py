@@ -46,7 +46,7 @@ _GROUP_BYTES = 8 << 20
 # Former results, and nothing else, are what --overwrite replaces.
 _MODEL = ResultKind(
     "rszoo-convert",
-    lambda names: {CONFIG, CONVERSION} <= names <= {CONFIG, CONVERSION, WEIGHTS, VERIFICATION, EVALUATION},
+    lambda _, names: {CONFIG, CONVERSION} <= names <= {CONFIG, CONVERSION, WEIGHTS, VERIFICATION, EVALUATION},
     last=CONFIG,
 )
 

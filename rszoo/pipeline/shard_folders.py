@@ -8,8 +8,10 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from rszoo.disk.regular import read_regular_text
 from rszoo.errors import ConfigError, SplitNotFoundError, UsageError, summarize
 from rszoo.pipeline.file_kinds import kind_name, nfc, split_name
 from rszoo.pipeline.files import Entries, list_folder, read_text
@@ -41,9 +43,14 @@ def shard_name(split: str, index: int, count: int) -> str:
     return f"{split}-{index:05}-of-{count:05}"
 
 
-def is_written(names: set[str]) -> bool:
-    """Whether a folder with just these names is one of `rszoo tfrecords`."""
-    return DESCRIPTION in names and all(_SHARD.fullmatch(name) for name in names - {DESCRIPTION})
+def is_written(folder: Path, names: set[str]) -> bool:
+    """Whether a folder, which has just these names, is one of `rszoo tfrecords`."""
+    if DESCRIPTION not in names or not all(_SHARD.fullmatch(name) for name in names - {DESCRIPTION}):
+        return False
+    try:
+        return "format_version" in json.loads(read_regular_text(folder / DESCRIPTION))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def is_shard_like(name: str) -> bool:
@@ -143,8 +150,10 @@ def read_description(root: str, shards: Sequence[str], split: str) -> Known:
 
 def _parse(values: Any, num_shards: int, split: str) -> Known:
     names, counts = values["class_names"], values["splits"][split]["records"]
+    if not is_a(values["title"], str):
+        raise ConfigError("title must be a text without half characters (lone surrogates)")
     if not names or not all(is_a(name, str) for name in names):
         raise ConfigError("class_names must be strings")
     if len(counts) != num_shards or not all(isinstance(count, int) and count >= 0 for count in counts):
         raise ConfigError(f"records of {split} must be {num_shards} whole numbers, one for each file")
-    return Known(str(values["title"]), tuple(map(nfc, names)), tuple(counts))
+    return Known(values["title"], tuple(map(nfc, names)), tuple(counts))

@@ -33,7 +33,7 @@ _TENSORS = "state.safetensors"
 _FACTS = "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _FORMAT_VERSION = 1
-_STATE = ResultKind("rszoo train", lambda names: _FACTS in names, last=_FACTS)
+_STATE = ResultKind("rszoo train", lambda _, names: _FACTS in names, last=_FACTS)
 
 
 @dataclass(frozen=True)
