@@ -18,8 +18,10 @@ _HELD_BACK = "stderr"
 # It reads a line when all went well, and the end of its input if the process died.
 _WATCH = f"""read -r _ || {{
     cat "$0/{_HELD_BACK}"
+    [ -z "$(tail -c 1 "$0/{_HELD_BACK}")" ] || echo
+    [ -s "$0/{_HELD_BACK}" ] && why="what was printed is above" || why="was it killed, or out of memory?"
     rm -r "$0"
-    echo "error: the process was ended by a library while $1; its message is above"
+    echo "error: the process ended while $1; $why"
 }} >&2"""
 
 
@@ -31,7 +33,12 @@ def held_back_stderr(what: str) -> Iterator[None]:
     """
     with tempfile.TemporaryDirectory(prefix="rszoo-") as folder:
         path = Path(folder, _HELD_BACK)
-        stderr = os.dup(2)
+        try:
+            stderr = os.dup(2)
+        except OSError:
+            # It is closed: there is nothing to hold back.
+            yield
+            return
         with path.open("wb", buffering=0) as held_back, _watched(folder, what):
             os.dup2(held_back.fileno(), 2)
             try:

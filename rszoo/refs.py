@@ -28,8 +28,11 @@ _HUB_REFS = r"refs/(?:pr/\d+|convert/[\w.-]+)"
 _HUB = re.compile(rf"(?P<repo>{_REPO})(@(?P<revision>{_HUB_REFS}|[^@/\s]+))?(/(?P<file>[^@\s]+))?", re.ASCII)
 # A model's page, or a branch or file on it, as a browser shows their address.
 _HUB_PAGE = re.compile(
-    rf"https?://(huggingface\.co|hf\.co)/(?!datasets/|spaces/)(?P<repo>{_REPO})"
-    r"(/(tree|blob)/(?P<revision>[^/\s?#]+)(/(?P<file>[^\s?#]+))?)?/?([?#]\S*)?",
+    r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/"
+    r"(?!(datasets|spaces|docs|models|collections|papers|blog|api|settings|organizations)/)"
+    rf"(?P<repo>{_REPO})"
+    # `resolve` is a download, of whatever: of weights it is the same as their page.
+    r"(/(tree|blob|resolve(?=\S*\.safetensors([?]|$)))/(?P<revision>[^/\s?#]+)(/(?P<file>[^\s?#]+))?)?/?([?#]\S*)?",
     re.ASCII | re.IGNORECASE,
 )
 _COMMIT = re.compile("[0-9a-f]{40}")

@@ -64,7 +64,7 @@ def test_no_framework_is_there_and_the_package_is_the_wheels(base: BaseInstall) 
 
 
 def test_it_lists_models_recipes_and_labels(base: BaseInstall) -> None:
-    assert len(base.json("rszoo", "list")) == 12
+    assert len(base.json("rszoo", "list")) == 22
     assert len(base.json("rszoo", "recipes")) == 14
     code = "import rszoo; print(rszoo.get_entry('resnet-rs-50').labels[388])"
     assert base.run("python", "-c", code).startswith("giant panda")

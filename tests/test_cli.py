@@ -47,7 +47,8 @@ def digit_files(tmp_path_factory) -> list[str]:
 
 def test_list_and_info_as_json():
     listed = json.loads(call("rszoo", "list", "*-152-*", "--json").stdout)
-    assert [entry["name"] for entry in listed] == [f"resnet-rs-152-i{size}" for size in (192, 224, 256)]
+    pairs = [f"resnet-rs-152-i{size}" for size in (192, 224, 256)]
+    assert [entry["name"] for entry in listed] == [*pairs, *(f"{pair}.garden" for pair in pairs)]
     assert listed[0]["parameters"] == 86_621_576
     info = json.loads(call("rszoo", "info", "resnetrs152", "--json").stdout)
     assert (info["name"], info["published"]["top1"]) == ("resnet-rs-152-i256", 83.0)

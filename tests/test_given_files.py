@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import rszoo
 from converters.convert import Identity, convert
-from rszoo.errors import ArchiveError, NetworkError, SourceNotFoundError, UsageError, WeightsError
+from rszoo.errors import ArchiveError, CheckpointError, NetworkError, SourceNotFoundError, UsageError, WeightsError
 from rszoo.registry.manifest import get_entry
 from tests.commands import call
 from tests.manifests import NAME, PATH, published
@@ -53,7 +53,7 @@ def assert_same(folder: Path, reference: dict[str, np.ndarray]) -> None:
     assert all(there[name].tobytes() == values.tobytes() for name, values in reference.items())
 
 
-@pytest.mark.parametrize("name", ["x.tar.gz", "x.tar", "x.tgz"])
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tar", "x.tgz", "x.bin"])
 def test_an_archive_that_a_browser_unpacked_is_read(tmp_path, reference, name):
     (tmp_path / name).write_bytes(TAR)
     convert(str(tmp_path / name), tmp_path / "m", identity=Identity(model=NAME))
@@ -79,6 +79,15 @@ def test_what_is_packed_otherwise_is_told(tmp_path, content, hint, name):
     done = call("rszoo-convert", "--ckpt", tmp_path / name, "--model", NAME, "--output", tmp_path / "m")
     assert (done.returncode, done.stderr.count("\n"), hint in done.stderr) == (3, 1, True), done.stderr
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("name", ["x.ckpt", "x.safetensors", "x", "folder/model.ckpt.index"])
+def test_a_pointer_of_git_lfs_is_told_whatever_it_is_called(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(POINTER)
+    place = (tmp_path / name).parent if "/" in name else tmp_path / name
+    with pytest.raises((ArchiveError, CheckpointError), match="git lfs pull"):
+        convert(str(place), tmp_path / "m", identity=Identity(model=NAME))
 
 
 def test_what_macos_adds_to_a_folder_or_an_archive_is_passed(tmp_path, reference):
@@ -112,6 +121,8 @@ def test_a_repository_without_its_prefix_is_told_so(text, tmp_path, monkeypatch)
     for act in (lambda: rszoo.create(text, pretrained=True), lambda: rszoo.load_weights(text)):
         with pytest.raises(SourceNotFoundError, match=f"hf-hub:{text}"):
             act()
+    with pytest.raises(SourceNotFoundError, match=f"rszoo pull hf-hub:{text}"):
+        convert(text, tmp_path / "m")
 
 
 def test_a_pasted_address_is_the_repository(hub, tmp_path):

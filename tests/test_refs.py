@@ -82,7 +82,12 @@ REFS: list[tuple[object, Ref]] = [
     ("https://huggingface.co/me/x/tree/main", Hub("me/x", "main")),
     (f"https://huggingface.co/me/x/tree/{COMMIT}", Hub("me/x", COMMIT)),
     ("https://huggingface.co/me/x/blob/main/sub/w.safetensors", Hub("me/x", "main", "sub/w.safetensors")),
-    # A download, a data set, another host.
+    ("huggingface.co/me/x", Hub("me/x")),
+    ("https://www.huggingface.co/me/x", Hub("me/x")),
+    ("https://huggingface.co/me/x/resolve/main/model.safetensors?download=true", Hub("me/x", "main")),
+    # Another download, a data set, the docs, another host.
+    ("https://huggingface.co/me/x/resolve/main/x.tar.gz", Url("https://huggingface.co/me/x/resolve/main/x.tar.gz")),
+    ("https://huggingface.co/docs/timm", Url("https://huggingface.co/docs/timm")),
     ("https://huggingface.co/me/x/resolve/main/w", Url("https://huggingface.co/me/x/resolve/main/w")),
     ("https://huggingface.co/datasets/me/x", Url("https://huggingface.co/datasets/me/x")),
     ("https://example.com/me/x", Url("https://example.com/me/x")),

@@ -307,6 +307,11 @@ MISTAKES = [
     (("--output", "run", "--recipe", "resnet-rs-50-i160"), 2, "--data is missing"),
     (("--output", "run", "--recipe", "resnet-rs-50-i161", "--data", "digits"), 2, "resnet-rs-50-i160"),
     (("--output", "run", *TINY, "train.batchsize=3"), 2, "did you mean batch_size?"),
+    (("--output", "run", *TINY, "train.epochs=2020-99-99"), 2, "cannot read the value of 'train.epochs=2020-99-99'"),
+    (("--output", "run", *TINY, "train.epochs=" + "[" * 3000), 2, "cannot read the value of"),
+    (("--output", "run", *TINY, "model.depth=51"), 2, "depth must be one of"),
+    (("--output", "run", *TINY, "train={}"), 2, "train."),
+    (("--output", "run", *TINY, "--train.epochs=3"), 2, "is given as train.epochs=3"),
     (("--output", "run", *TINY, "train.epochs=x"), 2, "train.epochs must be a number, received 'x'"),
     (
         ("--output", "run", *TINY, "--epochs", "3"),

@@ -230,8 +230,12 @@ def read_archive(
 
 
 def looks_packed(start: bytes) -> bool:
-    """Whether a file that begins like this is an archive, of a kind that is read or not."""
-    return start.startswith((_GZIP, *_OTHER_KINDS))
+    """Whether a file that begins like this is an archive, of a kind that is read or not, or stands for a file."""
+    return start.startswith((_GZIP, *_OTHER_KINDS)) or _is_tar(start) or is_lfs_pointer(start)
+
+
+def _is_tar(start: bytes) -> bool:
+    return start[_TAR_MAGIC_AT : _TAR_MAGIC_AT + len(_TAR_MAGIC)] == _TAR_MAGIC
 
 
 @contextmanager
@@ -242,7 +246,7 @@ def _unpacked(source: _HashingReader, place: str) -> Iterator[IO[bytes]]:
         ArchiveError: it is packed in another way, or no archive.
     """
     start = source.peek(_TAR_MAGIC_AT + len(_TAR_MAGIC))
-    if start[_TAR_MAGIC_AT:] == _TAR_MAGIC:
+    if _is_tar(start):
         yield cast(IO[bytes], source)
         return
     if is_lfs_pointer(start):

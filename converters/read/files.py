@@ -20,6 +20,7 @@ from converters.formats.format import FileReader, Format, Reader
 from converters.tensorbundle.bundle import Bundle
 from converters.tensorbundle.layout import Ranges
 from converters.tensorbundle.sstable import MAGIC
+from rszoo.disk.regular import LFS_REMEDY, is_lfs_pointer
 from rszoo.errors import CheckpointError, SourceNotFoundError, summarize
 from rszoo.folder.model_folder import sha256_of
 
@@ -278,7 +279,10 @@ def _open(paths: list[Path], place: str) -> CheckpointFiles:
             if kind == "shard":
                 collector.add_shard(path.name, path.open("rb"))
             elif kind == "index" and path.stat().st_size <= MAX_INDEX_BYTES:
-                collector.add_index(path.name, path.read_bytes())
+                index = path.read_bytes()
+                if is_lfs_pointer(index):
+                    raise CheckpointError(f"{path} is {LFS_REMEDY}")
+                collector.add_index(path.name, index)
             else:
                 with path.open("rb") as opened:
                     opened.seek(max(0, path.stat().st_size - len(MAGIC)))

@@ -16,7 +16,7 @@ from rszoo.disk.paths import expand_user, kept_archive
 from rszoo.errors import ArchiveError, CheckpointError, SourceNotFoundError, UsageError
 from rszoo.folder.model_folder import CONFIG, WeightSet
 from rszoo.net.urls import Version
-from rszoo.refs import ARCHIVE_SUFFIXES, Checkpoint, Folder, Hub, Ref, Registered, Url, parse_ref
+from rszoo.refs import ARCHIVE_SUFFIXES, Checkpoint, Folder, Hub, Ref, Registered, Url, may_be_repo, parse_ref
 from rszoo.registry.entry import PretrainedEntry
 from rszoo.registry.lookup import lookup
 from rszoo.registry.manifest import get_entry, list_models
@@ -32,7 +32,7 @@ Opener = Callable[[Path, WeightSet | None], OpenCheckpoint]
 Source = PretrainedEntry | Folder | Checkpoint | Url
 
 # Enough to tell what a file is.
-_START_BYTES = 64
+_START_BYTES = 512
 
 log = logging.getLogger("rszoo")
 
@@ -133,6 +133,11 @@ def _find_local(place: Folder | Checkpoint) -> Opener:
         return lambda _folder, _keep: open_prefix(path)
     if place.path == path.name and not path.suffix:
         get_entry(place.path)  # raises, and names the nearest models
+    if not path.exists() and may_be_repo(place.path):
+        raise SourceNotFoundError(
+            f"no checkpoint at {place.path}; a model on the Hub is hf-hub:{place.path}, which is converted already: "
+            f"rszoo pull hf-hub:{place.path}"
+        )
     if path.exists():
         raise SourceNotFoundError(f"{place.path} is a pipe or device; save what it gives in a file, and give its path")
     raise SourceNotFoundError(

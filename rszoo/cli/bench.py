@@ -47,9 +47,10 @@ def bench(
 ) -> None:
     """Measure the time of a training step on random images: forward, backward, optimizer and averages."""
     from rszoo.bench.timing import Timing, benchmark_model
-    from rszoo.registry.manifest import get_entry, list_models
+    from rszoo.recipes.load import list_pairs
+    from rszoo.registry.manifest import get_entry
 
-    names = list_models(model) if "*" in model else [get_entry(model).name]
+    names = list_pairs(model) if "*" in model else [get_entry(model).name]
     timing = Timing(steps=steps, batch_size=batch_size)
     chosen = choose_framework(framework)
     results = [

@@ -146,7 +146,7 @@ class _OneRetry(logging.Filter):
             return True
         if not self._said:
             self._said = True
-            log.warning("the Hub does not answer; trying again for up to half a minute")
+            log.warning("the Hub cannot be reached; trying again for up to half a minute")
         return False
 
 
@@ -193,7 +193,7 @@ def print_json(value: Any) -> None:
     """Print a machine-readable result on stdout; escaped, if its encoding cannot say it."""
     text = json.dumps(value, indent=1, ensure_ascii=False)
     try:
-        text.encode(sys.stdout.encoding or "ascii")
+        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except UnicodeEncodeError:
         text = json.dumps(value, indent=1)
     print(text)
@@ -201,7 +201,7 @@ def print_json(value: Any) -> None:
 
 def print_path(path: Path) -> None:
     """Print a path alone on stdout, for scripts: in a pipe or file byte for byte."""
-    if sys.stdout.isatty():
+    if sys.stdout is None or sys.stdout.isatty():
         show(str(path))
         return
     sys.stdout.flush()

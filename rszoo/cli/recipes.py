@@ -124,11 +124,9 @@ def estimate(
 ) -> None:
     """Compute operations, memory and time of training. Computed, not measured."""
     from rszoo.recipes.estimate import estimate as compute
-    from rszoo.recipes.load import list_recipes, load_recipe
-    from rszoo.registry.manifest import list_models
+    from rszoo.recipes.load import list_pairs, load_recipe
 
-    known = list_recipes()
-    names = [pair for pair in list_models("*-i*") if pair in known] if name is None else [name]
+    names = list_pairs("*-i*") if name is None else [name]
     recipes = [load_recipe(name, overrides or []) for name in names]
     estimates = [compute(recipe, device, devices=devices, utilization=utilization) for recipe in recipes]
     if as_json:

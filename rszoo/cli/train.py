@@ -46,7 +46,8 @@ def check_overrides(words: Sequence[str], options: Sequence[str]) -> None:
             continue
         name, equals, value = word.partition("=")
         value = value if equals else next(iter(words[index + 1 : index + 2]), "VALUE")
-        if places := places_of(name.lstrip("-").replace("-", "_")):
+        key = name.lstrip("-").replace("-", "_")
+        if places := [key] if key in places_of(key.rpartition(".")[2]) else places_of(key):
             ways = " or ".join(f"{place}={value}" for place in places)
             raise UsageError(f"there is no option {name}; a value of the recipe is given as {ways}")
         likely = nearest(name.lstrip("-"), [option.lstrip("-") for option in options])

@@ -16,6 +16,10 @@ LFS_REMEDY = "a pointer of Git LFS, not the file itself; run `git lfs pull` in i
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
+class NotRegularError(OSError):
+    """What is no regular file, or too large for what it should be."""
+
+
 def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading. A pipe would wait for ever, and a device has no end.
 
@@ -26,7 +30,7 @@ def open_regular(path: Path) -> BufferedReader:
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "a folder, pipe or device, not a regular file", str(path))
+        raise NotRegularError(errno.EINVAL, "a folder, pipe or device, not a regular file", str(path))
     return os.fdopen(descriptor, "rb")
 
 
@@ -39,7 +43,7 @@ def read_regular(path: Path, most: int = MAX_BYTES) -> bytes:
     with open_regular(path) as opened:
         content = opened.read(most + 1)
     if len(content) > most:
-        raise OSError(errno.EFBIG, f"larger than {most >> 20} MiB", str(path))
+        raise NotRegularError(errno.EFBIG, f"larger than {most >> 20} MiB", str(path))
     return content
 
 

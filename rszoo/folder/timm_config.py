@@ -16,7 +16,7 @@ from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
 from rszoo.errors import ConfigError
 from rszoo.registry.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Channels, Preprocessing
 from rszoo.schema.fields import build, pick
-from rszoo.schema.limits import is_writable, require
+from rszoo.schema.limits import WRITABLE, is_writable, require
 
 # What timm's constructors of this family are given; `layers` may be any.
 _BASE_DEPTH = 50
@@ -106,7 +106,7 @@ def read_labels(keys: Mapping[str, Any]) -> tuple[str, ...] | None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
     for index, name in enumerate(names):
-        require(is_writable(name), f"label {index}", "a text without half characters (lone surrogates)", name)
+        require(is_writable(name), f"label {index}", WRITABLE, name)
     return tuple(names)
 
 

@@ -18,6 +18,7 @@ from rszoo.errors import UsageError, nearest
 BACKENDS = ("tensorflow", "jax", "torch", "numpy", "openvino")
 _DATA_FORMATS = ("channels_last", "channels_first")
 _FLOATX = ("float32", "float16", "float64")
+_TYPES = {"epsilon": (float, "a number with a point, such as 1e-7"), "nnx_enabled": (bool, "true or false")}
 _ALLOWED = {"backend": BACKENDS, "floatx": _FLOATX, "image_data_format": _DATA_FORMATS}
 
 
@@ -27,11 +28,16 @@ def chosen_backend() -> str:
     Raises:
         UsageError: the variable, or a value in the file, is none of Keras's.
     """
-    path = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "keras.json"
+    # As Keras does: an empty variable is the working directory, and `~` in it is a folder's name.
+    home = os.environ.get("KERAS_HOME")
+    path = (Path("~/.keras").expanduser() if home is None else Path(home)) / "keras.json"
     settings = _read(path)
     for name, allowed in _ALLOWED.items():
         if name in settings:
             _check(settings[name], f"{path} has {name}", f"let it be {{}}, or delete {path}", allowed)
+    for name, (kind, words) in _TYPES.items():
+        if name in settings and type(settings[name]) is not kind:
+            raise UsageError(f"{path} has {name} {settings[name]!r}; let it be {words}, or delete {path}")
     variable = os.environ.get("KERAS_BACKEND")
     if variable:
         _check(variable, "KERAS_BACKEND is", "set it to {}, or leave it out", BACKENDS)
@@ -47,9 +53,11 @@ def _check(value: object, where: str, remedy: str, allowed: tuple[str, ...]) -> 
 def _read(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(read_regular(path))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         # Keras passes over it too.
         return {}
+    except OSError as error:
+        raise UsageError(f"cannot read {path}, which Keras would: {error.strerror}; fix it, or delete it") from error
     if not isinstance(settings, dict):
         raise UsageError(f"{path} is no JSON object, on which Keras breaks; fix it, or delete it")
     return settings

@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 from rszoo.errors import MissingPackageError, UsageError
 from rszoo.extras import is_installed
-from rszoo.net.urls import public_url
 
 _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 _SCHEMES = ("http", "https", "socks4", "socks5", "socks5h")
@@ -49,9 +48,11 @@ def _check_proxy(variable: str, text: str) -> None:
     except ValueError:
         valid = False
     if not valid:
+        # A password may have any character, so what is shown begins after the last of those that end it.
+        shown = f"{url.partition('://')[0]}://{url.rpartition('@')[2].rpartition('://')[2]}"
         raise UsageError(
-            f"{variable} is {public_url(url)!r}; allowed: {', '.join(_SCHEMES[:-1])} or {_SCHEMES[-1]}, such as "
-            "http://proxy.example:3128, or unset it"
+            f"{variable} is {shown!r}; allowed: {', '.join(_SCHEMES[:-1])} or {_SCHEMES[-1]}, such as "
+            "http://proxy.example:3128 (in a password / @ : are written %2F %40 %3A), or unset it"
         )
     if parts.scheme.lower().startswith("socks") and not all(map(is_installed, _SOCKS_PACKAGES)):
         raise MissingPackageError(

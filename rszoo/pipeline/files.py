@@ -18,7 +18,7 @@ from rszoo.errors import SourceNotFoundError
 from rszoo.pipeline.file_kinds import IMAGE_SUFFIXES, MAGIC_BYTES, is_known, never_data, nfc, split_name
 
 #: How files are counted that cannot be read as such.
-BROKEN_LINK, NO_FILE = "broken links", "not files"
+BROKEN_LINK, NO_FILE = "broken links", "pipes or devices"
 
 
 class Entries(NamedTuple):

@@ -17,7 +17,7 @@ from rszoo.pipeline.file_kinds import kind_name, nfc, split_name
 from rszoo.pipeline.files import Entries, list_folder, read_text
 from rszoo.pipeline.scan import SHARDS, Scan
 from rszoo.schema.fields import check_format
-from rszoo.schema.limits import is_a
+from rszoo.schema.limits import WRITABLE, is_a
 
 #: The file that `rszoo tfrecords` writes next to the records: classes, and the number of records in each file.
 DESCRIPTION = "dataset.json"
@@ -151,7 +151,7 @@ def read_description(root: str, shards: Sequence[str], split: str) -> Known:
 def _parse(values: Any, num_shards: int, split: str) -> Known:
     names, counts = values["class_names"], values["splits"][split]["records"]
     if not is_a(values["title"], str):
-        raise ConfigError("title must be a text without half characters (lone surrogates)")
+        raise ConfigError(f"title must be {WRITABLE}")
     if not names or not all(is_a(name, str) for name in names):
         raise ConfigError("class_names must be strings")
     if len(counts) != num_shards or not all(isinstance(count, int) and count >= 0 for count in counts):

@@ -67,7 +67,7 @@ class Layers:
             raise OverrideError(f"{override!r} does not say of which section; did you mean {' or '.join(likely)}?")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise OverrideError(f"cannot read the value of {override!r}: {why_not_yaml(error)}") from error
         section = self.values
         for name in keys[:-1]:
@@ -134,10 +134,10 @@ def _read(path: Path) -> tuple[Layers, Path | None]:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         values = None if node is None else loader.construct_document(node)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {why_not_yaml(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not YAML: it is not UTF-8") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not YAML: {why_not_yaml(error)}") from error
     if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
         received = "an empty file" if values is None else shown(values)
         raise ConfigError(f"{path} must hold the recipe's sections, such as `train:`, received {received}")
@@ -185,7 +185,7 @@ def _dotted(key: str, value: object) -> list[str]:
     return [f"{key}.{name}" for name in value] if isinstance(value, Mapping) else [key]
 
 
-def why_not_yaml(error: yaml.YAMLError) -> str:
+def why_not_yaml(error: Exception) -> str:
     """Return what a YAML reader found wrong, in one line, with its place."""
     # As it has them: what it was doing, what it met, and where.
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)

@@ -18,7 +18,7 @@ from rszoo.errors import ConfigError, OverrideError, SourceNotFoundError, Unknow
 from rszoo.recipes.layers import OVERRIDE, RECIPES, Layers, Origin, read_layers
 from rszoo.recipes.recipe import Recipe
 from rszoo.recipes.schedule import warmup_steps
-from rszoo.registry.manifest import get_entry
+from rszoo.registry.manifest import get_entry, list_models
 from rszoo.terminal import printable
 
 #: What the others are based on; it is no recipe by itself.
@@ -75,6 +75,19 @@ def list_recipes() -> list[str]:
     return sorted((path.stem for path in RECIPES.glob("*.yaml") if path.stem != BASE), key=_order)
 
 
+def list_pairs(pattern: str = "*") -> list[str]:
+    """Return the registered pairs that match a shell pattern and have a recipe.
+
+    Raises:
+        UnknownModelError: none does.
+    """
+    known = list_recipes()
+    pairs = [name for name in list_models(pattern) if name in known]
+    if not pairs:
+        raise UnknownModelError(f"no pair that matches {pattern!r} has a recipe; run `rszoo recipes`")
+    return pairs
+
+
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return a recipe by its name, or by the path of a YAML file, with values overridden: `train.batch_size=1024`.
 
@@ -97,7 +110,14 @@ def trace_recipe(name: str, overrides: Sequence[str] = ()) -> TracedRecipe:
     layers = read_recipe(name)
     for override in overrides:
         layers.override(override)
-    return build_recipe(name, layers)
+    try:
+        return build_recipe(name, layers)
+    except ConfigError as error:
+        if not overrides or isinstance(error, OverrideError):
+            raise
+        # Without them it is sound, or says itself what is wrong.
+        build_recipe(name, read_recipe(name))
+        raise OverrideError(str(error)) from error
 
 
 def read_recipe(name: str) -> Layers:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rszoo.errors import ConfigError, NewerFormatError, nearest
-from rszoo.schema.limits import is_a, is_writable, require, shown
+from rszoo.schema.limits import WRITABLE, is_a, is_writable, require, shown
 from rszoo.version import __version__
 
 _T = TypeVar("_T")
@@ -167,7 +167,8 @@ def _value(hint: Any, value: Any, where: str, number_texts: bool) -> Any:
         return {key: _value(args[1], item, _dotted(where, key), number_texts) for key, item in section.items()}
     if hint is float:
         value = _number(value, number_texts)
-    require(value in args if origin is Literal else is_a(value, hint), where, _kind(hint), value)
+    kind = WRITABLE if hint is str and isinstance(value, str) else _kind(hint)
+    require(value in args if origin is Literal else is_a(value, hint), where, kind, value)
     return value
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from rszoo.errors import ConfigError
 
+#: What a text must be to be written.
+WRITABLE = "a text without half characters (lone surrogates)"
 _MAX_TEXT = 200
 _MAX_SHOWN = 100
 
@@ -120,7 +122,7 @@ def check_writable(instance: object, *names: str) -> None:
         # At once: a folder's thousand class names are checked whenever it is opened.
         if value is not None and not is_writable(value if isinstance(value, str) else "".join(value)):
             for field, text in _given(instance, (name,)):
-                require(is_writable(text), field, "a text without half characters (lone surrogates)", text)
+                require(is_writable(text), field, WRITABLE, text)
 
 
 def shown(value: object) -> str:

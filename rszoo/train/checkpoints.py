@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rszoo.disk.regular import read_regular, read_regular_text
+from rszoo.disk.regular import NotRegularError, read_regular, read_regular_text
 from rszoo.disk.staging import ResultKind, staged_folder, sweep
 from rszoo.disk.temporary import remove_folder, write_whole
 from rszoo.errors import CheckpointError, ConfigError
@@ -71,7 +71,7 @@ class Checkpoint:
                 raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one that {_FACTS} has")
             with safe_open(path, framework="numpy") as opened:
                 return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (FileNotFoundError, SafetensorError) as error:
+        except (FileNotFoundError, NotRegularError, SafetensorError) as error:
             raise CheckpointError(f"{path} is missing or damaged: {error}") from error
 
 
@@ -120,7 +120,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     path = folder / _FACTS
     try:
         facts = build(_Facts, check_format(parse_json(read_regular(path)), _FORMAT_VERSION, path))
-    except (FileNotFoundError, ConfigError) as error:
+    except (FileNotFoundError, NotRegularError, ConfigError) as error:
         raise CheckpointError(f"{path} is missing or cannot be read: {error}") from error
     progress = Progress(facts.step, facts.engine, tuple(map(Position._make, facts.positions)), facts.pending)
     return Checkpoint(folder, progress, facts.top1, facts.sha256)

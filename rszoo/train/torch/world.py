@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -83,15 +88,36 @@ def _join(backend: str) -> None:
             f"RANK is {rank} and WORLD_SIZE {ranks}, but {wrong}, as if they were left over from another program. "
             "Start several processes with torchrun, or one after `unset RANK WORLD_SIZE LOCAL_RANK`"
         )
-    place = f"{os.environ['MASTER_ADDR']}:{_number('MASTER_PORT', 0)}"
+    host, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0)
+    if not 0 < port < 1 << 16:
+        raise UsageError(f"MASTER_PORT is {port}, not a port, 1 to 65535; start with torchrun, or unset it")
+    place = f"{host}:{port}"
     log.info("process %d of %d; meeting the others at %s", rank, ranks, place)
     try:
-        dist.init_process_group(backend)
-    except (RuntimeError, ValueError) as error:
+        # PyTorch would wait for a name that is none.
+        socket.getaddrinfo(host, port)
+        with _stoppable():
+            dist.init_process_group(backend)
+    except (RuntimeError, ValueError, OSError) as error:
         raise NetworkError(
             f"process {rank} of {ranks} does not reach the others at {place}: {str(error).splitlines()[0]}; check "
             "MASTER_ADDR and MASTER_PORT, and that all processes run"
         ) from error
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let signals end the process at once in the block: C++ code that waits never comes back to Python's handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    former = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, former, strict=True):
+            signal.signal(number, handler)
 
 
 def _number(variable: str, default: int) -> int:
