@@ -15,6 +15,8 @@ from rszoo.errors import UsageError
 
 #: The weights file of a model folder, and so of a repository on the Hub.
 DEFAULT_FILE = "model.safetensors"
+#: How the names of checkpoints end that are one file.
+FILE_SUFFIXES = (".h5", ".hdf5", ".keras")
 #: How the names of archives end.
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".tar.xz", ".tar.bz2", ".tar.zst")
 
@@ -39,7 +41,8 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _CHECKPOINT = re.compile(
-    r".*(\.tar(\.gz|\.xz|\.bz2|\.zst)?|\.tgz|\.safetensors|\.ckpt(-\d+)?|\.index)", re.IGNORECASE | re.DOTALL
+    r".*(\.tar(\.gz|\.xz|\.bz2|\.zst)?|\.tgz|\.safetensors|\.h5|\.hdf5|\.keras|\.ckpt(-\d+)?|\.index)",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -179,6 +182,7 @@ def parse_ref(text: str | os.PathLike[str] | Ref) -> Ref:
         http://... or https://...                         Url
         SCHEME://...                                      refused
         *.tar.gz *.tgz *.tar* *.ckpt *.ckpt-N *.index      Checkpoint: an archive, or the prefix of a checkpoint
+        *.h5 *.hdf5 *.keras                               Checkpoint: a file of Keras 2
         *.safetensors                                     Checkpoint: weights without a config.json
         with / or a backslash in it, . or ~ before it,    Folder
         or a drive such as C:

@@ -26,6 +26,7 @@ BROUGHT = {
     "train": {"keras", "tensorflow"},
     "hub": set(),
     "snappy": set(),
+    "keras2": set(),
     "socks": set(),
     "cuda": {"jax"},
     "tpu": {"jax"},

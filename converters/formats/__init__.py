@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from converters.formats.format import Format, Reader, Writer
 from converters.formats.garden import GARDEN
+from converters.formats.keras2 import KERAS2
 from converters.formats.tf1 import TF1
 from converters.tensorbundle.layout import Ranges
 from rszoo.errors import ConversionError, UsageError, nearest
@@ -17,7 +18,7 @@ from rszoo.folder.model_folder import WeightSet
 #: What a model folder is called beside the checkpoint formats, where one says what to write.
 MODEL_FOLDER = "safetensors"
 
-_FORMATS: dict[str, Format] = {known.name: known for known in (TF1, GARDEN)}
+_FORMATS: dict[str, Format] = {known.name: known for known in (TF1, GARDEN, KERAS2)}
 
 
 def list_formats() -> list[Format]:

@@ -16,7 +16,18 @@ from rszoo.disk.paths import expand_user, kept_archive
 from rszoo.errors import ArchiveError, CheckpointError, SourceNotFoundError, UsageError
 from rszoo.folder.model_folder import CONFIG, WeightSet
 from rszoo.net.urls import Version
-from rszoo.refs import ARCHIVE_SUFFIXES, Checkpoint, Folder, Hub, Ref, Registered, Url, may_be_repo, parse_ref
+from rszoo.refs import (
+    ARCHIVE_SUFFIXES,
+    FILE_SUFFIXES,
+    Checkpoint,
+    Folder,
+    Hub,
+    Ref,
+    Registered,
+    Url,
+    may_be_repo,
+    parse_ref,
+)
 from rszoo.registry.entry import PretrainedEntry
 from rszoo.registry.lookup import lookup
 from rszoo.registry.manifest import get_entry, list_models
@@ -164,7 +175,7 @@ def find_entries(source: str | os.PathLike[str] | Ref | Source) -> list[Pretrain
     if isinstance(found, PretrainedEntry):
         return [found]
     base = str(found).rstrip("/").rpartition("/")[2]
-    for suffix in ARCHIVE_SUFFIXES:
+    for suffix in (*ARCHIVE_SUFFIXES, *FILE_SUFFIXES):
         base = base.removesuffix(suffix)
     base = base.lower().replace("_", "-")
     if base not in list_models():

@@ -1,0 +1,192 @@
+"""Files of Keras 2's ResNet-RS (`tf_keras.applications.resnet_rs`): what layers are called, and how they are written.
+
+They hold one set of weights, which in the published files are the averages. Facts: tf_keras
+`src/applications/resnet_rs.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from converters.formats.format import Contents, Export, Format, Reader, Reference
+from converters.keras2.files import Keras2File, open_keras2
+from rszoo.arch.config import Activation, ArchConfig
+from rszoo.arch.walk import TensorSpec, iter_tensors, with_published_widths
+from rszoo.errors import ConfigError, ConversionError
+from rszoo.extras import needs
+
+#: Name of the file that is written back.
+FILE = "resnet-rs.h5"
+_HEAD = "predictions"
+_STEM = "stem_1_stem_"
+_STEM_CONVS = 4
+# In a block; the first normalization has one line less than the others.
+_IN_BLOCK = {
+    "proj_conv": "__projection_conv",
+    "proj_bn": "__projection_batch_norm",
+    "conv1": "__conv_1",
+    "bn1": "_batch_norm_1",
+    "conv2": "__conv_2",
+    "bn2": "__batch_norm_2",
+    "conv3": "__conv_3",
+    "bn3": "__batch_norm_3",
+    "se_reduce": "__se_se_reduce",
+    "se_expand": "__se_se_expand",
+}
+_ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "swish": "silu", "silu": "silu"}
+_NOT_RESNET = "the file is not of a ResNet-RS of tf_keras.applications"
+_STATE = "state of the optimizer, and what else is beside the model"
+_PREPROCESSING = "layers before the network"
+
+
+def keras2_name(spec: TensorSpec, stem: str = _STEM) -> str:
+    """Return a tensor's `LAYER/VARIABLE`. `stem`: what the names of the stem's layers begin with."""
+    return f"{_layer_name(spec.layer, stem)}/{spec.kind.variable}"
+
+
+def _layer_name(layer: str, stem: str = _STEM) -> str:
+    if layer == "head.dense":
+        return _HEAD
+    if layer.startswith("stem."):
+        kind = "conv" if "conv" in layer else "batch_norm"
+        return f"{stem}{kind}_{layer[-1]}"
+    stage, block, part = layer.split(".")
+    return f"BlockGroup{int(stage.removeprefix('stage')) + 1}__block_{block.removeprefix('block')}{_IN_BLOCK[part]}"
+
+
+def _find_stem(reader: Reader) -> str | None:
+    """Return what the names of the stem's layers begin with: the stems of a process are counted."""
+    found = (re.fullmatch(r"(stem_[0-9]+_stem_)conv_1/kernel", name) for name in reader.entries)
+    return next((match[1] for match in found if match), None)
+
+
+def _why_not(reader: Reader) -> str | None:
+    if isinstance(reader, Keras2File) and _find_stem(reader) is not None:
+        return None
+    return f"has no layer {_STEM}conv_1"
+
+
+def _contents(reader: Reader) -> Contents:
+    stem = _find_stem(reader) or _STEM
+    arch = _infer_arch(reader, stem)
+    names = [keras2_name(spec, stem) for spec in iter_tensors(arch)]
+    known = {*names}
+    others = [name for name in reader.entries if name not in known]
+    layers = {name.partition("/")[0] for name in known}
+    ours = [name for name in others if name.partition("/")[0] in layers or name.startswith((stem, "BlockGroup"))]
+    return Contents(
+        arch,
+        # Of one set, which is what was trained: of the published files the averages.
+        names={"ema": names, "raw": names},
+        skippable={
+            _PREPROCESSING: [name for name in others if re.match("(normalization|rescaling)(_[0-9]+)?/", name)],
+            _STATE: [name for name in others if re.match("(optimizer_weights|optimizer|vars)(/|$)", name)],
+        }
+        if not ours
+        else {},
+        notes=("the file has one set of weights, of the published files the averages",),
+    )
+
+
+def _infer_arch(reader: Reader, prefix: str) -> ArchConfig:
+    """Read blocks, widths, classes and channels off the shapes, and the activation off the layers' settings."""
+    shapes = {name: tuple(entry.shape) for name, entry in reader.entries.items()}
+    stem = [shapes.get(f"{prefix}conv_{number}/kernel", ()) for number in range(1, _STEM_CONVS + 1)]
+    counts, widths = [], []
+    for group in range(2, 6):
+        blocks = 0
+        while len(shape := shapes.get(f"BlockGroup{group}__block_{blocks}__conv_2/kernel", ())) == 4:
+            blocks += 1
+            width = shape[3]
+        if not blocks:
+            raise ConversionError(f"{_NOT_RESNET}: it has no layer BlockGroup{group}__block_0__conv_2")
+        counts.append(blocks)
+        widths.append(width)
+    head = shapes.get(f"{_HEAD}/kernel", ())
+    if len(head) != 2:
+        raise ConversionError(
+            f"the file has no classifier {_HEAD}, only a backbone, perhaps with layers of your own; a model folder has "
+            "one, so this cannot be converted yet"
+        )
+    if any(len(shape) != 4 for shape in stem):
+        raise ConversionError(f"{_NOT_RESNET}: it has no stem of {_STEM_CONVS} convolutions")
+    try:
+        exact = ArchConfig(
+            blocks=tuple(counts),  # type: ignore[arg-type]
+            num_classes=head[1],
+            in_chans=stem[0][2],
+            stem_widths=tuple(shape[3] for shape in stem),  # type: ignore[arg-type]
+            stage_widths=tuple(widths),  # type: ignore[arg-type]
+            activation=_activation(reader),
+            strided_padding="symmetric",
+            shortcut_pool="strided",
+        )
+        return with_published_widths(exact)
+    except ConfigError as error:
+        raise ConversionError(f"{_NOT_RESNET}: its shapes are impossible ({error})") from error
+
+
+def _activation(reader: Reader) -> Activation:
+    layers = reader.layers if isinstance(reader, Keras2File) else None
+    inside = (layer for layer in layers or () if layer.kind == "Activation" and layer.name.startswith("BlockGroup"))
+    # The gate's is in its convolution.
+    said = sorted({str(layer.settings.get("activation")) for layer in inside}) or ["relu"]
+    if len(said) > 1 or said[0] not in _ACTIVATIONS:
+        raise ConversionError(f"{_NOT_RESNET}: its activations are {', '.join(said)}")
+    return _ACTIVATIONS[said[0]]
+
+
+def _fits(arch: ArchConfig) -> bool:
+    ops = arch.activation, arch.strided_padding, arch.shortcut_pool, arch.stem
+    return ops == ("relu", "symmetric", "strided", "deep") and arch.se_ratio > 0
+
+
+def _write(export: Export, folder: Path) -> str:
+    """Write the weights as Keras 2's `save_weights` does, for `load_weights` of the same network.
+
+    It takes layers by their order and not by their names: Keras's, in which a block's projection comes last.
+    """
+    with needs("writing HDF5", "h5py", extra="keras2"):
+        import h5py
+
+    layers: dict[str, list[TensorSpec]] = {}
+    for spec in _in_keras_order(export.config.arch):
+        layers.setdefault(_layer_name(spec.layer), []).append(spec)
+    with h5py.File(folder / FILE, "w") as file:
+        file.attrs["layer_names"] = _texts(layers)
+        file.attrs["backend"], file.attrs["keras_version"] = "tensorflow", "2.15.0"
+        for layer, specs in layers.items():
+            group = file.create_group(layer)
+            names = [f"{layer}/{spec.kind.variable}:0" for spec in specs]
+            group.attrs["weight_names"] = _texts(names)
+            for spec, name in zip(specs, names, strict=True):
+                group.create_dataset(name, data=np.ascontiguousarray(export.read(spec)))
+    return FILE
+
+
+def _in_keras_order(arch: ArchConfig) -> Iterator[TensorSpec]:
+    """Yield the walk with each block's projection at its end."""
+    for _, block in itertools.groupby(iter_tensors(arch), key=lambda spec: spec.layer.rpartition(".")[0]):
+        yield from sorted(block, key=lambda spec: spec.layer.rpartition(".")[2].startswith("proj_"))
+
+
+def _texts(texts: Iterable[str]) -> np.ndarray:
+    return np.array([text.encode() for text in texts])
+
+
+KERAS2 = Format(
+    name="keras2",
+    title="file of Keras 2's ResNet-RS (HDF5 or .keras)",
+    axes="tensorflow",
+    why_not=_why_not,
+    contents=_contents,
+    fits=_fits,
+    reference=Reference("rszoo.verify.tf1_graph:run_reference", "tensorflow", "restored by TensorFlow's Saver"),
+    write=_write,
+    open_file=open_keras2,
+)

@@ -1,0 +1,356 @@
+"""Files of Keras 2: tf_keras's own, written and read by it, and what an HDF5 file may hide."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import rszoo
+from converters.convert import Identity, convert
+from converters.write_back import write_checkpoint
+from rszoo.arch.config import ArchConfig
+from rszoo.errors import CheckpointError, ConversionError, RszooError
+from rszoo.folder.model_folder import read_folder
+from rszoo.registry.preprocessing import Preprocessing
+from rszoo.verify import stages as parity
+from rszoo.verify.checks import verify
+from tests.commands import call
+
+FILES = ("keras2-small-c7.h5", "keras2-small-c7-whole.h5", "keras2-small-c7.keras")
+RUNS: dict[str, Callable[..., list[parity.Stages]]] = {"torch": parity.torch_stages, "keras": parity.keras_stages}
+SIZE = Identity(image_size=64)
+BLOCKS = (1, 2, 1, 1)
+# The application has a fixed size.
+IMAGES = [np.random.default_rng(seed).standard_normal((2, 64, 64, 3)).astype(np.float32) for seed in range(2)]
+
+
+def build(classes: int = 5, *, preprocessing: bool = False):
+    """A small network of tf_keras's own, with random values."""
+    pytest.importorskip("tf_keras", reason="tf_keras is not installed")
+    from tf_keras.src.applications.resnet_rs import ResNetRS
+
+    network = ResNetRS(
+        50,
+        block_args=[{"input_filters": 8 << n, "num_repeats": count} for n, count in enumerate(BLOCKS)],
+        input_shape=(64, 64, 3),
+        weights=None,
+        classes=classes,
+        classifier_activation=None,
+        include_preprocessing=preprocessing,
+    )
+    rng = np.random.default_rng(0)
+    for layer in network.layers:
+        if not layer.name.startswith(("normalization", "rescaling")):
+            layer.set_weights([_values(weight.name, weight.shape, rng) for weight in layer.weights])
+    return network
+
+
+def _values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    if "gamma" in name or "variance" in name:
+        return rng.uniform(0.3, 1.0, shape).astype(np.float32)
+    return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]) or 1)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def weights_file(network, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("keras2") / "small.h5"
+    network.save_weights(path)
+    return path
+
+
+def values_of(network) -> dict[str, np.ndarray]:
+    """The values of a network of tf_keras by its own names."""
+    # The stems of a process are counted.
+    names = {layer: re.sub(r"^stem_\d+", "stem_1", layer.name) for layer in network.layers}
+    return {f"{names[layer]}/{w.name.rpartition('/')[2]}": w.numpy() for layer in names for w in layer.weights}
+
+
+def assert_same_outputs(folder: Path, network) -> None:
+    expected = [network(images, training=False).numpy() for images in IMAGES]
+    for framework, run in RUNS.items():
+        for stages, logits in zip(run(read_folder(folder), IMAGES, "float32"), expected, strict=True):
+            assert parity.relative_l2(stages["logits"], logits) <= 2e-6, framework
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_equals_outputs_of_tf_keras(shared, tmp_path, name):
+    """The shared fixtures: three files of one network, and its outputs."""
+    report = convert(str(shared / name), tmp_path / "m", identity=SIZE)
+    folder = read_folder(tmp_path / "m")
+    assert folder.config.arch == ArchConfig(
+        (1, 2, 1, 1), num_classes=7, stage_widths=(8, 16, 32, 64), stem_widths=(32, 32, 64, 64)
+    )
+    assert (report["format"], len(report["mapped"])) == ("keras2", 137)
+    reference = np.load(shared / "keras2_reference_outputs.npz")
+    for run in RUNS.values():
+        for size in ("64", "75"):
+            (stages,) = run(folder, [reference[f"{size}/input_nhwc"]], "float32")
+            assert parity.relative_l2(stages["logits"], reference[f"{size}/logits"]) <= 2e-6
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.parametrize("kind", ["weights", "whole", "archive", "trained", "preprocessing"])
+def test_what_tf_keras_saves_is_read(network, tmp_path, kind):
+    import tf_keras
+
+    if kind == "preprocessing":
+        network = build(preprocessing=True)
+    path = tmp_path / ("x.keras" if kind == "archive" else "x.h5")
+    if kind == "trained":
+        network = build()
+        network.compile(tf_keras.optimizers.SGD(0.01, momentum=0.9), "mse")
+        network.fit(IMAGES[0], np.zeros((2, 5), np.float32), verbose=0)
+    network.save_weights(path) if kind == "weights" else network.save(path)
+    report = convert(str(path), tmp_path / "m", identity=SIZE)
+    there = load_file(tmp_path / "m" / "model.safetensors")
+    assert there["conv1.0.weight"].shape[0] == 32
+    kernel = values_of(network)["predictions/kernel:0"]
+    np.testing.assert_array_equal(there["fc.weight"], kernel.T)
+    assert any("optimizer" in reason for reason in report["skipped"]) == (kind == "trained")
+    if kind != "preprocessing":
+        assert_same_outputs(tmp_path / "m", network)
+    assert any("one set of weights" in check for check in report["checks"])
+
+
+def test_back_and_forth_is_exact_and_tf_keras_loads_it(network, weights_file, tmp_path):
+    convert(str(weights_file), tmp_path / "m", identity=SIZE)
+    written = write_checkpoint(read_folder(tmp_path / "m"), tmp_path / "back", "keras2")
+    other = build()
+    for layer in other.layers:
+        layer.set_weights([np.zeros(weight.shape, np.float32) for weight in layer.weights])
+    other.load_weights(written)
+    expected = values_of(network)
+    for name, values in values_of(other).items():
+        np.testing.assert_array_equal(values, expected[name], err_msg=name)
+    convert(str(written), tmp_path / "again", identity=SIZE)
+    first, again = (load_file(tmp_path / name / "model.safetensors") for name in ("m", "again"))
+    assert all(first[name].tobytes() == again[name].tobytes() for name in first)
+    # And from there to TF1 and back.
+    prefix = write_checkpoint(read_folder(tmp_path / "m"), tmp_path / "tf1", "tf1")
+    convert(str(prefix), tmp_path / "third", identity=SIZE)
+    third = load_file(tmp_path / "third" / "model.safetensors")
+    assert all(first[name].tobytes() == third[name].tobytes() for name in first)
+
+
+def test_verify_holds_it_against_the_original_graph(weights_file, tmp_path):
+    convert(str(weights_file), tmp_path / "m", identity=SIZE)
+    checks = {check.name: check.status for check in verify(read_folder(tmp_path / "m"), source=str(weights_file))}
+    assert {name for name, status in checks.items() if status != "passed"} == {"published logits"}
+
+
+@pytest.mark.slow
+def test_the_application_loads_an_export_of_its_size(tmp_path):
+    applications = pytest.importorskip("tf_keras", reason="tf_keras is not installed").applications
+    model = rszoo.create("resnet-rs-50-i160")
+    folder = rszoo.save(model, tmp_path / "m")
+    written = write_checkpoint(folder, tmp_path / "back", "keras2")
+    theirs = applications.resnet_rs.ResNetRS50(
+        weights=str(written), input_shape=(160, 160, 3), classifier_activation=None, include_preprocessing=False
+    )
+    images = IMAGES[0][:, :64, :64].repeat(3, 1).repeat(3, 2)[:, :160, :160]
+    (stages,) = parity.torch_stages(folder, [images], "float32")
+    assert parity.relative_l2(stages["logits"], theirs(images, training=False).numpy()) <= 2e-6
+
+
+def test_a_garden_network_is_refused(tmp_path):
+    model = rszoo.create(ArchConfig((1, 1, 1, 1), width_multiplier=0.125, activation="silu"))
+    model.preprocessing = Preprocessing(64)
+    folder = rszoo.save(model, tmp_path / "m")
+    done = call("rszoo-convert", "--ckpt", folder.path, "--to", "keras2", "--output", tmp_path / "back")
+    assert (done.returncode, "cannot hold this ResNet-RS" in done.stderr) == (3, True)
+    assert not (tmp_path / "back").exists()
+
+
+# What a file may hide.
+
+
+def soft_link(file: h5py.File, path: Path) -> None:
+    file["link"] = h5py.SoftLink("/predictions")
+
+
+def external_link(file: h5py.File, path: Path) -> None:
+    file["link"] = h5py.ExternalLink("/etc/passwd", "/")
+
+
+def cycle(file: h5py.File, path: Path) -> None:
+    file["predictions/again"] = file["predictions"]
+
+
+def external_storage(file: h5py.File, path: Path) -> None:
+    (path.parent / "secret").write_bytes(bytes(4000))
+    file.create_dataset("x/x/kernel:0", (1000,), "f4", external=[(str(path.parent / "secret"), 0, 4000)])
+
+
+def virtual(file: h5py.File, path: Path) -> None:
+    layout = h5py.VirtualLayout((10,), "f4")
+    layout[:] = h5py.VirtualSource("other.h5", "x", (10,))
+    file.create_virtual_dataset("x/x/kernel:0", layout)
+
+
+def compressed(file: h5py.File, path: Path) -> None:
+    file.create_dataset("x/x/kernel:0", data=np.zeros(1 << 20, "f4"), compression="gzip")
+
+
+def huge(file: h5py.File, path: Path) -> None:
+    file.create_dataset("x/x/kernel:0", (1 << 40,), "f4", chunks=(1 << 20,))
+
+
+def named_type(file: h5py.File, path: Path) -> None:
+    file["type"] = np.dtype("f4")
+
+
+def references(file: h5py.File, path: Path) -> None:
+    file.create_dataset("x/x/reference:0", (1,), h5py.ref_dtype)[0] = file["predictions"].ref
+
+
+def one_too_many(file: h5py.File, path: Path) -> None:
+    file["BlockGroup9__block_0__conv_1/BlockGroup9__block_0__conv_1/kernel:0"] = np.zeros(3, "f4")
+
+
+def twice(file: h5py.File, path: Path) -> None:
+    file["other/predictions/kernel:0"] = np.zeros(3, "f4")
+
+
+def without_head(file: h5py.File, path: Path) -> None:
+    del file["predictions"]
+    file["my_head/my_head/kernel:0"] = np.zeros((64, 3), "f4")
+
+
+def other_network(file: h5py.File, path: Path) -> None:
+    for name in list(file):
+        del file[name]
+    file["conv1_conv/conv1_conv/kernel:0"] = np.zeros((7, 7, 3, 64), "f4")
+
+
+def too_wide(file: h5py.File, path: Path) -> None:
+    name = "predictions/predictions/bias:0"
+    del file[name]
+    file[name] = np.zeros(6, "f4")
+
+
+def half(file: h5py.File, path: Path) -> None:
+    name = "predictions/predictions/bias:0"
+    del file[name]
+    file[name] = np.zeros(5, "f2")
+
+
+HIDDEN = [
+    (soft_link, CheckpointError, "link is a link to elsewhere"),
+    (external_link, CheckpointError, "link is a link to elsewhere"),
+    (cycle, CheckpointError, "have each other"),
+    (external_storage, CheckpointError, "are not in it"),
+    (virtual, CheckpointError, "are not in it"),
+    (compressed, CheckpointError, "is compressed"),
+    (huge, CheckpointError, "bytes; at most"),
+    (named_type, CheckpointError, "no group and no dataset"),
+    (references, ConversionError, "x/reference"),
+    (one_too_many, ConversionError, "BlockGroup9__block_0__conv_1/kernel"),
+    (twice, CheckpointError, "two tensors predictions/kernel"),
+    (without_head, ConversionError, "no classifier predictions, only a backbone"),
+    (other_network, ConversionError, "has no layer stem_1_stem_conv_1"),
+    (too_wide, ConversionError, "predictions/bias"),
+    (half, ConversionError, "float16"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "text"), HIDDEN, ids=[change.__name__ for change, *_ in HIDDEN])
+def test_what_a_file_hides_is_refused_in_a_line(weights_file, tmp_path, change, error, text):
+    path = tmp_path / "x.h5"
+    path.write_bytes(weights_file.read_bytes())
+    with h5py.File(path, "a") as file:
+        change(file, path)
+    with pytest.raises(error, match=text) as told:
+        convert(str(path), tmp_path / "m", identity=SIZE)
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_told(weights_file, tmp_path, part):
+    content = weights_file.read_bytes()
+    (tmp_path / "x.h5").write_bytes(content[: int(len(content) * part)])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        convert(str(tmp_path / "x.h5"), tmp_path / "m", identity=SIZE)
+
+
+def test_flipped_bytes_give_an_error_of_ours_or_other_values(weights_file, tmp_path):
+    content, rng = weights_file.read_bytes(), np.random.default_rng(0)
+    for number in range(150):
+        changed = bytearray(content)
+        for place in rng.integers(0, min(len(content), 200_000), 3):
+            changed[place] ^= 1 << rng.integers(8)
+        (tmp_path / "x.h5").write_bytes(changed)
+        try:
+            convert(str(tmp_path / "x.h5"), tmp_path / f"m{number}", identity=SIZE)
+        except RszooError:
+            continue
+
+
+def rewritten(path: Path, target: Path, change: Callable[[dict], object]) -> Path:
+    """Write a `.keras` file anew with another config.json."""
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(target, "w") as written:
+        for name in archive.namelist():
+            content = archive.read(name)
+            if name == "config.json":
+                values = json.loads(content)
+                changed = change(values)
+                content = changed if isinstance(changed, bytes) else json.dumps(values).encode()
+            written.writestr(name, content)
+    return target
+
+
+def other_activation(values: dict) -> None:
+    for layer in values["config"]["layers"]:
+        if layer["class_name"] == "Activation":
+            layer["config"]["activation"] = "tanh"
+
+
+def lambda_layer(values: dict) -> None:
+    code = {"class_name": "__lambda__", "config": {"code": "4wEAAAA=", "defaults": None, "closure": None}}
+    layer = {"class_name": "Lambda", "config": {"name": "evil", "function": code}}
+    values["config"]["layers"].insert(0, {**layer, "module": "os", "registered_name": "system"})
+
+
+ARCHIVES = [
+    (other_activation, ConversionError, "its activations are tanh"),
+    (lambda values: b"{", CheckpointError, "says of its layers is damaged"),
+    (lambda values: b"[" * 100_000, CheckpointError, "says of its layers is damaged"),
+    (lambda values: values.update(config=[]), CheckpointError, "no model"),
+    (lambda values: values["config"].update(layers=[3]), CheckpointError, "a layer without a class"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "text"), ARCHIVES, ids=range(len(ARCHIVES)))
+def test_what_an_archive_says_of_its_layers_is_checked(network, tmp_path, change, error, text):
+    network.save(tmp_path / "x.keras")
+    path = rewritten(tmp_path / "x.keras", tmp_path / "y.keras", change)
+    with pytest.raises(error, match=text):
+        convert(str(path), tmp_path / "m", identity=SIZE)
+    assert not (tmp_path / "m").exists()
+
+
+def test_no_layer_is_made_of_what_a_file_says(network, tmp_path):
+    network.save(tmp_path / "x.keras")
+    path = rewritten(tmp_path / "x.keras", tmp_path / "y.keras", lambda_layer)
+    convert(str(path), tmp_path / "m", identity=SIZE)
+    assert_same_outputs(tmp_path / "m", network)
+
+
+def test_a_file_of_keras_3_is_told(tmp_path):
+    model = rszoo.create(ArchConfig((1, 1, 1, 1), width_multiplier=0.125), framework="keras")
+    model.save(tmp_path / "x.keras")
+    with pytest.raises(ConversionError, match="has no layer stem_1_stem_conv_1"):
+        convert(str(tmp_path / "x.keras"), tmp_path / "m", identity=SIZE)
