@@ -50,6 +50,14 @@ class Account:
         """The variables that will be read."""
         return [*self.mapped.values(), *([] if self.step is None else [self.step])]
 
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """What the format says that the classes are called."""
+        if not self.drops_background:
+            return self.format.labels(self.arch)
+        labels = self.format.labels(replace(self.arch, num_classes=_WITH_BACKGROUND))
+        return None if labels is None else labels[1:]
+
     def read(self, reader: Reader, spec: TensorSpec) -> np.ndarray:
         """Return a tensor's values with PyTorch's axes. Raises CheckpointError if they are damaged or missing."""
         values = self.format.to_torch(spec.kind, reader.read(self.mapped[spec]))
@@ -82,8 +90,11 @@ def take_account(checkpoint_format: Format, reader: Reader, weights: WeightSet) 
     """
     contents, entries = checkpoint_format.contents(reader), reader.entries
     if weights not in contents.names:
+        why = contents.why_missing.get(weights)
         raise ConversionError(
-            f"this {checkpoint_format.title} has no {_KIND[weights]}; give --weights {' or '.join(contents.names)}"
+            f"{why}; give --weights {' or '.join(contents.names)}"
+            if why
+            else f"this {checkpoint_format.title} has no {_KIND[weights]}; give --weights {' or '.join(contents.names)}"
         )
     specs = list(iter_tensors(contents.arch))
     mapped = dict(zip(specs, contents.names[weights], strict=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from converters.convert import Identity, convert
@@ -51,22 +50,22 @@ def convert_checkpoint(
         UsageError: `output` is left out and `source` names no registered model; else as `converters.convert.convert`.
     """
     found = find_source(source)
+    places = [] if output is None else [os.fspath(output)]
     if output is None:
-        entries = find_entries(found)
-        if not entries:
+        # Of a name with two, the content decides.
+        places = [entry.name for entry in find_entries(found)]
+        if not places:
             if isinstance(found, (Folder, Checkpoint)):
                 with locate(found):
                     pass  # That it is missing matters more than the missing output.
             raise UsageError(f"{found} names no registered model; give --output FOLDER")
-        output = entries[0].name
-    target = Path(output)
     account = convert(
         found,
-        target,
+        places,
         weights=weights,
         identity=identity,
         overwrite=overwrite,
         keep_archive=keep_archive,
         drop_background=drop_background,
     )
-    return Conversion(read_folder(target), account)
+    return Conversion(read_folder(places[0] if len(places) == 1 else account["model"]), account)

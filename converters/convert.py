@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -16,8 +17,9 @@ from converters.formats import recognize
 from converters.read.files import OpenCheckpoint
 from converters.read.source import Opener, Source, find_entries, find_source, locate
 from rszoo.arch.config import ArchConfig
-from rszoo.errors import ConversionError, UsageError
-from rszoo.folder.model_folder import ModelConfig, WeightSet
+from rszoo.disk.temporary import temporary_folder
+from rszoo.errors import ConversionError, OutputError, UsageError
+from rszoo.folder.model_folder import ModelConfig, WeightSet, read_folder
 from rszoo.folder.writing import Provenance, TensorSource, staged_model_folder, write_records, write_weights
 from rszoo.registry.entry import PretrainedEntry
 from rszoo.registry.manifest import get_entry, list_models
@@ -40,7 +42,7 @@ class Identity:
 
 def convert(
     source: str | Source,
-    output: str | Path,
+    output: str | Path | Sequence[str],
     *,
     weights: WeightSet = "ema",
     identity: Identity | None = None,
@@ -49,6 +51,8 @@ def convert(
     drop_background: bool = False,
 ) -> dict[str, Any]:
     """Convert a checkpoint to the model folder `output`, and return the account (`conversion.json`).
+
+    Of several names the folder gets that which is its pair's.
 
     `source`: archive, folder, prefix, file, URL or registered name, see `locate`. A download is converted while it
     arrives; `keep_archive` keeps it in the cache afterwards. `drop_background`: leave out the first of 1001 classes.
@@ -67,9 +71,27 @@ def convert(
     with (
         # Left last: a download is kept until the result has its final name.
         locate(found, keep_archive=keep_archive) as open_files,
-        staged_model_folder(output, overwrite=overwrite) as folder,
+        _staged(output, overwrite=overwrite) as folder,
     ):
         return convert_into(folder, open_files, entries, weights, identity, drop_background=drop_background)
+
+
+@contextmanager
+def _staged(output: str | Path | Sequence[str], *, overwrite: bool) -> Iterator[Path]:
+    """Yield an empty folder that becomes the model folder, see `staged_model_folder`."""
+    places = [output] if isinstance(output, (str, Path)) else [*output]
+    if len(places) == 1:
+        with staged_model_folder(places[0], overwrite=overwrite) as folder:
+            yield folder
+        return
+    if not overwrite and all(map(os.path.lexists, places)):
+        raise OutputError(f"{' and '.join(map(str, places))} exist; choose another --output, or add --overwrite")
+    with temporary_folder(Path(places[0])) as scratch:
+        yield scratch
+        named = read_folder(scratch).config.title
+        with staged_model_folder(named, overwrite=overwrite) as folder:
+            for path in scratch.iterdir():
+                path.rename(folder / path.name)
 
 
 def convert_into(
@@ -90,7 +112,7 @@ def convert_into(
         config = _describe(account, entries, identity)
         tensors = TensorSource(account.mapped, lambda spec: account.read(files.reader, spec))
         written = write_weights(folder, config, tensors, {"source": files.source, **files.content_hash()})
-        checks = [*files.integrity_checks(), *_CHECKS, *account.notes]
+        checks = [*files.integrity_checks(), *_CHECKS]
         provenance = Provenance(account.format.name, _source_facts(files, account), account.skipped, checks)
         return write_records(folder, config, tensors.names, provenance, written)
 
@@ -131,7 +153,7 @@ def _describe(account: Account, entries: Sequence[PretrainedEntry], identity: Id
             f"give{known_pairs} --image-size PIXELS"
         )
     settings = account.format.preprocessing(identity.image_size)
-    return ModelConfig(arch.label, None, arch, settings, account.format.labels(arch), account.weights)
+    return ModelConfig(arch.label, None, arch, settings, account.labels, account.weights)
 
 
 def _check_agreement(account: Account, entry: PretrainedEntry, identity: Identity) -> None:
@@ -159,7 +181,10 @@ def _network(arch: ArchConfig) -> str:
 
 
 def _source_facts(files: OpenCheckpoint, account: Account) -> dict[str, Any]:
+    # Only where there are any: the source of other accounts is as it was.
+    notes = {"notes": list(account.notes)} if account.notes else {}
     return {
+        **notes,
         "name": files.source,
         "prefix": files.prefix,
         "archive_size": files.archive_size,

@@ -53,6 +53,7 @@ def _step(folder: ModelFolder) -> int:
     """Return the step recorded at conversion, or 0."""
     try:
         account = json.loads(read_regular_text(folder.path / CONVERSION))
-        return int(account["source"]["global_step"] or 0)
-    except (OSError, ValueError, KeyError, TypeError):
+        step = int(account["source"]["global_step"] or 0)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return 0
+    return step if 0 <= step < 1 << 63 else 0

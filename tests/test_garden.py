@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_whatever_was_saved_the_values_are_found_by_the_objects(saved, tmp_path,
     )
     listed = [*account["mapped"], *(name for names in account["skipped"].values() for name in names)]
     assert sorted(listed) == sorted(names)
-    assert any("no averages beside its variables" in check for check in account["checks"]) == (not has_averages)
+    assert any("has one set of weights" in note for note in account["source"].get("notes", ())) == (not has_averages)
     assert account["source"]["global_step"] == (None if kind == "alone" else 5)
     assert account["format"] == "garden"
     config = read_folder(tmp_path / "m").config
@@ -172,6 +173,12 @@ def test_back_and_forth_is_exact_and_tensorflow_restores_it(saved, tmp_path, wei
     written = write_checkpoint(read_folder(tmp_path / "m"), tmp_path / "back", "garden")
     network = Classifier(TINY)
     network.restore(written)
+    model = tf.Module()
+    model._track_trackable(network.backbone, "layer_with_weights-0")
+    model._track_trackable(network.dense, "layer_with_weights-1")
+    counter = tf.Variable(0, dtype=tf.int64)
+    everything = tf.train.Checkpoint(model=model, backbone=network.backbone, global_step=counter)
+    everything.restore(str(written)).assert_consumed().assert_existing_objects_matched()
     expected = tensors_of(saved["trainer"].ema if weights == "ema" else saved["trainer"].raw)
     for name, values in tensors_of(network).items():
         np.testing.assert_array_equal(values, expected[name], err_msg=name)
@@ -225,7 +232,7 @@ def test_the_background_is_named_and_dropped_on_request(tmp_path, use_manifest):
     assert everything.labels[:2] == ("background", get_entry("resnet-rs-50").labels[0])
     done = call("rszoo-convert", "--ckpt", archive, "--drop-background", "--output", tmp_path / "dropped", "--json")
     assert done.returncode == 0, done.stderr
-    assert any("background, was dropped" in check for check in json.loads(done.stdout)["checks"])
+    assert any("background, was dropped" in note for note in json.loads(done.stdout)["source"]["notes"])
     dropped = read_folder(tmp_path / "dropped")
     assert (dropped.config.pair, dropped.config.arch.num_classes) == (pair, 1000)
     assert dropped.config.labels == get_entry("resnet-rs-50").labels
@@ -391,16 +398,28 @@ def halve(tensors: dict, graph: bytes) -> None:
         tensors[name] = tensors[name].astype(np.float16)
 
 
+def shared_variable(tensors: dict, graph: bytes) -> bytes:
+    """The second attribute of the first normalization is its first, too."""
+    nodes = [node for _, node in read_message(graph)]
+    parsed = ObjectGraph(graph)
+    norm = parsed.find(0, "backbone/layer_with_weights-1")
+    ends = parsed.nodes[norm].children
+    child = write_field(1, write_field(1, ends["gamma"]) + write_field(2, b"beta"))
+    nodes[norm] += child
+    return b"".join(write_field(1, node) if node else b"\x0a\0" for node in nodes)
+
+
 BROKEN = [
     ("truncated", lambda _, graph: graph[:-7], CheckpointError, "ends before its last field"),
     ("cut between objects", cut_between_objects, CheckpointError, "there is no object"),
-    ("empty", lambda *_: write_field(2, 1), CheckpointError, "has 0 objects"),
+    ("empty", lambda *_: write_field(2, 1), CheckpointError, "has 0 objects or more"),
     ("text", lambda *_: b"no graph at all", RszooError, "damaged|not of a ResNet-RS"),
-    ("too many", lambda *_: b"\x0a\x00" * 1_000_001, CheckpointError, "has 1000001 objects"),
-    ("no gate", renamed("_squeeze_excitation", "_squeeze_excitatiom"), ConversionError, "_se_reduce/kernel and 2"),
+    ("too many", lambda *_: b"\x0a\x00" * 1_000_001, CheckpointError, "has 1000001 objects or more"),
+    ("no gate", renamed("_squeeze_excitation", "_squeeze_excitatiom"), ConversionError, "72 unexpected"),
     ("EfficientNet", renamed("_conv2", "_dwise"), ConversionError, "is no bottleneck block"),
     ("no head", renamed("layer_with_weights-1", "layer_with_weights-x"), ConversionError, "no classifier with"),
-    ("a slot is missing", without_slots_of_one, ConversionError, "averages of some variables.*--weights raw"),
+    ("a slot is missing", without_slots_of_one, ConversionError, "averages of some variables.*; give --weights raw"),
+    ("two are one", shared_variable, ConversionError, "stem|are one variable in its object graph"),
     ("averages are gone", forget_averages, ConversionError, "missing"),
     ("unknown variable", add_a_variable, ConversionError, "strange"),
     ("half precision", halve, ConversionError, "float16"),
@@ -512,3 +531,157 @@ def test_keras_loads_it_without_rszoo(folder, tmp_path):
     logits, _ = load_elsewhere(folder, write_keras_files(folder, tmp_path / "repository"), tmp_path, "tensorflow")
     expected = rszoo.create(folder.path, framework="keras")(GIVEN, training=False)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_without_averages_for_all_are_taken_plain(saved, tmp_path):
+    def change(tensors: dict, graph: bytes) -> bytes:
+        first = "backbone/layer_with_weights-0/kernel/.OPTIMIZER_SLOT/optimizer/average/.ATTRIBUTES/VARIABLE_VALUE"
+        del tensors[first]
+        return without_slots_of_one(tensors, graph)
+
+    prefix = rewritten(saved["trainer"], tmp_path, change)
+    convert(str(prefix), tmp_path / "m", weights="raw", identity=SIZE)
+    assert_same_values(tmp_path / "m", tensors_of(saved["trainer"].raw))
+
+
+@pytest.mark.parametrize("name", ["average_weights-5", "best_ckpt-5"])
+def test_what_was_saved_for_an_evaluation_has_its_sets_exchanged(saved, tmp_path, name):
+    for suffix in (".index", ".data-00000-of-00001"):
+        (tmp_path / f"{name}{suffix}").write_bytes(Path(f"{saved['trainer'].prefix}{suffix}").read_bytes())
+    # Here the variables are the plain values, which such a name says are the averages.
+    for weights, network in (("ema", saved["trainer"].raw), ("raw", saved["trainer"].ema)):
+        done = call(
+            "rszoo-convert",
+            "--ckpt",
+            tmp_path / name,
+            "--image-size",
+            64,
+            "--weights",
+            weights,
+            "--output",
+            tmp_path / weights,
+        )
+        assert "note: its name says that it was saved for an evaluation" in done.stdout, done.stderr
+        assert_same_values(tmp_path / weights, tensors_of(network))
+
+
+@pytest.mark.parametrize("trainable_only", [False, True])
+def test_the_genuine_optimizer_s_averages(tmp_path, trainable_only):
+    """tensorflow/models' own class, as its trainer uses it: before, and while the weights are exchanged."""
+    emas = pytest.importorskip("official.modeling.optimization.ema_optimizer", reason="tf-models-official is missing")
+    import tf_keras
+
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    with strategy.scope():
+        network = Classifier(TINY)
+        for variable in network.variables:
+            rng = np.random.default_rng(len(variable.shape))
+            variable.assign(rng.uniform(0.5, 1, variable.shape).astype(np.float32))
+        norms = [module for module in network.submodules if hasattr(module, "moving_mean")]
+        statistics = {id(v) for norm in norms for v in (norm.moving_mean, norm.moving_variance)}
+
+        trained = [v for v in network.variables if id(v) not in statistics]
+        both = SimpleNamespace(variables=list(network.variables), trainable_variables=trained)
+        model = tf.Module()
+        model._track_trackable(network.backbone, "layer_with_weights-0")
+        model._track_trackable(network.dense, "layer_with_weights-1")
+        base = tf_keras.optimizers.legacy.SGD(0.1, momentum=0.9)
+        optimizer = emas.ExponentialMovingAverage(base, trainable_weights_only=trainable_only, average_decay=0.5)
+        optimizer.shadow_copy(both)
+        pairs = [(tf.ones_like(v), v) for v in trained]
+        strategy.run(lambda: optimizer.apply_gradients(pairs))
+        step = tf.Variable(1, dtype=tf.int64)
+        saving = tf.train.Checkpoint(model=model, backbone=network.backbone, optimizer=optimizer, global_step=step)
+        plain = tensors_of(network)
+        prefix = saving.write(str(tmp_path / "ckpt-1"))
+        optimizer.swap_weights()
+        averages = tensors_of(network)
+        exchanged = saving.write(str(tmp_path / "average_weights-1"))
+    assert any((averages[name] != plain[name]).any() for name in plain)
+    convert(prefix, tmp_path / "raw", weights="raw", identity=SIZE)
+    assert_same_values(tmp_path / "raw", plain)
+    if trainable_only:
+        with pytest.raises(ConversionError, match=r"averages of some variables.*give --weights raw"):
+            convert(prefix, tmp_path / "ema", identity=SIZE)
+        return
+    convert(prefix, tmp_path / "ema", identity=SIZE)
+    there = load_file(tmp_path / "ema" / "model.safetensors")
+    for name, values in averages.items():
+        # The exchange, by sums and differences, rounds.
+        np.testing.assert_allclose(there[name], values, rtol=1e-6, atol=1e-7, err_msg=name)
+    convert(exchanged, tmp_path / "again", identity=SIZE)
+    assert_same_values(tmp_path / "again", averages)
+
+
+def test_1001_classes_of_ones_own_are_imagenets_and_a_background(tmp_path):
+    checkpoint = write_garden(replace(TINY, num_classes=1001), tmp_path)
+    convert(str(checkpoint.prefix), tmp_path / "m", identity=SIZE)
+    labels = ("background", *get_entry("resnet-rs-50").labels)
+    assert read_folder(tmp_path / "m").config.labels == labels
+    convert(str(checkpoint.prefix), tmp_path / "n", identity=SIZE, drop_background=True)
+    assert read_folder(tmp_path / "n").config.labels == labels[1:]
+
+
+def test_without_an_output_the_folder_is_called_after_what_was_found(tmp_path, use_manifest, monkeypatch):
+    use_manifest(small_pair())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "given").mkdir()
+    write_garden(SMALL, tmp_path / "given").archive(tmp_path / "given" / "resnet-rs-50-i160.tar.gz")
+    # The other's place is taken, which does not matter.
+    (tmp_path / "resnet-rs-50-i160").mkdir()
+    (tmp_path / "resnet-rs-50-i160" / "mine").touch()
+    done = call("rszoo", "convert", "--ckpt", "given/resnet-rs-50-i160.tar.gz")
+    assert (done.returncode, "wrote resnet-rs-50-i160.garden;" in done.stdout) == (0, True), done.stderr
+    assert read_folder("resnet-rs-50-i160.garden").config.pair == "resnet-rs-50-i160.garden"
+    done = call("rszoo", "convert", "--ckpt", "given/resnet-rs-50-i160.tar.gz")
+    assert (done.returncode, "exist; choose another --output" in done.stderr) == (5, True), done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "given",
+        "resnet-rs-50-i160",
+        "resnet-rs-50-i160.garden",
+    ]
+
+
+def test_a_name_with_a_dot_is_seen_in_the_cache(tmp_path, monkeypatch, use_manifest):
+    use_manifest(small_pair())
+    monkeypatch.setenv("RSZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    archive = write_garden(SMALL, tmp_path).archive(tmp_path / "x.tar.gz").read_bytes()
+    with FaultServer(objects={"/tf_model_garden/vision/resnet-rs/resnet-rs-50-i160.tar.gz": archive}) as server:
+        monkeypatch.setenv("RSZOO_GCS_ENDPOINT", server.endpoint)
+        rszoo.load_weights("resnet-rs-50.garden")
+    assert "resnet-rs-50-i160.garden" in call("rszoo", "cache", "list").stdout
+    assert json.loads(call("rszoo", "cache", "verify", "--json").stdout)[0]["status"] == "intact"
+    done = call("rszoo", "cache", "clear", "resnet-rs-50-i160.garden", "--yes")
+    assert (done.returncode, list((tmp_path / "cache" / "models").iterdir())) == (0, [])
+
+
+def test_other_squeeze_excitations_are_read_off(tmp_path):
+    for ratio in (0.5, 0.0):
+        arch = replace(TINY, se_ratio=ratio)
+        (tmp_path / str(ratio)).mkdir()
+        checkpoint = write_garden(arch, tmp_path / str(ratio))
+        convert(str(checkpoint.prefix), tmp_path / f"m{ratio}", identity=SIZE)
+        folder = read_folder(tmp_path / f"m{ratio}")
+        assert folder.config.arch == arch
+        written = write_checkpoint(folder, tmp_path / f"back{ratio}", "garden")
+        convert(str(written), tmp_path / f"again{ratio}", identity=SIZE)
+        assert read_folder(tmp_path / f"again{ratio}").config.arch == arch
+
+
+def test_options_that_an_export_does_not_take_are_refused(folder, tmp_path):
+    done = call(
+        "rszoo-convert", "--ckpt", folder.path, "--to", "garden", "--drop-background", "--output", tmp_path / "x"
+    )
+    assert (done.returncode, "leave out --drop-background" in done.stderr) == (2, True)
+
+
+def test_a_step_that_no_counter_holds_is_zero(folder, tmp_path):
+    import shutil
+
+    for step in ("1" + "0" * 30, "1e400", "-5"):
+        copy = shutil.copytree(folder.path, tmp_path / f"m{step[:3]}{len(step)}")
+        text = (copy / "conversion.json").read_text()
+        (copy / "conversion.json").write_text(text.replace('"global_step": 5', f'"global_step": {step}'))
+        written = write_checkpoint(read_folder(copy), tmp_path / f"back{len(step)}", "garden")
+        assert tf.train.load_checkpoint(str(written)).get_tensor("global_step/.ATTRIBUTES/VARIABLE_VALUE") == 0

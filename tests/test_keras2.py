@@ -122,7 +122,7 @@ def test_what_tf_keras_saves_is_read(network, tmp_path, kind):
     assert any("optimizer" in reason for reason in report["skipped"]) == (kind == "trained")
     if kind != "preprocessing":
         assert_same_outputs(tmp_path / "m", network)
-    assert any("one set of weights" in check for check in report["checks"])
+    assert any("one set of weights" in note for note in report["source"]["notes"])
 
 
 def test_back_and_forth_is_exact_and_tf_keras_loads_it(network, weights_file, tmp_path):

@@ -55,6 +55,7 @@ class Contents:
         arch: the network, with the format's own activation, paddings and pools.
         names: for each set of weights that such a checkpoint may have, the name of each tensor of the walk, in the
             walk's order; "raw" alone where there are no averages.
+        why_missing: for a set that it does not have, why, if that is not plain.
         skippable: by the reason for leaving it out, what else may be there.
         step: the tensor that counts the steps, an integer without axes; it may be missing.
         notes: what else the account says, in words.
@@ -62,6 +63,7 @@ class Contents:
 
     arch: ArchConfig
     names: Mapping[WeightSet, Sequence[str]]
+    why_missing: Mapping[WeightSet, str] = field(default_factory=dict)
     skippable: Mapping[str, Sequence[str]] = field(default_factory=dict)
     step: str | None = None
     notes: tuple[str, ...] = ()

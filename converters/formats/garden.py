@@ -20,6 +20,8 @@ from converters.tensorbundle.object_graph import OBJECT_GRAPH, VALUE_SUFFIX, Obj
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.walk import TensorSpec, iter_tensors, with_published_widths
 from rszoo.errors import ConfigError, ConversionError
+from rszoo.folder.model_folder import WeightSet
+from rszoo.registry.manifest import load_labels
 from rszoo.registry.preprocessing import Preprocessing
 
 #: Name of the checkpoint that is written back.
@@ -45,10 +47,19 @@ _HEAD = "head.dense"
 # What a classifier calls its parts.
 _BACKBONES = ("layer_with_weights-0", "_backbone")
 _DENSE = "layer_with_weights-1"
+_STEPS = (_STEP, "step")
+# What official.core saves while the optimizer has exchanged averages and variables, for an evaluation
+# (`actions.EMACheckpointing`, `train_utils.BestCheckpointExporter`).
+_EXCHANGED = ("average_weights", "best_ckpt")
 _NO_SLOTS = (
-    "the checkpoint has no averages beside its variables: these were taken, as a checkpoint for evaluation holds the "
-    "averages there"
+    "the checkpoint has one set of weights, its variables, and does not say whether they are averages, as in a "
+    "checkpoint for evaluation, or plain"
 )
+_SWAPPED = (
+    "its name says that it was saved for an evaluation, with averages and plain weights exchanged: its variables were "
+    "taken for the averages, and its slots for the plain weights"
+)
+_CLASSES_WITH_BACKGROUND = 1001
 _NOT_RESNET = "the checkpoint is not of a ResNet-RS of the Model Garden"
 
 
@@ -88,6 +99,11 @@ class _Network:
         entry = None if found is None else self.entries.get(self.graph.nodes[found].key or "")
         return None if entry is None else entry.shape
 
+    def is_counter(self, key: str) -> bool:
+        """Whether a variable is a whole number without axes."""
+        entry = self.entries.get(key)
+        return entry is not None and not entry.shape and entry.dtype in ("int32", "int64")
+
     def _has(self, place: int | None, path: str) -> bool:
         return place is not None and self.graph.find(place, path) is not None
 
@@ -95,7 +111,8 @@ class _Network:
         found = next((place for place in places if place is not None), None)
         if found is None:
             raise ConversionError(
-                f"{_NOT_RESNET}: its object graph has no classifier with a backbone and a dense layer"
+                f"{_NOT_RESNET}: its object graph has no classifier with a backbone and a dense layer, as `model` or "
+                "at its root"
             )
         return found
 
@@ -109,7 +126,7 @@ def _why_not(reader: Reader) -> str | None:
 def _infer_arch(network: _Network) -> ArchConfig:
     """Read blocks, widths, classes and channels off the shapes. Activation and padding leave no trace."""
     stem = [network.shape(f"backbone/layer_with_weights-{2 * number}/kernel") for number in range(_STEM_CONVS)]
-    head, counts, widths = network.shape(f"model/{_DENSE}/kernel"), [0], [0]
+    head, counts, widths, gate = network.shape(f"model/{_DENSE}/kernel"), [0], [0], None
     for block in _blocks(network):
         width = network.shape(f"{block}/_conv2/kernel")
         if width is None or len(width) != 4:
@@ -118,8 +135,13 @@ def _infer_arch(network: _Network) -> ArchConfig:
             counts.append(0)
             widths.append(width[3])
         counts[-1] += 1
-    if head is None or len(head) != 2 or any(shape is None or len(shape) != 4 for shape in stem) or len(counts) != 5:
-        raise ConversionError(f"{_NOT_RESNET}: no stem of {_STEM_CONVS} convolutions and 4 stages with a dense layer")
+        gate = network.shape(f"{block}/_squeeze_excitation/_se_reduce/kernel")
+    if head is None or len(head) != 2:
+        raise ConversionError(f"{_NOT_RESNET}: its model/{_DENSE} is no dense layer")
+    if any(shape is None or len(shape) != 4 for shape in stem):
+        raise ConversionError(f"{_NOT_RESNET}: it has no stem of {_STEM_CONVS} convolutions")
+    if len(counts) != 5 or counts[0]:
+        raise ConversionError(f"{_NOT_RESNET}: it has {len(counts) - 1} stages whose first block has a pooled shortcut")
     kernels = [shape for shape in stem if shape is not None]
     try:
         exact = ArchConfig(
@@ -128,6 +150,7 @@ def _infer_arch(network: _Network) -> ArchConfig:
             in_chans=kernels[0][2],
             stem_widths=tuple(shape[3] for shape in kernels),  # type: ignore[arg-type]
             stage_widths=tuple(widths[1:]),  # type: ignore[arg-type]
+            se_ratio=_se_ratio(gate),
             activation="silu",
             strided_padding="same",
             shortcut_pool="always",
@@ -135,6 +158,14 @@ def _infer_arch(network: _Network) -> ArchConfig:
         return with_published_widths(exact)
     except ConfigError as error:
         raise ConversionError(f"{_NOT_RESNET}: its shapes are impossible ({error})") from error
+
+
+def _se_ratio(gate: tuple[int, ...] | None) -> float:
+    """Return the ratio of a squeeze-excitation by the shape of its first kernel, (1, 1, in, out)."""
+    if gate is None or len(gate) != 4 or not gate[2]:
+        return 0.0
+    # Truncated: of narrow networks the published ratio is not the quotient.
+    return ArchConfig.se_ratio if max(1, int(gate[2] * ArchConfig.se_ratio)) == gate[3] else gate[3] / gate[2]
 
 
 def _blocks(network: _Network) -> Iterator[str]:
@@ -148,37 +179,58 @@ def _contents(reader: Reader) -> Contents:
     if not isinstance(reader, Bundle):
         raise ConversionError(f"{_NOT_RESNET}: it is no checkpoint of TensorFlow's")
     network = _Network(reader)
-    arch = _infer_arch(network)
-    found = {path: network.variable(path) for path in layer_paths(iter_tensors(arch))}
-    graph = network.graph
-    if missing := [path for path, number in found.items() if number is None or graph.nodes[number].key is None]:
+    arch, graph = _infer_arch(network), network.graph
+    objects = _find_objects(network, arch)
+    raw = [graph.nodes[number].key or "" for number in objects.values()]
+    slots = list(graph.slots())
+    averages = {variable: key for name, variable, key in slots if name == _AVERAGE}
+    missing = [path for path, number in objects.items() if number not in averages]
+    names: dict[WeightSet, list[str]] = {"ema": raw, "raw": raw}
+    why: dict[WeightSet, str] = {}
+    notes: tuple[str, ...] = (_NO_SLOTS,)
+    if averages and missing:
+        names, notes = {"raw": raw}, ()
+        why["ema"] = f"the checkpoint has averages of some variables, and none of {missing[0]}{_more(missing)}"
+    elif averages:
+        swapped = reader.prefix.startswith(_EXCHANGED)
+        both = [[averages[number] for number in objects.values()], raw]
+        names["ema"], names["raw"] = reversed(both) if swapped else both
+        notes = (_SWAPPED,) if swapped else ()
+    # Of some variables they are of no use, and else one of the two sets.
+    partly = {"averages of some variables": list(averages.values())} if missing else {}
+    momenta = {"momentum of the optimizer": [key for name, _, key in slots if name != _AVERAGE]}
+    step = next(filter(None, (_key_of(graph, name) for name in _STEPS)), None)
+    skippable = {**partly, **momenta, **_others(network)}
+    return Contents(arch, names, why, skippable, step, notes)
+
+
+def _find_objects(network: _Network, arch: ArchConfig) -> dict[str, int]:
+    """Return the number of each tensor's object, by its path, in the order of the walk."""
+    found: dict[str, int] = {}
+    taken: dict[int, str] = {}
+    missing = []
+    for path in layer_paths(iter_tensors(arch)):
+        number = network.variable(path)
+        if number is None or network.graph.nodes[number].key is None:
+            missing.append(path)
+            continue
+        if number in taken:
+            raise ConversionError(f"{_NOT_RESNET}: {taken[number]} and {path} are one variable in its object graph")
+        found[path], taken[number] = number, path
+    if missing:
         raise ConversionError(f"{_NOT_RESNET}: its object graph has no {missing[0]}{_more(missing)}")
-    numbers = [number for number in found.values() if number is not None]
-    raw = [graph.nodes[number].key or "" for number in numbers]
-    averages = graph.slots(_AVERAGE)
-    if averages and (missing := [path for path, number in found.items() if number not in averages]):
-        raise ConversionError(
-            f"the checkpoint has averages of some variables and none of {missing[0]}{_more(missing)}; take the plain "
-            "weights with --weights raw, if these are wanted"
-        )
-    ema = [averages[number] for number in numbers] if averages else raw
-    return Contents(
-        arch,
-        names={"ema": ema, "raw": raw},
-        skippable=_skippable(graph),
-        step=_key_of(graph, _STEP),
-        notes=() if averages else (_NO_SLOTS,),
-    )
+    return found
 
 
-def _skippable(graph: ObjectGraph) -> dict[str, list[str]]:
-    optimizer = graph.find(0, "optimizer")
-    others = sorted(graph.slot_names() - {_AVERAGE})
+def _others(network: _Network) -> dict[str, list[str]]:
+    """Return what a trainer saves beside the network: settings of its optimizer, counters, the graph itself."""
+    graph, optimizer = network.graph, network.graph.find(0, "optimizer")
+    direct = (graph.nodes[number].key for number in graph.nodes[0].children.values())
+    counters = [key for key in direct if key is not None and network.is_counter(key)]
     return {
-        "momentum of the optimizer": [key for name in others for key in graph.slots(name).values()],
         "settings of the optimizer": [] if optimizer is None else list(graph.keys_below(optimizer)),
         "object graph": [OBJECT_GRAPH],
-        "count of the checkpoints saved": list(filter(None, [_key_of(graph, _SAVES)])),
+        "counters": [key for key in counters if key not in {_key_of(graph, name) for name in _STEPS}],
     }
 
 
@@ -192,7 +244,8 @@ def _more(missing: list[str]) -> str:
 
 
 def _fits(arch: ArchConfig) -> bool:
-    return (arch.activation, arch.strided_padding, arch.shortcut_pool, arch.stem) == ("silu", "same", "always", "deep")
+    ops = arch.activation, arch.strided_padding, arch.shortcut_pool, arch.stem, arch.expansion
+    return ops == ("silu", "same", "always", "deep", ArchConfig.expansion)
 
 
 def _write(export: Export, folder: Path) -> str:
@@ -204,10 +257,12 @@ def _write(export: Export, folder: Path) -> str:
     specs = list(iter_tensors(export.config.arch))
     # TensorFlow calls a variable after the shortest way to it.
     places = dict(zip(layer_paths(specs), specs, strict=True))
-    keys = {path: f"{path}{VALUE_SUFFIX}" for path in (_STEP, *places)}
+    # `restore` of tf.train.Checkpoint counts the checkpoints that it saves.
+    keys = {path: f"{path}{VALUE_SUFFIX}" for path in (_STEP, _SAVES, *places)}
     tensors: dict[str, np.ndarray | bytes | TensorSpec] = {
         **{keys[path]: spec for path, spec in places.items()},
         keys[_STEP]: np.array(export.step, np.int64),
+        keys[_SAVES]: np.array(1, np.int64),
         OBJECT_GRAPH: write_graph(keys, {"model/layer_with_weights-0": "backbone"}),
     }
 
@@ -217,6 +272,11 @@ def _write(export: Export, folder: Path) -> str:
 
     write_files(folder, PREFIX, tensors, read)
     return PREFIX
+
+
+def _labels(arch: ArchConfig) -> tuple[str, ...] | None:
+    """Return ImageNet's classes, the background in front, if there are as many."""
+    return ("background", *load_labels("imagenet-1k")) if arch.num_classes == _CLASSES_WITH_BACKGROUND else None
 
 
 def _preprocessing(image_size: int) -> Preprocessing:
@@ -231,6 +291,7 @@ GARDEN = Format(
     contents=_contents,
     fits=_fits,
     preprocessing=_preprocessing,
+    labels=_labels,
     reference=Reference("rszoo.verify.garden_graph:run_reference", "tensorflow", "restored by tf.train.Checkpoint"),
     write=_write,
 )

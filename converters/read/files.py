@@ -86,7 +86,7 @@ class CheckpointFiles:
     @functools.cached_property
     def reader(self) -> Bundle:
         """Its tensors. Raises CheckpointError if the index is damaged."""
-        return Bundle(self.index, self.shards)
+        return Bundle(self.index, self.shards, self.prefix)
 
     def formats(self) -> list[Format]:
         """Return the formats that come in TensorFlow's checkpoints."""

@@ -136,6 +136,9 @@ def open_known(
 def _find_local(place: Folder | Checkpoint) -> Opener:
     path = expand_user(place.path)
     if path.is_dir():
+        if (path / "saved_model.pb").is_file() and (path / "variables").is_dir():
+            # What `tf.saved_model.save` writes.
+            path = path / "variables"
         _check_not_converted(place, path)
         return lambda _folder, _keep: open_folder(path)
     if path.is_file():
@@ -182,6 +185,9 @@ def find_entries(source: str | os.PathLike[str] | Ref | Source) -> list[Pretrain
         return []
     named = get_entry(base)
     archive = str(named.source.url).rpartition("/")[2]
+    if archive.partition(".")[0] != named.name:
+        # A name that only one of them has.
+        return [named]
     others = (entry for entry in map(get_entry, list_models()) if entry is not named and entry.source.url)
     return [named, *(entry for entry in others if str(entry.source.url).rpartition("/")[2] == archive)]
 

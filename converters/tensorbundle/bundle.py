@@ -52,6 +52,8 @@ _MAX_RANK = 32
 _MAX_VALUES = 1 << 48
 # A tensor is read as a whole. The largest published has 9.4 MB; a classifier of a million classes would have 8 GB.
 _MAX_TENSOR_BYTES = 1 << 30
+# The graph of all objects of a trainer of ResNet-RS-350 has 2 MB.
+_MAX_STRING_BYTES = 64 << 20
 _CRC_BYTES = 4
 
 
@@ -77,12 +79,14 @@ class Bundle:
     Args:
         index: the bytes of the `.index` file.
         shards: the data shards by number, as seekable files.
+        prefix: what the checkpoint is called, for formats that it tells something.
 
     Raises:
         CheckpointError: the index is damaged, or of a kind that is not read.
     """
 
-    def __init__(self, index: bytes, shards: Mapping[int, BinaryIO]) -> None:
+    def __init__(self, index: bytes, shards: Mapping[int, BinaryIO], prefix: str = "") -> None:
+        self.prefix = prefix
         self._shards = shards
         self._locks = {number: threading.Lock() for number in shards}
         table = read_table(index)
@@ -139,6 +143,8 @@ class Bundle:
         entry = self.entries.get(name)
         if entry is None or (entry.dtype, entry.shape) != (_NOT_NUMERIC[_STRING], ()):
             raise CheckpointError(f"the checkpoint has no string {name!r}")
+        if entry.size > _MAX_STRING_BYTES:
+            raise CheckpointError(f"{name!r} has {entry.size} bytes; at most {_MAX_STRING_BYTES} are accepted")
         data = self._read_bytes(name, entry)
         length, start = read_varint(data, 0)
         start += _CRC_BYTES

@@ -44,9 +44,18 @@ class ObjectGraph:
     """
 
     def __init__(self, data: bytes) -> None:
-        self.nodes = [_parse_node(value) for number, value in read_message(data) if number == 1]
+        self.nodes: list[Node] = []
+        try:
+            for number, value in read_message(data):
+                if number == 1:
+                    self.nodes.append(_parse_node(value))
+                if len(self.nodes) > _MAX_OBJECTS:
+                    break
+        except CheckpointError as error:
+            # What reads messages takes them for the index's.
+            raise CheckpointError(str(error).replace("checkpoint's index", "checkpoint's object graph")) from error
         if not 0 < len(self.nodes) <= _MAX_OBJECTS:
-            raise CheckpointError(f"the checkpoint's object graph is damaged: it has {len(self.nodes)} objects")
+            raise CheckpointError(f"the checkpoint's object graph is damaged: it has {len(self.nodes)} objects or more")
         for node in self.nodes:
             named = [
                 *node.children.values(),
@@ -73,18 +82,13 @@ class ObjectGraph:
             seen |= new
             waiting.extend(sorted(new))
 
-    def slots(self, name: str) -> dict[int, str]:
-        """Return the names of an optimizer's slots of one name, by the number of the variable's object."""
-        found: dict[int, str] = {}
+    def slots(self) -> Iterator[tuple[str, int, str]]:
+        """Yield each slot of an optimizer: what it is called, its variable's object, and its own variable's name."""
         for node in self.nodes:
-            for variable, slot in node.slots.get(name, {}).items():
-                if (key := self.nodes[slot].key) is not None:
-                    found[variable] = key
-        return found
-
-    def slot_names(self) -> set[str]:
-        """Return what the optimizers call their slots."""
-        return {name for node in self.nodes for name in node.slots}
+            for name, of_name in node.slots.items():
+                for variable, slot in of_name.items():
+                    if (key := self.nodes[slot].key) is not None:
+                        yield name, variable, key
 
 
 def write_graph(variables: Mapping[str, str], links: Mapping[str, str]) -> bytes:

@@ -37,7 +37,7 @@ def open_cached(path: Path) -> ModelFolder | None:
 
 def cached_folders(name: str | None = None, weights: WeightSet | None = None) -> list[Path]:
     """Return the model folders in the cache, of one model and set or of all."""
-    wanted = ["[a-z0-9-]+" if name is None else re.escape(name), "(ema|raw)" if weights is None else weights]
+    wanted = ["[a-z0-9.-]+" if name is None else re.escape(name), "(ema|raw)" if weights is None else weights]
     pattern = re.compile(rf"{wanted[0]}-{wanted[1]}-[0-9a-f]{{{HASH_DIGITS}}}")
     try:
         return sorted(path for path in models_folder().iterdir() if pattern.fullmatch(path.name))

@@ -64,6 +64,15 @@ def convert(
     from converters.formats import MODEL_FOLDER
 
     if to not in (None, MODEL_FOLDER):
+        others = {
+            "--model": model,
+            "--image-size": image_size,
+            "--keep-archive": keep_archive,
+            "--overwrite": overwrite,
+            "--drop-background": drop_background,
+        }
+        if given := [name for name, value in others.items() if value]:
+            raise UsageError(f"--to {to} writes a model folder as it is; leave out {' and '.join(given)}")
         _write_back(ckpt, output, to, as_json)
         return
 
@@ -95,11 +104,13 @@ def _write_back(ckpt: str, output: Path | None, target: str, as_json: bool) -> N
 def _summary(done: Conversion) -> str:
     report, path = done.account, done.folder.path
     skipped = "\n".join(f"  skipped  {len(names):5}  {reason}" for reason, names in report["skipped"].items())
+    notes = "".join(f"  note: {note}\n" for note in report["source"].get("notes", ()))
     return (
         f"{report['model']}: {report['architecture']}, {report['parameters']:,} parameters, "
         f"{report['weights']} weights\n"
         f"  mapped   {len(report['mapped']):5}  each tensor once, re-read and equal to the checkpoint bit by bit\n"
         f"{skipped}\n"
+        f"{notes}"
         f"wrote {path}; check it with: rszoo verify {Folder(str(path))}"
     )
 

@@ -114,10 +114,13 @@ def _by_synset(names: Sequence[str], config: ModelConfig) -> ClassMap | None:
 def _by_number(names: Sequence[str], config: ModelConfig) -> ClassMap | None:
     if config.labels is None or not _are_numbers(names):
         return None
-    numbers = tuple(map(int, names))
-    if sorted(numbers) != list(range(config.arch.num_classes)):
-        return None
-    return ClassMap(numbers, "by number: the names are the numbers of the model's classes, from 0")
+    numbers, background = tuple(map(int, names)), count_background(config.labels)
+    if sorted(numbers) == list(range(config.arch.num_classes)):
+        return ClassMap(numbers, "by number: the names are the numbers of the model's classes, from 0")
+    if background and sorted(numbers) == list(range(config.arch.num_classes - background)):
+        # As the numbers of records do, they count ImageNet's.
+        return ClassMap(tuple(number + background for number in numbers), "by number, without the background")
+    return None
 
 
 def _by_position(names: Sequence[str]) -> ClassMap | None:

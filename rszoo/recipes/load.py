@@ -84,7 +84,7 @@ def list_pairs(pattern: str = "*") -> list[str]:
     known = list_recipes()
     pairs = [name for name in list_models(pattern) if name in known]
     if not pairs:
-        raise UnknownModelError(f"no pair that matches {pattern!r} has a recipe; run `rszoo recipes`")
+        raise UnknownModelError(f"no pair that matches {pattern!r} has a recipe; see `rszoo recipes`")
     return pairs
 
 
@@ -137,8 +137,9 @@ def read_recipe(name: str) -> Layers:
     path = RECIPES / f"{_full_name(name)}.yaml"
     if name == BASE or not path.is_file():
         likely = nearest(name, list_recipes()) or list_recipes()[:3]
+        known = " (a model without one; --init starts from its weights)" if path.stem in list_models() else ""
         raise UnknownModelError(
-            f"no recipe {name!r}; nearest: {', '.join(likely)}. Run `rszoo recipes`; give your own by the path "
+            f"no recipe {name!r}{known}; nearest: {', '.join(likely)}. Run `rszoo recipes`; give your own by the path "
             "of its .yaml file"
         )
     return read_layers(path)

@@ -39,13 +39,15 @@ def list_models(pattern: str = "*", *, family: str | None = None) -> list[str]:
         UnknownModelError: nothing matches, or there is no such family.
     """
     families = dict.fromkeys(entry.family.name for entry in _entries().values())
-    if family is not None and family not in families:
+    if family is not None and family.lower() not in families:
         raise UnknownModelError(f"there is no family {family!r}; choose {' or '.join(families)}")
-    found = (name for name in _entries() if fnmatch.fnmatchcase(name, pattern.lower()))
-    names = [name for name in found if family in (None, _entries()[name].family.name)]
+    wanted = None if family is None else family.lower()
+    there = [name for name, entry in _entries().items() if wanted in (None, entry.family.name)]
+    names = [name for name in there if fnmatch.fnmatchcase(name, pattern.lower())]
     if not names:
-        likely = nearest(pattern, _entries()) or list(_entries())[:3]
-        raise UnknownModelError(f"no model matches {pattern!r}; there are: {', '.join(likely)}. Run `rszoo list`.")
+        likely = nearest(pattern, there) or there[:3]
+        of = "" if wanted is None else f" of the family {wanted}"
+        raise UnknownModelError(f"no model{of} matches {pattern!r}; there are: {', '.join(likely)}. Run `rszoo list`.")
     return names
 
 
@@ -212,9 +214,12 @@ def _unknown(name: str, entries: list[PretrainedEntry]) -> str:
     shorts = {entry.short_name: _spelling(entry.short_name) for entry in entries if entry.short_name is not None}
     # Not the 50 of 501.
     begun = [short for short, spelled in shorts.items() if re.match(rf"{re.escape(spelled)}(?!\d)", wanted)]
+    # Of another family the name of an architecture has a suffix, which stands behind the size.
+    tagged = [short for short in shorts if "." in short and short.rpartition(".")[2] in wanted]
+    begun += [short for short in tagged if short.rpartition(".")[0] in begun]
     if begun:
-        sizes = [entry.name for entry in entries if entry.short_name == begun[0]]
-        hint = f"Available for {begun[0]}: {summarize(sizes, 9)}."
+        sizes = [entry.name for entry in entries if entry.short_name == begun[-1]]
+        hint = f"Available for {begun[-1]}: {summarize(sizes, 9)}."
     else:
         hint = f"Nearest: {', '.join(nearest(name.strip().lower().replace('_', '-'), names) or names[:3])}."
     return f"unknown model {name!r}. {hint} Run `rszoo list` to see all; a model folder is given by its path."

@@ -26,6 +26,7 @@ _SOURCE_ROWS = {
     "archive_size": "Size of the archive, bytes",
     "archive_sha256": "SHA-256 of the archive",
     "prefix": "Checkpoint in it",
+    "notes": "Note",
     "global_step": "Global step",
     "variables": "Variables in it",
     "pair": "Started from the pair",
@@ -53,8 +54,15 @@ def describe(findings: Findings) -> str:
     config = findings.facts.folder.config
     network = f"A {plain(config.arch.label)}, the architecture of {_PAPER}, as an image classifier."
     return "\n\n".join(
-        [f"# {plain(config.title)}", *_doubts(findings), f"{network} {_lineage(findings)} {_KIND[config.weights]}"]
+        [f"# {plain(config.title)}", *_doubts(findings), f"{network} {_lineage(findings)} {_kind(findings)}"]
     )
+
+
+def _kind(findings: Findings) -> str:
+    """Return which weights these are, as far as the checkpoint says so."""
+    noted = "notes" in findings.main.conversion.source
+    more = " What limits that stands as a note under Source." if noted else ""
+    return f"{_KIND[findings.facts.folder.config.weights]}{more}"
 
 
 def _doubts(findings: Findings) -> list[str]:
