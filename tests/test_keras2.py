@@ -165,6 +165,18 @@ def test_the_application_loads_an_export_of_its_size(tmp_path):
     assert parity.relative_l2(stages["logits"], theirs(images, training=False).numpy()) <= 2e-6
 
 
+def test_the_layers_of_a_network_too_deep_for_one_attribute_are_listed(tmp_path):
+    reading = pytest.importorskip("tf_keras.src.saving.legacy.hdf5_format", reason="tf_keras is not installed")
+    model = rszoo.create(ArchConfig((1, 1, 220, 1), width_multiplier=0.0625, num_classes=5))
+    model.preprocessing = Preprocessing(64)
+    written = write_checkpoint(rszoo.save(model, tmp_path / "m"), tmp_path / "back", "keras2")
+    with h5py.File(written) as file:
+        assert "layer_names" not in file.attrs
+        listed = reading.load_attributes_from_hdf5_group(file, "layer_names")
+        assert sorted(listed) == sorted(file)
+        assert len(listed) == 4 * 2 + 223 * 8 + 4 * 2 + 1
+
+
 def test_a_garden_network_is_refused(tmp_path):
     model = rszoo.create(ArchConfig((1, 1, 1, 1), width_multiplier=0.125, activation="silu"))
     model.preprocessing = Preprocessing(64)

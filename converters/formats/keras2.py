@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from rszoo.arch.config import Activation, ArchConfig
 from rszoo.arch.walk import TensorSpec, iter_tensors, with_published_widths
 from rszoo.errors import ConfigError, ConversionError
 from rszoo.extras import needs
+
+if TYPE_CHECKING:
+    import h5py
 
 #: Name of the file that is written back.
 FILE = "resnet-rs.h5"
@@ -38,6 +42,8 @@ _IN_BLOCK = {
     "se_reduce": "__se_se_reduce",
     "se_expand": "__se_se_expand",
 }
+# tf_keras `HDF5_OBJECT_HEADER_LIMIT`.
+_MAX_ATTRIBUTE_BYTES = 64512
 _ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "swish": "silu", "silu": "silu"}
 _NOT_RESNET = "the file is not of a ResNet-RS of tf_keras.applications"
 _STATE = "state of the optimizer, and what else is beside the model"
@@ -158,12 +164,12 @@ def _write(export: Export, folder: Path) -> str:
     for spec in _in_keras_order(export.config.arch):
         layers.setdefault(_layer_name(spec.layer), []).append(spec)
     with h5py.File(folder / FILE, "w") as file:
-        file.attrs["layer_names"] = _texts(layers)
+        _put_texts(file, "layer_names", [*layers])
         file.attrs["backend"], file.attrs["keras_version"] = "tensorflow", "2.15.0"
         for layer, specs in layers.items():
             group = file.create_group(layer)
             names = [f"{layer}/{spec.kind.variable}:0" for spec in specs]
-            group.attrs["weight_names"] = _texts(names)
+            _put_texts(group, "weight_names", names)
             for spec, name in zip(specs, names, strict=True):
                 group.create_dataset(name, data=np.ascontiguousarray(export.read(spec)))
     return FILE
@@ -175,8 +181,15 @@ def _in_keras_order(arch: ArchConfig) -> Iterator[TensorSpec]:
         yield from sorted(block, key=lambda spec: spec.layer.rpartition(".")[2].startswith("proj_"))
 
 
-def _texts(texts: Iterable[str]) -> np.ndarray:
-    return np.array([text.encode() for text in texts])
+def _put_texts(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
+    """Write texts as an attribute, or as the numbered ones that Keras makes of what is too long for an HDF5 header."""
+    stored = np.array([text.encode() for text in texts])
+    if stored.nbytes <= _MAX_ATTRIBUTE_BYTES:
+        group.attrs[name] = stored
+        return
+    pieces = np.array_split(stored, -(-stored.nbytes // _MAX_ATTRIBUTE_BYTES) + 1)
+    for number, piece in enumerate(pieces):
+        group.attrs[f"{name}{number}"] = piece
 
 
 KERAS2 = Format(
