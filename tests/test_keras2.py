@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 import rszoo
 from converters.convert import Identity, convert
+from converters.keras2 import hdf5
 from converters.write_back import write_checkpoint
 from rszoo.arch.config import ArchConfig
 from rszoo.errors import CheckpointError, ConversionError, RszooError
@@ -298,9 +299,25 @@ def test_a_truncated_file_is_told(weights_file, tmp_path, part):
         convert(str(tmp_path / "x.h5"), tmp_path / "m", identity=SIZE)
 
 
+@pytest.mark.parametrize(
+    ("program", "text"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "damaged: reading it ended the HDF5 library, by signal 11"),
+        ("import time; time.sleep(60)", "damaged: its structure was not read within 1 s"),
+        ("raise ImportError('libhdf5.so')", "cannot be read: ImportError: libhdf5.so"),
+    ],
+)
+def test_a_file_that_ends_or_stops_the_hdf5_library_is_told(weights_file, tmp_path, monkeypatch, program, text):
+    (tmp_path / "scan.py").write_text(program)
+    monkeypatch.setattr(hdf5, "_SCAN", tmp_path / "scan.py")
+    monkeypatch.setattr(hdf5, "_TIMEOUT", 1)
+    with pytest.raises(CheckpointError, match=text):
+        convert(str(weights_file), tmp_path / "m", identity=SIZE)
+
+
 def test_flipped_bytes_give_an_error_of_ours_or_other_values(weights_file, tmp_path):
     content, rng = weights_file.read_bytes(), np.random.default_rng(0)
-    for number in range(150):
+    for number in range(30):
         changed = bytearray(content)
         for place in rng.integers(0, min(len(content), 200_000), 3):
             changed[place] ^= 1 << rng.integers(8)

@@ -2,7 +2,7 @@
 
 With rszoo, cramjam and atheris installed, from the repository's root; runs until it is stopped or finds something:
 
-    python -m tools.fuzz {checkpoint,graph,tar,safetensors,journal,hub} [libFuzzer options, such as -runs=100000]
+    python -m tools.fuzz {checkpoint,graph,keras2,tar,safetensors,journal,hub} [libFuzzer options, such as -runs=100000]
 
 A case must end with a result or an RszooError, within 10 s and 512 MiB. Anything else stops the run or, if
 `RSZOO_FUZZ_FINDINGS` names a folder, is stored there, one case for each kind of failure. `python -m tools.fuzz TARGET
@@ -36,6 +36,7 @@ except ModuleNotFoundError:
 with atheris.instrument_imports(include=["converters", "rszoo"]) if atheris else contextlib.nullcontext():
     from converters.account import take_account
     from converters.formats import list_formats, recognize
+    from converters.keras2.files import open_keras2
     from converters.read.archive import read_archive
     from converters.tensorbundle.bundle import Bundle, write_bundle
     from converters.tensorbundle.object_graph import OBJECT_GRAPH
@@ -51,7 +52,7 @@ with atheris.instrument_imports(include=["converters", "rszoo"]) if atheris else
     from rszoo.registry.trust import check_archive
     from rszoo.weights.mapping import Weights
     from rszoo.weights.remote_file import _check_header
-    from tools.fuzz_cases import GARDEN, MODEL, RECORD, SHARD, resealed_header, sealed_index, seeds
+    from tools.fuzz_cases import GARDEN, KERAS2, MODEL, RECORD, SHARD, resealed_header, sealed_index, seeds
     from tools.fuzz_mutations import mutate
 
 _MEMORY = 512 << 20
@@ -76,6 +77,21 @@ def fuzz_graph(case: bytes) -> None:
     for spec, name in account.mapped.items():
         if bundle.read(name).shape != spec.shape:
             raise AssertionError(name)
+
+
+def fuzz_keras2(case: bytes) -> None:
+    """A file of HDF5; a `.keras` archive with a changed config.json; or a changed archive. Then the network in it."""
+    path = FOLDER / "given.h5"
+    path.write_bytes(KERAS2.seal(case))
+    opened = open_keras2(path)
+    if opened is None:
+        return
+    with opened:
+        for name, entry in opened.entries.items():
+            with contextlib.suppress(RszooError):
+                if opened.read(name).shape != entry.shape:
+                    raise AssertionError(name)
+        take_account(recognize(opened, list_formats()), opened, "ema")
 
 
 def fuzz_tar(case: bytes) -> None:
@@ -156,6 +172,7 @@ def fuzz_hub(case: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "checkpoint": fuzz_checkpoint,
     "graph": fuzz_graph,
+    "keras2": fuzz_keras2,
     "tar": fuzz_tar,
     "safetensors": fuzz_safetensors,
     "journal": fuzz_journal,
@@ -217,7 +234,7 @@ def main() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + _MEMORY,) * 2)
     atheris.Setup(
-        [sys.argv[0], "-timeout=10", "-reduce_inputs=0", "-max_len=65536", *options, str(corpus)],
+        [sys.argv[0], "-timeout=10", "-reduce_inputs=0", "-max_len=131072", *options, str(corpus)],
         one,
         custom_mutator=mutator,
     )

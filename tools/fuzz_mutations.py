@@ -28,6 +28,8 @@ def mutate(target: str, case: bytes, rng: random.Random) -> bytes:
             return kind + _mutate_block(content, rng)
         if target == "graph" and rng.random() < 0.8:
             return kind + mutate_message(content, rng)
+        if target == "keras2" and kind[0] % 3 == 1 and rng.random() < 0.8:
+            return kind + json.dumps(_mutate_json(json.loads(content), rng)).encode()
         if target == "safetensors" and kind[0] % 3 and rng.random() < 0.8:
             text, _, values = content[8 * (kind[0] % 3 == 2) :].partition(b"\0")
             size = rng.choice(_NUMBERS).to_bytes(9, "little")[:8] if kind[0] % 3 == 2 else b""

@@ -11,30 +11,41 @@ No layer is ever made of what a file says. Facts: tf_keras `src/saving/legacy/hd
 from __future__ import annotations
 
 import json
+import lzma
 import re
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 
-from converters.keras2.hdf5 import MAGIC, StoredTensor, list_tensors, open_hdf5, read_tensor, readable
+from converters.keras2.hdf5 import MAGIC, Hdf5File, StoredTensor
 from rszoo.disk.regular import open_regular
 from rszoo.errors import CheckpointError
 
-if TYPE_CHECKING:
-    import h5py
-
 _ZIP = b"PK\x03\x04"
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
-_MODEL_WEIGHTS, _MODEL_CONFIG = "model_weights", "model_config"
+_MODEL_WEIGHTS = "model_weights"
 _MAX_CONFIG_BYTES = 64 << 20
 _MAX_WEIGHTS_BYTES = 8 << 30
 _MAX_NESTING = 8
+# What zipfile and its decompressors raise for a damaged archive; NotImplementedError is a RuntimeError.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+)
 # The order of a layer's variables in `.keras`, by the class of the layer.
 _VARIABLES = {
     "Conv2D": ("kernel", "bias"),
@@ -55,22 +66,21 @@ class Layer:
 class Keras2File:
     """A file of Keras 2, open. `entries` by `LAYER/VARIABLE`; `layers` is None where the file says nothing of them."""
 
-    def __init__(self, path: Path, opened: h5py.File, weights: h5py.Group, archive: IO[bytes] | None = None) -> None:
-        self._place, self._opened, self._weights, self._archive = str(path), opened, weights, archive
-        self.entries: dict[str, StoredTensor] = {}
-        self.layers: list[Layer] | None = None
+    def __init__(
+        self, file: Hdf5File, place: str, entries: Mapping[str, StoredTensor], layers: list[Layer] | None
+    ) -> None:
+        self._file, self._place = file, place
+        self.entries, self.layers = entries, layers
 
     def read(self, name: str) -> np.ndarray:
         """Return a tensor's values. Raises CheckpointError if there is none of that name, or they are damaged."""
         if name not in self.entries:
             raise CheckpointError(f"{self._place} has no tensor {name!r}")
-        return read_tensor(self._weights, self.entries[name], self._place)
+        return self._file.read(self.entries[name])
 
     def close(self) -> None:
         """Close the file."""
-        self._opened.close()
-        if self._archive is not None:
-            self._archive.close()
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -86,34 +96,29 @@ def open_keras2(path: Path) -> Keras2File | None:
         CheckpointError: it is of Keras, but damaged, or names what is not in it.
         MissingPackageError: h5py is not installed.
     """
-    with open_regular(path) as started:
-        start = started.read(len(MAGIC))
-    if start == MAGIC:
-        return _open_hdf5(path)
-    return _open_archive(path) if start.startswith(_ZIP) and _is_keras(path) else None
-
-
-def _open_hdf5(path: Path) -> Keras2File:
-    opened = open_hdf5(path, str(path))
+    opened = open_regular(path)
     try:
-        with readable(str(path)):
-            whole = _MODEL_WEIGHTS in opened
-            weights = opened[_MODEL_WEIGHTS] if whole else opened
-            config = opened.attrs.get(_MODEL_CONFIG) if whole else None
-        file = Keras2File(path, opened, weights)
-        file.entries = dict(_by_layer(list_tensors(weights, str(path)), str(path)))
-        if whole:
-            # The optimizer's, and whatever else lies beside the model.
-            others = (name for name in opened if name != _MODEL_WEIGHTS)
-            for group in others:
-                below = list_tensors(opened[group], str(path)) if hasattr(opened[group], "keys") else {}
-                file.entries |= {f"{group}/{name}": stored for name, stored in below.items()}
-        if config is not None:
-            file.layers = _layers(_parse(config, str(path)), str(path))
-        return file
+        start = opened.read(len(MAGIC))
+        if start == MAGIC:
+            return _open_hdf5(opened, str(path))
+        found = _open_archive(opened, str(path)) if start.startswith(_ZIP) and _is_keras(opened) else None
     except BaseException:
         opened.close()
         raise
+    opened.close()
+    return found
+
+
+def _open_hdf5(opened: IO[bytes], place: str) -> Keras2File:
+    file = Hdf5File(opened, place)
+    prefix = f"{_MODEL_WEIGHTS}/"
+    whole = any(path.startswith(prefix) for path in file.tensors)
+    # Beside a whole model: the optimizer's state.
+    others = {path: stored for path, stored in file.tensors.items() if whole and not path.startswith(prefix)}
+    weights = {path: stored for path, stored in file.tensors.items() if path not in others}
+    entries = dict(_by_layer(weights, place)) | others
+    layers = None if file.config is None or not whole else _layers(_parse(file.config, place), place)
+    return Keras2File(file, place, entries, layers)
 
 
 def _by_layer(tensors: Mapping[str, StoredTensor], place: str) -> Iterator[tuple[str, StoredTensor]]:
@@ -128,55 +133,58 @@ def _by_layer(tensors: Mapping[str, StoredTensor], place: str) -> Iterator[tuple
         yield name, stored
 
 
-def _is_keras(path: Path) -> bool:
+def _is_keras(opened: IO[bytes]) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(opened) as archive:
             return {_CONFIG, _WEIGHTS} <= {*archive.namelist()}
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except _ZIP_ERRORS:
         return False
 
 
-def _open_archive(path: Path) -> Keras2File:
-    place = str(path)
-    with zipfile.ZipFile(path) as archive:
+def _open_archive(opened: IO[bytes], place: str) -> Keras2File:
+    with zipfile.ZipFile(opened) as archive:
         with _member(archive, _CONFIG, _MAX_CONFIG_BYTES, place) as member:
-            config = member.read()
+            values = _parse(member.read(), place)
         weights = _member(archive, _WEIGHTS, _MAX_WEIGHTS_BYTES, place)
-    opened = open_hdf5(weights, f"{_WEIGHTS} in {place}")
     try:
-        file = Keras2File(path, opened, opened, weights)
-        tensors = list_tensors(opened, place)
-        values = _parse(config, place)
-        file.layers = _layers(values, place)
-        named = {f"{prefix}/vars/{number}": name for prefix, name, number in _archive_names(values, place)}
-        for stored_path, stored in tensors.items():
-            name = named.get(stored_path, stored_path)
-            if name in file.entries:
+        file = Hdf5File(weights, f"{_WEIGHTS} in {place}")
+        named = {f"{path}/vars/{number}": name for path, name, number in _archive_names(values, place)}
+        entries: dict[str, StoredTensor] = {}
+        for path, stored in file.tensors.items():
+            name = named.get(path, path)
+            if name in entries:
                 raise CheckpointError(f"{place} has two tensors {name}")
-            file.entries[name] = stored
-        return file
+            entries[name] = stored
+        return Keras2File(file, place, entries, _layers(values, place))
     except BaseException:
-        file.close()
+        weights.close()
         raise
 
 
 def _member(archive: zipfile.ZipFile, name: str, most: int, place: str) -> IO[bytes]:
     """Return a member, unpacked to a temporary file without a name."""
+    info = archive.getinfo(name)
+    if info.file_size > most:
+        raise CheckpointError(f"{place} is refused: {name} in it has {info.file_size} bytes; at most {most} are read")
+    copied = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     try:
-        info = archive.getinfo(name)
-        if info.file_size > most:
-            raise CheckpointError(
-                f"{place} is refused: {name} in it has {info.file_size} bytes; at most {most} are read"
-            )
-        copied = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-        left = info.file_size
+        for piece in _unpack(archive, info, place):
+            copied.write(piece)
+    except BaseException:
+        copied.close()
+        raise
+    copied.seek(0)
+    return copied
+
+
+def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: str) -> Iterator[bytes]:
+    left = info.file_size
+    try:
         with archive.open(info) as member:
             while left and (piece := member.read(min(1 << 20, left))):
-                copied.write(piece)
+                yield piece
                 left -= len(piece)
-        copied.seek(0)
-        return copied
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, KeyError) as error:
+    except _ZIP_ERRORS as error:
         raise CheckpointError(f"{place} is a damaged zip archive: {error}") from error
 
 

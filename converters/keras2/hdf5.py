@@ -1,116 +1,102 @@
-"""Tensors of an HDF5 file, read so that it can name nothing else: no link, no other file, no compressed values.
+"""Tensors of an HDF5 file, whose structure is read in a process of its own, and whose values are read here.
 
-h5py is imported when a file is opened: nothing else needs it.
+The HDF5 library is written for files that one trusts: a few changed bytes can end its process. See
+`converters/keras2/scan.py`, which says what is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, Any, Self
 
 import numpy as np
 
 from rszoo.errors import CheckpointError
-from rszoo.extras import needs
-
-if TYPE_CHECKING:
-    import h5py
+from rszoo.extras import check_installed
 
 #: How such a file begins.
 MAGIC = b"\x89HDF\r\n\x1a\n"
-# A whole model of a model in a model is 7 deep.
-_MAX_DEPTH = 12
-_MAX_OBJECTS = 200_000
-# The largest published tensor has 9.4 MB; a classifier of a million classes would have 8 GB.
-_MAX_TENSOR_BYTES = 1 << 30
+_SCAN = Path(__file__).with_name("scan.py")
+# A 420 takes a second.
+_TIMEOUT = 300
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A dataset: the name of its dtype, its shape, and the path to it."""
+    """A dataset: the name of its dtype, its shape, how its numbers are stored, and where; None if it has none."""
 
     dtype: str
     shape: tuple[int, ...]
-    path: str
+    stored: np.dtype
+    offset: int | None
 
 
-@contextmanager
-def readable(place: str) -> Iterator[None]:
-    """Raise a CheckpointError in place of what h5py raises for a damaged file: nearly anything."""
+class Hdf5File:
+    """An HDF5 file: `tensors` by their paths, `a/b`, and Keras's `config`, a text, if it has one. Closes `opened`."""
+
+    def __init__(self, opened: IO[bytes], place: str) -> None:
+        """Read the structure of an open file, which `place` names in errors.
+
+        Raises:
+            MissingPackageError: h5py is not installed. CheckpointError: the file is damaged, or refused.
+        """
+        self._opened, self._place = opened, place
+        found = _scan(opened, place)
+        self.config: str | None = found["config"]
+        self.tensors = {path: _stored(*rest) for path, *rest in found["tensors"]}
+
+    def read(self, stored: StoredTensor) -> np.ndarray:
+        """Return a tensor's values. Raises CheckpointError if they are no numbers, or not all there."""
+        size = math.prod(stored.shape) * stored.stored.itemsize
+        if stored.offset is None:
+            raise CheckpointError(f"{self._place} has {stored.dtype} where there must be numbers")
+        content = os.pread(self._opened.fileno(), size, stored.offset)
+        if len(content) != size:
+            raise CheckpointError(f"{self._place} is damaged: it ends before its tensors do")
+        values = np.frombuffer(content, stored.stored).reshape(stored.shape)
+        return values.astype(stored.stored.newbyteorder("="), copy=False)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._opened.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _stored(dtype: str, shape: list[int], offset: int | None) -> StoredTensor:
+    stored = np.dtype(dtype)
+    return StoredTensor(stored.name, tuple(shape), stored, offset)
+
+
+def _scan(opened: IO[bytes], place: str) -> dict[str, Any]:
+    check_installed("reading HDF5", "h5py", extra="keras2")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", str(_SCAN)]
+    opened.seek(0)
     try:
-        yield
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            f"{place} is damaged, or no HDF5 file that is read: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def open_hdf5(source: Path | IO[bytes], place: str) -> h5py.File:
-    """Open a file, or what behaves as one; `place` names it in errors.
-
-    Raises:
-        MissingPackageError: h5py is not installed. CheckpointError: it is damaged.
-    """
-    with needs("reading HDF5", "h5py", extra="keras2"):
-        import h5py
-    with readable(place):
-        return h5py.File(source, "r")
-
-
-def list_tensors(root: h5py.Group, place: str) -> dict[str, StoredTensor]:
-    """Return all datasets below a group by their paths, `a/b`, which has each but once.
-
-    Raises:
-        CheckpointError: there is a link, what is no group or dataset, or a dataset whose values are elsewhere.
-    """
-    import h5py
-
-    found: dict[str, StoredTensor] = {}
-    waiting: list[tuple[h5py.Group, str, int]] = [(root, "", 0)]
-    seen = 0
-    with readable(place):
-        while waiting:
-            group, prefix, depth = waiting.pop()
-            for name in group:
-                path, seen = f"{prefix}{name}", seen + 1
-                if depth > _MAX_DEPTH or seen > _MAX_OBJECTS:
-                    raise CheckpointError(
-                        f"{place} is refused: its groups are too deep or too many, or have each other"
-                    )
-                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                    raise CheckpointError(f"{place} is refused: {path} is a link to elsewhere")
-                child = group[name]
-                if isinstance(child, h5py.Group):
-                    waiting.append((child, f"{path}/", depth + 1))
-                elif isinstance(child, h5py.Dataset):
-                    _check_stored(child, path, place)
-                    found[path] = StoredTensor(child.dtype.name, tuple(child.shape), path)
-                else:
-                    raise CheckpointError(f"{place} is refused: {path} is no group and no dataset")
-    return found
-
-
-def read_tensor(root: h5py.Group, stored: StoredTensor, place: str) -> np.ndarray:
-    """Return a dataset's values. Raises CheckpointError if they are damaged."""
-    with readable(place):
-        values: np.ndarray = np.asarray(root[stored.path][()])
-    return values
-
-
-def _check_stored(dataset: h5py.Dataset, path: str, place: str) -> None:
-    if dataset.shape is None or dataset.is_virtual or dataset.external:
-        raise CheckpointError(f"{place} is refused: the values of {path} are not in it")
-    if dataset.dtype.kind not in "fiub" or dataset.dtype.hasobject:
-        # Texts and references of an optimizer or of metrics.
-        return
-    if dataset.nbytes > _MAX_TENSOR_BYTES:
-        raise CheckpointError(
-            f"{place} is refused: {path} has {dataset.nbytes} bytes; at most {_MAX_TENSOR_BYTES} are read"
+        done = subprocess.run(  # noqa: S603
+            command, stdin=opened, env=environment, capture_output=True, check=False, timeout=_TIMEOUT
         )
-    if dataset.id.get_storage_size() < dataset.nbytes:
-        raise CheckpointError(f"{place} is refused: {path} is compressed, or not all of its values are there")
+    except subprocess.TimeoutExpired as error:
+        raise CheckpointError(f"{place} is damaged: its structure was not read within {_TIMEOUT} s") from error
+    if done.returncode < 0:
+        raise CheckpointError(f"{place} is damaged: reading it ended the HDF5 library, by signal {-done.returncode}")
+    if done.returncode:
+        last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise CheckpointError(f"{place} cannot be read: {last}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    if "refused" in found:
+        raise CheckpointError(f"{place} is refused: {found['refused']}")
+    if "damaged" in found:
+        raise CheckpointError(f"{place} is damaged, or no HDF5 file that is read: {found['damaged']}")
+    return found
