@@ -50,6 +50,11 @@ def get_target(name: str) -> tuple[Format, Writer]:
         UsageError: there is no such format, or it cannot be written.
     """
     writers = {known.name: (known, known.write) for known in list_formats() if known.write is not None}
+    if name == "timm":
+        raise UsageError(
+            'no file is written for timm, which loads a model folder: timm.create_model("local-dir:FOLDER", '
+            "pretrained=True); it has none of the Model Garden's networks (other activation, padding and pools)"
+        )
     if name not in writers:
         likely = nearest(name, list_targets()) or list_targets()
         raise UsageError(f"no checkpoint of format {name!r} can be written; choose {' or '.join(likely)}")
