@@ -30,7 +30,8 @@ _ARGUMENTS = """
     Args:
         pretrained: load the published averaged weights, downloaded, checked and converted on first use. Without, the
             published initial values are drawn.
-        num_classes: another number than the weights' keeps the backbone and starts a new head, with a warning.
+        num_classes: another number than the weights' keeps the backbone and starts a new head, with a warning; 0 leaves
+            the head out.
         in_chans: another number than the weights' adapts the first convolution.
         features_only: return a list of feature maps, described by `feature_info` as in timm.
         out_indices: which maps: 0 the stem (stride 2), 1 to 4 the stages (strides 4 to 32). All five if left out.

@@ -6,12 +6,12 @@ Each tensor of the architecture's walk must be in the checkpoint exactly once; a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
 
-from converters.formats.format import Contents, Format, Reader
+from converters.formats.format import Contents, Format, Reader, Said
 from rszoo.arch.audit import Described, audit, dtype_name
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.walk import TensorSpec, iter_tensors
@@ -33,6 +33,7 @@ class Account:
         skipped: the other variables, by the reason for leaving them out.
         step: the variable that counts the steps, if there is one.
         notes: what else is to be said, in words.
+        said: what the checkpoint says of itself.
         drops_background: whether the first class is left out of the head.
     """
 
@@ -43,6 +44,7 @@ class Account:
     skipped: Mapping[str, tuple[str, ...]]
     step: str | None
     notes: tuple[str, ...] = ()
+    said: Said = field(default_factory=Said)
     drops_background: bool = False
 
     @property
@@ -52,7 +54,9 @@ class Account:
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """What the format says that the classes are called."""
+        """What the checkpoint or its format says that the classes are called."""
+        if self.said.labels is not None and len(self.said.labels) == self.arch.num_classes:
+            return self.said.labels
         if not self.drops_background:
             return self.format.labels(self.arch)
         labels = self.format.labels(replace(self.arch, num_classes=_WITH_BACKGROUND))
@@ -103,7 +107,7 @@ def take_account(checkpoint_format: Format, reader: Reader, weights: WeightSet) 
         raise ConversionError(f"the format {checkpoint_format.name} has one name for two tensors; report this as a bug")
     skippable = _skippable(contents, weights)
     excused = frozenset(chain.from_iterable(skippable.values()))
-    problems = audit(entries, expected, dtypes=("float32",), excused=excused.__contains__)
+    problems = audit(entries, expected, dtypes=checkpoint_format.dtypes, excused=excused.__contains__)
     problems += [*_wrong_step(entries, contents.step), *_other_set(entries, contents, weights)]
     if problems:
         raise ConversionError(f"the checkpoint does not account for a {contents.arch.label}: {'; '.join(problems)}")
@@ -113,7 +117,7 @@ def take_account(checkpoint_format: Format, reader: Reader, weights: WeightSet) 
         if (there := tuple(name for name in names if name in entries and name not in expected))
     }
     step = contents.step if contents.step in entries else None
-    return Account(checkpoint_format, contents.arch, weights, mapped, skipped, step, contents.notes)
+    return Account(checkpoint_format, contents.arch, weights, mapped, skipped, step, contents.notes, contents.said)
 
 
 def _skippable(contents: Contents, weights: WeightSet) -> dict[str, list[str]]:

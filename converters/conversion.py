@@ -34,17 +34,20 @@ def convert_checkpoint(
     overwrite: bool = False,
     keep_archive: bool = False,
     drop_background: bool = False,
+    allow_weak_source: bool = False,
 ) -> Conversion:
     """Convert a checkpoint to a model folder, accounting for every variable.
 
     Args:
-        source: archive, folder, prefix (`folder/model.ckpt`), URL, or registered name.
+        source: archive, folder, prefix (`folder/model.ckpt`), file of Keras 2's or PyTorch's, URL, registered name, or
+            `hf-hub:OWNER/NAME` of timm's.
         output: the new folder; named after the registered model if left out.
         weights: "ema", the averages whose accuracy is published, or "raw".
         identity: what the checkpoint is, where its name does not say.
         overwrite: replace a former model folder.
         keep_archive: keep what is downloaded, in the cache's archives folder.
         drop_background: leave out the first of 1001 classes, which no image of ImageNet has.
+        allow_weak_source: of a registered name, if nothing else can be had, also take a copy that no hash proves.
 
     Raises:
         UsageError: `output` is left out and `source` names no registered model; else as `converters.convert.convert`.
@@ -67,5 +70,6 @@ def convert_checkpoint(
         overwrite=overwrite,
         keep_archive=keep_archive,
         drop_background=drop_background,
+        allow_weak_source=allow_weak_source,
     )
     return Conversion(read_folder(places[0] if len(places) == 1 else account["model"]), account)

@@ -15,7 +15,8 @@ from typing import Any
 from converters.account import Account, take_account
 from converters.formats import recognize
 from converters.read.files import OpenCheckpoint
-from converters.read.source import Opener, Source, find_entries, find_source, locate
+from converters.read.local import Opener
+from converters.read.source import Source, find_entries, find_source, locate
 from rszoo.arch.config import ArchConfig
 from rszoo.disk.temporary import temporary_folder
 from rszoo.errors import ConversionError, OutputError, UsageError
@@ -49,6 +50,7 @@ def convert(
     overwrite: bool = False,
     keep_archive: bool = False,
     drop_background: bool = False,
+    allow_weak_source: bool = False,
 ) -> dict[str, Any]:
     """Convert a checkpoint to the model folder `output`, and return the account (`conversion.json`).
 
@@ -56,6 +58,7 @@ def convert(
 
     `source`: archive, folder, prefix, file, URL or registered name, see `locate`. A download is converted while it
     arrives; `keep_archive` keeps it in the cache afterwards. `drop_background`: leave out the first of 1001 classes.
+    `allow_weak_source`: of a registered name, if nothing else can be had, also take a copy that no hash proves.
 
     Raises:
         ConversionError: the checkpoint is not a ResNet-RS, or its name, the registry and its content disagree.
@@ -70,7 +73,7 @@ def convert(
     entries = [get_entry(identity.model)] if identity.model else find_entries(found)
     with (
         # Left last: a download is kept until the result has its final name.
-        locate(found, keep_archive=keep_archive) as open_files,
+        locate(found, keep_archive=keep_archive, allow_weak=allow_weak_source) as open_files,
         _staged(output, overwrite=overwrite) as folder,
     ):
         return convert_into(folder, open_files, entries, weights, identity, drop_background=drop_background)
@@ -144,15 +147,22 @@ def _describe(account: Account, entries: Sequence[PretrainedEntry], identity: Id
         _check_agreement(account, entry, identity)
         known = {field: getattr(entry.arch, field) for field in _NOT_IN_CHECKPOINTS}
         arch, labels = replace(arch, **known), entry.labels_of(arch.num_classes)
+        if not arch.num_classes:
+            # A part of the pair, which is a classifier.
+            title = f"{entry.name}, without its classifier"
+            return ModelConfig(title, None, arch, entry.preprocessing, None, account.weights)
         return ModelConfig(entry.name, entry.name, arch, entry.preprocessing, labels, account.weights)
-    if identity.image_size is None:
+    settings = account.said.preprocessing
+    if identity.image_size is not None:
+        known_settings = settings or account.format.preprocessing(identity.image_size)
+        settings = replace(known_settings, image_size=identity.image_size)
+    if settings is None:
         pairs = [name for name in list_models() if get_entry(name).arch.blocks == arch.blocks]
         known_pairs = f" --model NAME ({', '.join(pairs)}) or" if pairs else ""
         raise UsageError(
             f"the checkpoint holds a {arch.label}, but neither its name nor its content says the input size; "
             f"give{known_pairs} --image-size PIXELS"
         )
-    settings = account.format.preprocessing(identity.image_size)
     return ModelConfig(arch.label, None, arch, settings, account.labels, account.weights)
 
 
@@ -162,8 +172,8 @@ def _check_agreement(account: Account, entry: PretrainedEntry, identity: Identit
             f"{entry.name} is of input size {entry.image_size}, but --image-size {identity.image_size} is given"
         )
     compared = {field.name for field in fields(ArchConfig)} - {*_NOT_IN_CHECKPOINTS}
-    if entry.labels_of(account.arch.num_classes) is not None:
-        # With the background or without.
+    if not account.arch.num_classes or entry.labels_of(account.arch.num_classes) is not None:
+        # With the background or without, or without the classifier.
         compared -= {"num_classes"}
     differing = [name for name in sorted(compared) if getattr(entry.arch, name) != getattr(account.arch, name)]
     if differing:
@@ -182,7 +192,9 @@ def _network(arch: ArchConfig) -> str:
 
 def _source_facts(files: OpenCheckpoint, account: Account) -> dict[str, Any]:
     # Only where there are any: the source of other accounts is as it was.
-    notes = {"notes": list(account.notes)} if account.notes else {}
+    notes: dict[str, Any] = {"notes": list(account.notes)} if account.notes else {}
+    if files.proof is not None:
+        notes["proof"] = files.proof
     return {
         **notes,
         "name": files.source,

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 from converters.formats import get_target
-from converters.formats.format import Export
+from converters.formats.format import LABELS, Export, Format, Writer
 from rszoo.arch.names import torch_name
 from rszoo.disk.paths import expand_user
 from rszoo.disk.regular import read_regular_text
 from rszoo.disk.staging import ResultKind, staged_folder
 from rszoo.errors import ConversionError
-from rszoo.folder.model_folder import CONVERSION, ModelFolder
+from rszoo.folder.model_folder import CONVERSION, RAW_WEIGHTS, ModelFolder
 from rszoo.weights.mapping import Weights, check_header
 
 # Never over another: an export cannot be distinguished from a checkpoint that somebody trained.
@@ -34,19 +34,33 @@ def write_checkpoint(folder: ModelFolder, output: str | Path, target: str, *, ch
     if not chosen.fits(arch):
         raise ConversionError(
             f"a {chosen.title} cannot hold this {arch.label} (activation {arch.activation}, strided_padding "
-            f"{arch.strided_padding}, shortcut_pool {arch.shortcut_pool}): its own code would compute something else"
+            f"{arch.strided_padding}, shortcut_pool {arch.shortcut_pool}, {arch.num_classes} classes): its own code "
+            "would compute something else"
         )
     check_header(folder.weights_path, arch)
     place = expand_user(output)
-    with (
-        staged_folder(place, _CHECKPOINT, overwrite=False) as staging,
-        Weights(folder.weights_path, check=check) as weights,
-    ):
-        export = Export(
-            folder.config, _step(folder), lambda spec: chosen.from_torch(spec.kind, weights[torch_name(spec)])
-        )
-        name = write(export, staging)
+    with staged_folder(place, _CHECKPOINT, overwrite=False) as staging:
+        name = write_into(staging, folder, chosen, write, check=check)
     return place / name
+
+
+def left_out(folder: ModelFolder, target: str) -> list[str]:
+    """Return what of a model folder a checkpoint of a format does not hold, in words."""
+    chosen, _ = get_target(target)
+    lost = [what for what in chosen.loses if what != LABELS or folder.config.labels is not None]
+    return [*lost, f"the plain weights in {RAW_WEIGHTS}"] if (folder.path / RAW_WEIGHTS).is_file() else lost
+
+
+def write_into(output: Path, folder: ModelFolder, target: Format, write: Writer, *, check: bool = True) -> str:
+    """Write a checkpoint into an empty folder, and return its name there; whether it fits is not looked at.
+
+    Raises as `write_checkpoint`.
+    """
+    with Weights(folder.weights_path, check=check) as weights:
+        export = Export(
+            folder.config, _step(folder), lambda spec: target.from_torch(spec.kind, weights[torch_name(spec)])
+        )
+        return write(export, output)
 
 
 def _step(folder: ModelFolder) -> int:

@@ -18,6 +18,7 @@ OPTIONAL = {
     "sklearn": ("scikit-learn", "data"),
     "matplotlib": ("matplotlib", "hub"),
     "cramjam": ("cramjam", "snappy"),
+    "h5py": ("h5py", "keras2"),
 }
 
 

@@ -15,8 +15,10 @@ from rszoo.errors import UsageError
 
 #: The weights file of a model folder, and so of a repository on the Hub.
 DEFAULT_FILE = "model.safetensors"
+#: How the names of files with a PyTorch state dict end.
+STATE_DICT_SUFFIXES = (".safetensors", ".pth.tar", ".pth", ".pt", ".bin")
 #: How the names of checkpoints end that are one file.
-FILE_SUFFIXES = (".h5", ".hdf5", ".keras")
+FILE_SUFFIXES = (".h5", ".hdf5", ".keras", *STATE_DICT_SUFFIXES)
 #: How the names of archives end.
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".tar.xz", ".tar.bz2", ".tar.zst")
 
@@ -41,7 +43,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _CHECKPOINT = re.compile(
-    r".*(\.tar(\.gz|\.xz|\.bz2|\.zst)?|\.tgz|\.safetensors|\.h5|\.hdf5|\.keras|\.ckpt(-\d+)?|\.index)",
+    r".*(\.tar(\.gz|\.xz|\.bz2|\.zst)?|\.tgz|\.safetensors|\.h5|\.hdf5|\.keras|\.pth|\.pt|\.bin|\.ckpt(-\d+)?|\.index)",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -183,6 +185,7 @@ def parse_ref(text: str | os.PathLike[str] | Ref) -> Ref:
         SCHEME://...                                      refused
         *.tar.gz *.tgz *.tar* *.ckpt *.ckpt-N *.index      Checkpoint: an archive, or the prefix of a checkpoint
         *.h5 *.hdf5 *.keras                               Checkpoint: a file of Keras 2
+        *.pth *.pt *.bin *.pth.tar                        Checkpoint: a file of torch.save
         *.safetensors                                     Checkpoint: weights without a config.json
         with / or a backslash in it, . or ~ before it,    Folder
         or a drive such as C:

@@ -134,7 +134,7 @@ def test_drop_connect_grows_per_stage():
         ({"blocks": [1, 2, 0, 1]}, r"blocks\[2\] must be a whole number of at least 1 and at most 1000, received 0"),
         ({"depth": 51}, "depth must be one of .50, 101"),
         ({"depth": 50, "num_class": 3}, "did you mean num_classes"),
-        ({"depth": 50, "num_classes": 0}, "at least 1"),
+        ({"depth": 50, "num_classes": -1}, "at least 0"),
         ({"depth": 50, "in_chans": True}, "whole number"),
         ({"depth": 50, "dropout_rate": 1.0}, "below 1, received 1.0"),
         ({"depth": 50, "bn_epsilon": float("nan")}, "bn_epsilon"),

@@ -532,7 +532,7 @@ def test_shard_in_another_order_is_converted_in_a_second_pass(tmp_path, spool, d
         passes.append(keep)
         return read_archive(stream, place, folder, keep=keep, report=report)
 
-    monkeypatch.setattr("converters.read.source.read_archive", counted)
+    monkeypatch.setattr("converters.read.local.read_archive", counted)
     identity = Identity(model="resnet-rs-demo")
     convert(str(DEMO), tmp_path / "usual", identity=identity)
     assert passes == ["ema"]

@@ -105,7 +105,10 @@ def test_verify_says_what_it_could_not_do_without_frameworks(demo_model):
 
 def test_convert_back_and_forth_on_the_command_line(demo_model, tmp_path):
     done = call("rszoo-convert", "--ckpt", demo_model, "--to", "tf1", "--output", str(tmp_path / "tf1"), "--json")
-    assert json.loads(done.stdout) == {"prefix": str(tmp_path / "tf1" / "model.ckpt")}
+    assert json.loads(done.stdout) == {
+        "prefix": str(tmp_path / "tf1" / "model.ckpt"),
+        "left_out": ["the class names", "the preprocessing"],
+    }
     words = (
         "--ckpt",
         str(tmp_path / "tf1"),

@@ -22,7 +22,8 @@ from converters.convert import Identity, convert
 from converters.formats import get_format
 from converters.formats.tf1 import EMA_SUFFIX, infer_arch, tf1_names
 from converters.read.files import open_prefix
-from converters.read.source import find_entries, open_known
+from converters.read.local import open_known
+from converters.read.source import find_entries
 from converters.tensorbundle.bundle import Bundle, write_bundle
 from converters.write_back import write_checkpoint
 from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig

@@ -259,7 +259,7 @@ def test_torch_model_follows_timms_interface(tiny_folder):
     model.reset_classifier(4)
     assert model(images).shape == (2, 4)
     with pytest.raises(ConfigError, match="num_classes"):
-        model.reset_classifier(0)
+        model.reset_classifier(-1)
 
 
 def test_name_without_pretrained_draws_and_demo_loads():
@@ -460,7 +460,7 @@ def test_weights_are_lazy_and_a_mapping(tiny_folder):
         (lambda folder: rszoo.create(folder.parent), SourceNotFoundError, "not a model folder"),
         (lambda folder: rszoo.create(folder, framework="tensorflow"), UsageError, "torch or keras"),
         (lambda folder: rszoo.create("resnet-rs-50-i160.tar.gz"), UnknownModelError, "rszoo-convert --ckpt"),
-        (lambda folder: rszoo.create(folder, num_classes=0), ConfigError, "num_classes"),
+        (lambda folder: rszoo.create(folder, num_classes=-1), ConfigError, "num_classes"),
         (lambda folder: rszoo.create(TINY, pretrained=True), UsageError, "no pretrained weights"),
         (lambda folder: rszoo.create(folder, features_only=True, num_classes=3), UsageError, "no head.*num_classes=3"),
         (lambda folder: rszoo.create(folder, out_indices=(1,)), UsageError, "features_only=True"),

@@ -179,9 +179,9 @@ def test_what_verify_compares_with_is_the_formats_own_reference(made_up, checkpo
 
 
 def test_a_registered_format_is_among_those_to_write(made_up, tiny_folder):
-    assert list_targets() == ["safetensors", "tf1", "garden", "keras2", "made-up"]
+    assert list_targets() == ["safetensors", "tf1", "garden", "keras2", "timm", "made-up"]
     done = call("rszoo-convert", "--ckpt", tiny_folder, "--to", "another")
-    assert "choose safetensors or tf1 or garden or keras2 or made-up" in done.stderr
+    assert "choose safetensors or tf1 or garden or keras2 or timm or made-up" in done.stderr
 
 
 def test_formats_are_told_apart_and_refused_by_what_they_hold(made_up, checkpoint, tiny_folder, tmp_path):
@@ -201,7 +201,7 @@ def test_formats_are_told_apart_and_refused_by_what_they_hold(made_up, checkpoin
     with pytest.raises(UsageError, match="already"):
         register(replace(MADE_UP, name="tf1"))
     assert not (tmp_path / "back").exists()
-    assert [known.name for known in list_formats()] == ["tf1", "garden", "keras2", "made-up"]
+    assert [known.name for known in list_formats()] == ["tf1", "garden", "keras2", "timm", "made-up"]
 
 
 def test_a_format_that_names_two_tensors_alike_is_refused(made_up, checkpoint):

@@ -340,8 +340,8 @@ def test_timm_is_told_nothing(folder, tmp_path):
     assert "timm has no such network" in done.stdout
     assert "import timm" not in done.stdout
     done = call("rszoo-convert", "--ckpt", folder.path, "--to", "timm", "--output", tmp_path / "m")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "none of the Model Garden's networks" in done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert "a state dict of timm's resnetrs cannot hold this ResNet-RS" in done.stderr
     assert not (tmp_path / "m").exists()
 
 

@@ -607,7 +607,7 @@ def test_timm_s_own_repositories_load_and_are_marked(hub, caplog):
     with caplog.at_level(logging.WARNING):
         loaded = rszoo.create("hf-hub:timm/resnetrs200.tf_in1k", pretrained=True)
     assert torch.equal(run(loaded), run(model.eval()))
-    assert loaded.preprocessing == Preprocessing(96, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+    assert loaded.preprocessing == Preprocessing(96, 1.0, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
     assert loaded.origin.title == "timm/resnetrs200.tf_in1k (trained by timm, not Google's)"
     assert "trained by timm, not Google's" in caplog.text
     # Keras's names leave PyTorch's counters out.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from safetensors.numpy import load_file
 
 import rszoo
@@ -178,6 +182,116 @@ def test_the_layers_of_a_network_too_deep_for_one_attribute_are_listed(tmp_path)
         assert len(listed) == 4 * 2 + 223 * 8 + 4 * 2 + 1
 
 
+def with_own_head(network):
+    """A network as people built on one: pooled features, a layer of theirs, a classifier called as the former one."""
+    import tf_keras
+
+    features = network.get_layer("avg_pool").output
+    hidden = tf_keras.layers.Dense(6, activation="relu", name="my_hidden")(features)
+    return tf_keras.Model(network.input, tf_keras.layers.Dense(3, name="predictions")(hidden))
+
+
+def in_a_sequence(network):
+    import tf_keras
+
+    backbone = tf_keras.Model(network.input, network.get_layer("avg_pool").output, name="backbone")
+    return tf_keras.Sequential([backbone, tf_keras.layers.Dropout(0.2), tf_keras.layers.Dense(3, name="mine")])
+
+
+def without_top(network):
+    import tf_keras
+
+    # The last feature map, as `include_top=False` gives it.
+    return tf_keras.Model(network.input, network.get_layer("avg_pool").input)
+
+
+HEADS = [
+    (with_own_head, ["my_hidden/bias", "my_hidden/kernel", "predictions/bias", "predictions/kernel"]),
+    (in_a_sequence, ["mine/bias", "mine/kernel"]),
+    (without_top, []),
+]
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.parametrize("suffix", ["weights.h5", "whole.h5", "x.keras"])
+@pytest.mark.parametrize(("build_on", "left"), HEADS, ids=[change.__name__ for change, _ in HEADS])
+def test_of_a_model_with_another_head_the_backbone_is_taken(network, tmp_path, build_on, left, suffix):
+    import tf_keras
+
+    path, model = tmp_path / suffix, build_on(network)
+    model.save_weights(path) if suffix == "weights.h5" else model.save(path)
+    report = convert(str(path), tmp_path / "m", identity=SIZE if suffix == "weights.h5" else None)
+    folder = read_folder(tmp_path / "m")
+    assert (folder.config.arch.num_classes, len(report["mapped"])) == (0, 135)
+    assert sorted(report["skipped"].get("layers after the network", ())) == left
+    notes = report["source"]["notes"]
+    assert len(notes) == (2 if left else 1)
+    assert all(name in notes[-1] for name in left)
+    # The size of the input is in the file.
+    assert folder.preprocessing == Preprocessing(64)
+    if build_on is with_own_head:
+        pooled = tf_keras.Model(network.input, network.get_layer("avg_pool").output)
+        for framework in RUNS:
+            model = rszoo.create(folder, framework=framework)
+            if framework == "torch":
+                features = model(torch.from_numpy(IMAGES[0]).permute(0, 3, 1, 2)).detach().numpy()
+            else:
+                features = np.asarray(model(IMAGES[0], training=False))
+            assert parity.relative_l2(features, pooled(IMAGES[0], training=False).numpy()) <= 2e-6
+        checks = {check.name: check.status for check in verify(folder)}
+        assert {name for name, status in checks.items() if status != "passed"} == {"source", "published logits"}
+
+
+def test_a_backbone_is_used_for_features_and_fine_tuning_alone(network, tmp_path):
+    path = tmp_path / "x.h5"
+    without_top(network).save_weights(path)
+    convert(str(path), tmp_path / "m", identity=SIZE)
+    for words in (("predict", tmp_path / "m", tmp_path / "x.jpg"), ("eval", tmp_path / "m", "--data", "digits")):
+        if words[0] == "predict":
+            Image.new("RGB", (64, 64)).save(tmp_path / "x.jpg")
+        done = call("rszoo", *words)
+        assert done.returncode == 2
+        assert done.stderr.endswith(
+            f"{tmp_path / 'm'} has no classifier, only a backbone; fine-tune it to get one: rszoo train --init "
+            f"{tmp_path / 'm'} --data IMAGES --output RUN\n"
+        )
+    done = call("rszoo-convert", "--ckpt", tmp_path / "m", "--to", "tf1", "--output", tmp_path / "tf1")
+    assert (done.returncode, "0 classes" in done.stderr) == (3, True)
+    done = call("rszoo-convert", "--ckpt", tmp_path / "m", "--to", "keras2", "--output", tmp_path / "back")
+    assert done.returncode == 0
+    fresh = without_top(build(preprocessing=False))
+    fresh.load_weights(tmp_path / "back" / "resnet-rs.h5")
+    for mine, theirs in zip(fresh.get_weights(), without_top(network).get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert rszoo.create(tmp_path / "m", num_classes=4)(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
+    card = call("rszoo", "push", tmp_path / "m", "me/x", "--dry-run", "--force").stdout
+    assert "without a classifier: it gives pooled features" in card
+    assert "pipeline_tag: image-feature-extraction" in card
+
+
+def test_a_file_without_top_that_has_a_pairs_name_is_a_part_of_it(tmp_path):
+    arch = replace(rszoo.get_entry("resnet-rs-50").arch, num_classes=0)
+    model = rszoo.create(arch)
+    model.preprocessing = Preprocessing(64)
+    written = write_checkpoint(rszoo.save(model, tmp_path / "m"), tmp_path / "back", "keras2")
+    written.rename(tmp_path / "resnet-rs-50-i160_notop.h5")
+    convert(str(tmp_path / "resnet-rs-50-i160_notop.h5"), tmp_path / "again")
+    config = read_folder(tmp_path / "again").config
+    assert (config.title, config.pair) == ("resnet-rs-50-i160, without its classifier", None)
+    assert (config.preprocessing, config.labels, config.arch.dropout_rate) == (Preprocessing(160), None, 0.25)
+
+
+def test_the_manifests_hashes_are_those_that_tf_keras_has():
+    from tf_keras.src.applications.resnet_rs import BASE_WEIGHTS_URL, WEIGHT_HASHES
+
+    pairs = rszoo.list_models(family="tf1")
+    assert len(pairs) == 11
+    for name in pairs:
+        copy = rszoo.get_entry(name).copies[0]
+        assert (copy.format, copy.url) == ("keras2", f"{BASE_WEIGHTS_URL}{name}.h5")
+        assert base64.b64decode(copy.md5).hex() == WEIGHT_HASHES[f"{name}.h5"]
+
+
 def test_a_garden_network_is_refused(tmp_path):
     model = rszoo.create(ArchConfig((1, 1, 1, 1), width_multiplier=0.125, activation="silu"))
     model.preprocessing = Preprocessing(64)
@@ -237,11 +351,6 @@ def twice(file: h5py.File, path: Path) -> None:
     file["other/predictions/kernel:0"] = np.zeros(3, "f4")
 
 
-def without_head(file: h5py.File, path: Path) -> None:
-    del file["predictions"]
-    file["my_head/my_head/kernel:0"] = np.zeros((64, 3), "f4")
-
-
 def other_network(file: h5py.File, path: Path) -> None:
     for name in list(file):
         del file[name]
@@ -272,7 +381,6 @@ HIDDEN = [
     (references, ConversionError, "x/reference"),
     (one_too_many, ConversionError, "BlockGroup9__block_0__conv_1/kernel"),
     (twice, CheckpointError, "two tensors predictions/kernel"),
-    (without_head, ConversionError, "no classifier predictions, only a backbone"),
     (other_network, ConversionError, "has no layer stem_1_stem_conv_1"),
     (too_wide, ConversionError, "predictions/bias"),
     (half, ConversionError, "float16"),

@@ -163,7 +163,7 @@ def test_a_kept_archive_is_checked_too(server, tmp_path):
     kept.write_bytes(STAMPED)
     for model in models(tmp_path):
         rszoo.cache.cached.remove_folder(model)
-    with pytest.raises(IntegrityError, match=f"{kept} is not the archive of {NAME}"):
+    with pytest.raises(IntegrityError, match=f"{kept} is not the file of {NAME}"):
         fill()
     assert (len(server.requests), models(tmp_path)) == (asked, [])
 

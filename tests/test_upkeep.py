@@ -91,7 +91,7 @@ def test_a_damaged_kept_archive_is_named(server):  # noqa: F811
     with pytest.raises(ArchiveError, match=f"delete {kept} to download it again"):
         fill()
     kept.write_bytes(recompressed())
-    with pytest.raises(IntegrityError, match=f"^{kept} is not the archive.*; delete it, or give another copy"):
+    with pytest.raises(IntegrityError, match=f"^{kept} is not the file.*; delete it, or give another copy"):
         fill()
     kept.unlink()
     fill()

@@ -140,7 +140,7 @@ def test_a_source_that_cannot_be_used_is_refused_and_nothing_is_written(checked,
     sources: dict[object, int] = {
         "typo": 2,
         "resnet-rs-dem": 2,
-        "hf-hub:me/x": 2,
+        "hf-hub:me/x": 4,
         checked.path: 2,
         "./none.tar.gz": 3,
         "https://127.0.0.1:9/x.tar.gz": 4,

@@ -11,6 +11,7 @@ from converters.formats.format import Format, Reader, Writer
 from converters.formats.garden import GARDEN
 from converters.formats.keras2 import KERAS2
 from converters.formats.tf1 import TF1
+from converters.formats.timm import TIMM
 from converters.tensorbundle.layout import Ranges
 from rszoo.errors import ConversionError, UsageError, nearest
 from rszoo.folder.model_folder import WeightSet
@@ -18,7 +19,7 @@ from rszoo.folder.model_folder import WeightSet
 #: What a model folder is called beside the checkpoint formats, where one says what to write.
 MODEL_FOLDER = "safetensors"
 
-_FORMATS: dict[str, Format] = {known.name: known for known in (TF1, GARDEN, KERAS2)}
+_FORMATS: dict[str, Format] = {known.name: known for known in (TF1, GARDEN, KERAS2, TIMM)}
 
 
 def list_formats() -> list[Format]:
@@ -50,11 +51,6 @@ def get_target(name: str) -> tuple[Format, Writer]:
         UsageError: there is no such format, or it cannot be written.
     """
     writers = {known.name: (known, known.write) for known in list_formats() if known.write is not None}
-    if name == "timm":
-        raise UsageError(
-            'no file is written for timm, which loads a model folder: timm.create_model("local-dir:FOLDER", '
-            "pretrained=True); it has none of the Model Garden's networks (other activation, padding and pools)"
-        )
     if name not in writers:
         likely = nearest(name, list_targets()) or list_targets()
         raise UsageError(f"no checkpoint of format {name!r} can be written; choose {' or '.join(likely)}")

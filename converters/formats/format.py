@@ -23,6 +23,8 @@ from rszoo.registry.preprocessing import Preprocessing
 
 #: Kernels as HWIO and (in, out), or as OIHW and (out, in).
 Axes = Literal["tensorflow", "torch"]
+#: One of `Format.loses`.
+LABELS = "the class names"
 
 
 class Reader(Protocol):
@@ -48,6 +50,19 @@ class FileReader(Reader, Protocol):
 
 
 @dataclass(frozen=True)
+class Said:
+    """What a checkpoint says of itself beside its tensors; None for what it does not say.
+
+    Attributes:
+        preprocessing: what images go through, of its own image size.
+        labels: the class names, index by index.
+    """
+
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Contents:
     """The tensors that a checkpoint must and may hold.
 
@@ -59,6 +74,7 @@ class Contents:
         skippable: by the reason for leaving it out, what else may be there.
         step: the tensor that counts the steps, an integer without axes; it may be missing.
         notes: what else the account says, in words.
+        said: what it says of itself.
     """
 
     arch: ArchConfig
@@ -67,6 +83,7 @@ class Contents:
     skippable: Mapping[str, Sequence[str]] = field(default_factory=dict)
     step: str | None = None
     notes: tuple[str, ...] = ()
+    said: Said = Said()
 
 
 @dataclass(frozen=True)
@@ -112,12 +129,15 @@ class Format:
         why_not: returns why a checkpoint is not of this format, by the names, shapes and dtypes in it, or None if it
             is. `contents` refuses what is of this format but damaged.
         contents: returns what a checkpoint of this format must and may hold. Raises ConversionError.
+        dtypes: what the tensors may be; `read` gives their values as float32, exactly.
         fits: whether a checkpoint of this format can hold a network: whether `contents` would find the same one.
         preprocessing: from an image size, the preprocessing of weights that are not a registered pair's.
         labels: from an architecture, the class names of weights that are not a registered pair's, or None.
         reference: the original implementation; None where there is none to compare with.
         write: writes a checkpoint into an empty folder and returns its name in it; None if it cannot be written.
             May raise ConversionError.
+        loses: what of a model folder is not in what `write` writes, in words.
+        package: what reading the published files needs and rszoo does not, by the name to import.
         open_file: opens a file of this format's kind, or returns None if it is of another by its first bytes; raises
             CheckpointError. None for TensorFlow's checkpoints, which `converters.read` finds and opens.
         shard_ranges: where a set of weights and the step counter lie in a data shard of a size in bytes, or None if
@@ -130,10 +150,13 @@ class Format:
     why_not: Callable[[Reader], str | None]
     contents: Callable[[Reader], Contents]
     fits: Callable[[ArchConfig], bool]
+    dtypes: tuple[str, ...] = ("float32",)
     preprocessing: Callable[[int], Preprocessing] = Preprocessing
     labels: Callable[[ArchConfig], tuple[str, ...] | None] = lambda _: None
     reference: Reference | None = None
     write: Writer | None = None
+    loses: tuple[str, ...] = (LABELS, "the preprocessing")
+    package: str | None = None
     open_file: Callable[[Path], FileReader | None] | None = None
     shard_ranges: Callable[[int, WeightSet], Ranges | None] | None = None
 

@@ -245,7 +245,7 @@ def _more(missing: list[str]) -> str:
 
 def _fits(arch: ArchConfig) -> bool:
     ops = arch.activation, arch.strided_padding, arch.shortcut_pool, arch.stem, arch.expansion
-    return ops == ("silu", "same", "always", "deep", ArchConfig.expansion)
+    return ops == ("silu", "same", "always", "deep", ArchConfig.expansion) and arch.num_classes > 0
 
 
 def _write(export: Export, folder: Path) -> str:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from converters.formats.format import Contents, Export, Format, Reader, Reference
+from converters.formats.format import Contents, Export, Format, Reader, Reference, Said
 from converters.keras2.files import Keras2File, open_keras2
 from rszoo.arch.config import Activation, ArchConfig
 from rszoo.arch.walk import TensorSpec, iter_tensors, with_published_widths
-from rszoo.errors import ConfigError, ConversionError
+from rszoo.errors import ConfigError, ConversionError, summarize
 from rszoo.extras import needs
+from rszoo.registry.preprocessing import Preprocessing
+from rszoo.schema.limits import is_a
 
 if TYPE_CHECKING:
     import h5py
@@ -48,6 +50,7 @@ _ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "swish": "silu", "silu": 
 _NOT_RESNET = "the file is not of a ResNet-RS of tf_keras.applications"
 _STATE = "state of the optimizer, and what else is beside the model"
 _PREPROCESSING = "layers before the network"
+_FOREIGN = "layers after the network"
 
 
 def keras2_name(spec: TensorSpec, stem: str = _STEM) -> str:
@@ -81,22 +84,48 @@ def _contents(reader: Reader) -> Contents:
     stem = _find_stem(reader) or _STEM
     arch = _infer_arch(reader, stem)
     names = [keras2_name(spec, stem) for spec in iter_tensors(arch)]
-    known = {*names}
-    others = [name for name in reader.entries if name not in known]
-    layers = {name.partition("/")[0] for name in known}
-    ours = [name for name in others if name.partition("/")[0] in layers or name.startswith((stem, "BlockGroup"))]
+    skippable = _skippable(reader, names, stem, foreign=not arch.num_classes)
+    notes = ["the file has one set of weights, of the published files the averages"]
+    if foreign := skippable.get(_FOREIGN):
+        notes.append(f"only the backbone was taken; left out: {summarize(foreign, 6)}")
     return Contents(
         arch,
         # Of one set, which is what was trained: of the published files the averages.
         names={"ema": names, "raw": names},
-        skippable={
-            _PREPROCESSING: [name for name in others if re.match("(normalization|rescaling)(_[0-9]+)?/", name)],
-            _STATE: [name for name in others if re.match("(optimizer_weights|optimizer|vars)(/|$)", name)],
-        }
-        if not ours
-        else {},
-        notes=("the file has one set of weights, of the published files the averages",),
+        skippable=skippable,
+        notes=tuple(notes),
+        said=Said(_said_preprocessing(reader, arch)),
     )
+
+
+def _skippable(reader: Reader, names: Sequence[str], stem: str, *, foreign: bool) -> dict[str, list[str]]:
+    """Return by reason which tensors may be left out; `foreign`: also what comes after a backbone."""
+    known = {*names}
+    others = [name for name in reader.entries if name not in known]
+    layers = {name.partition("/")[0] for name in known}
+    if any(name.partition("/")[0] in layers or name.startswith((stem, "BlockGroup")) for name in others):
+        return {}
+    found = {
+        _PREPROCESSING: [name for name in others if re.match("(normalization|rescaling)(_[0-9]+)?/", name)],
+        _STATE: [name for name in others if re.match("(optimizer_weights|optimizer|vars)(/|$)", name)],
+    }
+    left = {*others}.difference(*found.values())
+    return found | ({_FOREIGN: [name for name in others if name in left]} if foreign else {})
+
+
+def _said_preprocessing(reader: Reader, arch: ArchConfig) -> Preprocessing | None:
+    """Return what images go through, given the size of the input that the file has; None where it has none."""
+    layers = reader.layers if isinstance(reader, Keras2File) else None
+    for layer in layers or ():
+        shape = layer.settings.get("batch_input_shape", layer.settings.get("batch_shape"))
+        if layer.kind == "InputLayer" and isinstance(shape, list) and len(shape) == 4:
+            _, height, width, _ = shape
+            if height == width and is_a(height, int):
+                try:
+                    return Preprocessing(height).for_channels(arch.in_chans)
+                except ConfigError:
+                    return None
+    return None
 
 
 def _infer_arch(reader: Reader, prefix: str) -> ArchConfig:
@@ -113,18 +142,12 @@ def _infer_arch(reader: Reader, prefix: str) -> ArchConfig:
             raise ConversionError(f"{_NOT_RESNET}: it has no layer BlockGroup{group}__block_0__conv_2")
         counts.append(blocks)
         widths.append(width)
-    head = shapes.get(f"{_HEAD}/kernel", ())
-    if len(head) != 2:
-        raise ConversionError(
-            f"the file has no classifier {_HEAD}, only a backbone, perhaps with layers of your own; a model folder has "
-            "one, so this cannot be converted yet"
-        )
     if any(len(shape) != 4 for shape in stem):
         raise ConversionError(f"{_NOT_RESNET}: it has no stem of {_STEM_CONVS} convolutions")
     try:
         exact = ArchConfig(
             blocks=tuple(counts),  # type: ignore[arg-type]
-            num_classes=head[1],
+            num_classes=_count_classes(shapes),
             in_chans=stem[0][2],
             stem_widths=tuple(shape[3] for shape in stem),  # type: ignore[arg-type]
             stage_widths=tuple(widths),  # type: ignore[arg-type]
@@ -135,6 +158,12 @@ def _infer_arch(reader: Reader, prefix: str) -> ArchConfig:
         return with_published_widths(exact)
     except ConfigError as error:
         raise ConversionError(f"{_NOT_RESNET}: its shapes are impossible ({error})") from error
+
+
+def _count_classes(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the classes of the network's own classifier; 0 where there is none, or another after other layers."""
+    head, features = shapes.get(f"{_HEAD}/kernel", ()), shapes.get("BlockGroup5__block_0__conv_3/kernel", ())
+    return head[1] if len(head) == 2 and head[:1] == features[3:] else 0
 
 
 def _activation(reader: Reader) -> Activation:
@@ -157,7 +186,7 @@ def _write(export: Export, folder: Path) -> str:
 
     It takes layers by their order and not by their names: Keras's, in which a block's projection comes last.
     """
-    with needs("writing HDF5", "h5py", extra="keras2"):
+    with needs("writing HDF5", "h5py"):
         import h5py
 
     layers: dict[str, list[TensorSpec]] = {}
@@ -201,5 +230,6 @@ KERAS2 = Format(
     fits=_fits,
     reference=Reference("rszoo.verify.tf1_graph:run_reference", "tensorflow", "restored by TensorFlow's Saver"),
     write=_write,
+    package="h5py",
     open_file=open_keras2,
 )

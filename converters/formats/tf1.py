@@ -131,7 +131,7 @@ def _contents(reader: Reader) -> Contents:
 def _fits(arch: ArchConfig) -> bool:
     # "never" and the classic stem are the paper's baseline, which the same code trained.
     same_ops = (arch.activation, arch.strided_padding) == ("relu", "symmetric")
-    return same_ops and arch.shortcut_pool != "always"
+    return same_ops and arch.shortcut_pool != "always" and arch.num_classes > 0
 
 
 def _shard_ranges(size: int, weights: WeightSet) -> Ranges | None:

@@ -79,7 +79,7 @@ def _stored(dtype: str, shape: list[int], offset: int | None) -> StoredTensor:
 
 
 def _scan(opened: IO[bytes], place: str) -> dict[str, Any]:
-    check_installed("reading HDF5", "h5py", extra="keras2")
+    check_installed("reading HDF5", "h5py")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-P", str(_SCAN)]
     opened.seek(0)

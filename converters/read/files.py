@@ -36,13 +36,16 @@ class OpenCheckpoint(Protocol):
     """A checkpoint in any kind of file. A context manager that closes it.
 
     `source` is what the weights' metadata will name: a base name or URL, never a path. `prefix` is the checkpoint's
-    name within it. Size and SHA-256 are those of the archive or file, or None where there are several files.
+    name within it. Size and hashes are those of the archive or file, or None where there are several files. `proof`:
+    what the file is known by, in words for the account, where it is a copy of a published one.
     """
 
     prefix: str
     source: str
     archive_sha256: str | None
     archive_size: int | None
+    archive_md5: bytes | None
+    proof: str | None
 
     @property
     def reader(self) -> Reader:
@@ -59,6 +62,9 @@ class OpenCheckpoint(Protocol):
 
     def content_hash(self) -> dict[str, str]:
         """Return, by its name in the weights' metadata, a SHA-256 that depends on every tensor and on no path."""
+
+    def close(self) -> None:
+        """Close what is open."""
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -82,6 +88,7 @@ class CheckpointFiles:
     archive_sha256: str | None = None
     archive_size: int | None = None
     archive_md5: bytes | None = None
+    proof: str | None = None
 
     @functools.cached_property
     def reader(self) -> Bundle:
@@ -127,6 +134,8 @@ class SingleFile:
     reader: FileReader
     open_file: Callable[[Path], FileReader | None]
     prefix: str = ""
+    archive_md5: bytes | None = None
+    proof: str | None = None
 
     def __post_init__(self) -> None:
         self.source = self.path.resolve().name
@@ -149,11 +158,15 @@ class SingleFile:
         """Return the file's SHA-256."""
         return {"source_sha256": str(self.archive_sha256)}
 
+    def close(self) -> None:
+        """Close the file."""
+        self.reader.close()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.reader.close()
+        self.close()
 
 
 @dataclass

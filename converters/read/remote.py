@@ -1,36 +1,44 @@
-"""An archive at a URL while it is converted, from the first mirror that has the right one.
+"""A checkpoint at a URL while it is converted, from the first mirror that has the right one.
 
-It is converted while it arrives. What has arrived is kept under the cache's `downloads/` until the conversion is done,
-so that after an interruption, of the network or of the program, neither begins at the start.
+An archive is converted while it arrives, a file of another kind once it is there. What has arrived is kept under the
+cache's `downloads/` until the conversion is done, so that after an interruption, of the network or of the program,
+neither begins at the start.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
 import tempfile
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from converters.read.archive import read_archive
-from converters.read.files import CheckpointFiles
+from converters.read.files import OpenCheckpoint, SingleFile, open_single
+from converters.read.local import check_known
 from rszoo.disk.paths import downloads_folder, kept_archive
 from rszoo.disk.temporary import temporary_file
 from rszoo.errors import ArchiveError, CheckpointError, IntegrityError, NetworkError, RszooError
 from rszoo.folder.model_folder import WeightSet
 from rszoo.net.download import DamagedError, Download, check_hash
 from rszoo.net.fetcher import OverlongError
-from rszoo.net.urls import RemoteChangedError, Version, check_online, mirrors_of, public_url
+from rszoo.net.urls import RemoteChangedError, SourceGoneError, Version, check_online, mirrors_of, public_url
+from rszoo.refs import FILE_SUFFIXES
 from rszoo.registry.entry import PretrainedEntry
-from rszoo.registry.trust import Record, check_archive, check_version, largest_size, new_record, remember
+from rszoo.registry.trust import Record, check_version, largest_size, remember
+
+# No file of one network has so many: a 420 with an optimizer's state has 2.5 GB.
+_MAX_SINGLE_BYTES = 8 << 30
+_PIECE_BYTES = 1 << 20
 
 log = logging.getLogger("rszoo")
 
 
-class RemoteArchive:
-    """The archive at `url`; `entry` is its registered pair, or None for a URL of the user's.
+class RemoteCheckpoint:
+    """The archive or file at `url`; `entry` is its registered pair, or None for a URL of the user's.
 
     A context manager. Left in good order, it takes away what was downloaded, or with `keep` moves it to the cache's
     `archives/`; left by an error, it keeps what the next run can resume from.
@@ -48,11 +56,11 @@ class RemoteArchive:
         self._done: Download | None = None
         self._found: Record | None = None
 
-    def read(self, spool_folder: Path, wanted: WeightSet | None) -> CheckpointFiles:
-        """Download the archive, unless that was done, and return the checkpoint in it, as `read_archive`.
+    def read(self, spool_folder: Path, wanted: WeightSet | None) -> OpenCheckpoint:
+        """Download it, unless that was done, and return the checkpoint in it, of an archive as `read_archive`.
 
         Raises:
-            NetworkError: no mirror can be reached, or has it whole.
+            SourceGoneError: no mirror can be reached, or has it. NetworkError: none has it whole.
             IntegrityError: a mirror has it, but it is not the archive that is known.
             ArchiveError, CheckpointError, OutputError: as `read_archive`.
         """
@@ -62,12 +70,15 @@ class RemoteArchive:
                 return self._read_from(url, spool_folder, wanted)
             except (NetworkError, ArchiveError, CheckpointError) as error:
                 failures.append(error)
-        if len(failures) == 1:
-            raise failures[0]
+        kind = SourceGoneError if all(map(_is_gone, failures)) else NetworkError
         reasons = "; ".join(map(str, failures))
-        raise NetworkError(f"none of the mirrors in RSZOO_GCS_ENDPOINT can be used: {reasons}") from failures[0]
+        if len(failures) > 1:
+            raise kind(f"none of the mirrors in RSZOO_GCS_ENDPOINT can be used: {reasons}") from failures[0]
+        if kind is SourceGoneError:
+            raise kind(reasons) from failures[0]
+        raise failures[0]
 
-    def __enter__(self) -> RemoteArchive:
+    def __enter__(self) -> RemoteCheckpoint:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -90,7 +101,7 @@ class RemoteArchive:
                 log.info("kept %s", target)
         download.discard()
 
-    def _read_from(self, url: str, spool_folder: Path, wanted: WeightSet | None) -> CheckpointFiles:
+    def _read_from(self, url: str, spool_folder: Path, wanted: WeightSet | None) -> OpenCheckpoint:
         try:
             return self._attempt(url, spool_folder, wanted)
         except IntegrityError:
@@ -99,13 +110,17 @@ class RemoteArchive:
             log.warning("%s; downloading it once more from the start", error)
         return self._attempt(url, spool_folder, wanted)
 
-    def _attempt(self, url: str, spool_folder: Path, wanted: WeightSet | None) -> CheckpointFiles:
-        limit = None if self._entry is None else largest_size(self._entry)
+    def _attempt(self, url: str, spool_folder: Path, wanted: WeightSet | None) -> OpenCheckpoint:
+        single = urlsplit(url).path.lower().endswith(FILE_SUFFIXES)
+        limit = (_MAX_SINGLE_BYTES if single else None) if self._entry is None else largest_size(self._entry)
         download = Download(url, self._downloads(spool_folder), lambda version: self._accept(version, url), limit)
         try:
             with download:
-                files = read_archive(
-                    download, public_url(url), spool_folder, keep=wanted, report=_ignore, with_md5=True
+                place = public_url(url)
+                files: OpenCheckpoint = (
+                    _receive(download, place)
+                    if single
+                    else read_archive(download, place, spool_folder, keep=wanted, report=_ignore, with_md5=True)
                 )
             self._check(files, download)
         except (RemoteChangedError, DamagedError, OverlongError, ArchiveError, CheckpointError):
@@ -119,14 +134,11 @@ class RemoteArchive:
         if self._entry is not None:
             check_version(self._entry, version, url)
 
-    def _check(self, files: CheckpointFiles, download: Download) -> None:
-        version = download.version
+    def _check(self, files: OpenCheckpoint, download: Download) -> None:
         try:
-            check_hash(download.url, "MD5", version.md5, files.archive_md5)
+            check_hash(download.url, "MD5", download.version.md5, files.archive_md5)
             if self._entry is not None:
-                received = replace(version, size=files.archive_size)
-                self._found = new_record(self._entry, public_url(download.url), received, files.archive_sha256)
-                check_archive(self._entry, self._found)
+                self._found = check_known(self._entry, files, public_url(download.url), download.version)
         except BaseException:
             files.close()
             raise
@@ -151,6 +163,33 @@ def _move(path: Path, target: Path) -> None:
     with temporary_file(target) as temporary:
         shutil.move(path, temporary)
         temporary.replace(target)
+
+
+def _receive(download: Download, place: str) -> SingleFile:
+    """Receive a file that is no archive, and open it; `place` names it in errors.
+
+    Raises:
+        ArchiveError: it is of no kind that is read; else as `open_single`.
+    """
+    md5 = hashlib.md5(usedforsecurity=False)
+    buffer = memoryview(bytearray(_PIECE_BYTES))
+    while count := download.readinto(buffer):
+        md5.update(buffer[:count])
+    try:
+        found = open_single(download.path)
+    except RszooError as error:
+        # The name of the place where it was put says nothing.
+        raise type(error)(str(error).replace(str(download.path), place)) from error
+    if found is None:
+        raise ArchiveError(f"{place} is no file of Keras 2's and no state dict of PyTorch's")
+    found.archive_md5 = md5.digest()
+    return found
+
+
+def _is_gone(error: RszooError) -> bool:
+    """Whether an error says that nothing is there, and not that what is there is wrong."""
+    wrong = (DamagedError, RemoteChangedError, OverlongError)
+    return isinstance(error, NetworkError) and not isinstance(error, wrong)
 
 
 def _ignore(_: int) -> None:

@@ -96,7 +96,8 @@ class ArchConfig:
     (Model Garden), "never" (ResNets before ResNet-D; the projection then has the stride). `stem`: "deep" is four 3x3
     convolutions, the last instead of a max pool; "classic" is one 7x7 convolution, as wide as the last of
     `stem_widths`, and a 3x3 max pool. `se_ratio` 0 means no squeeze-excitation.
-    `dropout_rate` and `drop_connect_rate` apply only in training.
+    `num_classes` 0 means no classifier: the network ends with the pooled features. `dropout_rate` and
+    `drop_connect_rate` apply only in training.
 
     Raises:
         ConfigError: a field has an impossible value.
@@ -122,7 +123,8 @@ class ArchConfig:
         check_fields(self)
         # The limits prevent a walk of hours over a damaged config.json.
         check_count(self, "blocks", high=_MAX_BLOCKS)
-        check_count(self, "stem_widths", "stage_widths", "num_classes", "in_chans", "expansion", high=_MAX_COUNT)
+        check_count(self, "stem_widths", "stage_widths", "in_chans", "expansion", high=_MAX_COUNT)
+        check_count(self, "num_classes", low=0, high=_MAX_COUNT)
         check_range(self, "dropout_rate", "drop_connect_rate", low=0.0, below=1.0)
         check_range(self, "width_multiplier", "bn_epsilon", low=1e-12, below=_MAX_FACTOR)
         check_range(self, "se_ratio", low=0.0, below=_MAX_FACTOR)

@@ -69,12 +69,14 @@ class TensorSpec:
 
 
 def iter_tensors(config: ArchConfig) -> Iterator[TensorSpec]:
-    """Yield every tensor of the network once, in TF1 creation order."""
+    """Yield every tensor of the network once, in TF1 creation order; the classifier's only if there are classes."""
     for conv in config.iter_stem():
         yield from _conv(f"stem.{conv.name}", conv.size, conv.in_channels, conv.out_channels)
         yield from _bn(f"stem.{conv.bn_name}", conv.out_channels)
     for block in config.iter_blocks():
         yield from _block(block)
+    if not config.num_classes:
+        return
     shape = (config.num_features, config.num_classes)
     yield TensorSpec("head.dense", Kind.DENSE_KERNEL, shape, Initial.NORMAL)
     yield TensorSpec("head.dense", Kind.DENSE_BIAS, (config.num_classes,), Initial.ZEROS)

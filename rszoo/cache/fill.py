@@ -35,13 +35,18 @@ _POLL_S = 0.2
 _HUNG_S = 600
 
 
-def fill_cache(entry: PretrainedEntry, weights: WeightSet = "ema", *, keep_archive: bool = False) -> ModelFolder:
+def fill_cache(
+    entry: PretrainedEntry, weights: WeightSet = "ema", *, keep_archive: bool = False, allow_weak_source: bool = False
+) -> ModelFolder:
     """Download, check and convert a registered model into the cache, unless another process does it first.
+
+    Where its archive is gone, the copies of other publishers are tried; `allow_weak_source`: also one that no hash
+    proves.
 
     Raises as `rszoo.cache.find.find_folder` does.
     """
-    local = entry.source.path or kept_archive(str(entry.source.url), entry.name)
-    if not local.is_file() and (variable := offline_variable()):
+    local = [place.source.path or kept_archive(str(place.source.url), place.name) for place in entry.places]
+    if not any(path.is_file() for path in local) and (variable := offline_variable()):
         raise NetworkError(
             f"{entry.name} is not in the cache {cache_folder()}, and {variable} forbids the network; on a machine that "
             f"has one, run `rszoo prefetch {entry.name} --output FOLDER`, copy FOLDER here and set RSZOO_CACHE to it"
@@ -49,7 +54,7 @@ def fill_cache(entry: PretrainedEntry, weights: WeightSet = "ema", *, keep_archi
     try:
         models_folder().mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(entry, lambda: find_cached(entry, weights) is not None):
-            return find_cached(entry, weights) or _convert(entry, weights, keep_archive)
+            return find_cached(entry, weights) or _convert(entry, weights, keep_archive, allow_weak_source)
     except OSError as error:
         # NetworkError is an OSError.
         if not isinstance(error, OutputError) and error.errno not in (*FILE_SYSTEM_ERRORS, errno.ENOENT):
@@ -61,7 +66,7 @@ def fill_cache(entry: PretrainedEntry, weights: WeightSet = "ema", *, keep_archi
         ) from error
 
 
-def _convert(entry: PretrainedEntry, weights: WeightSet, keep_archive: bool) -> ModelFolder:
+def _convert(entry: PretrainedEntry, weights: WeightSet, keep_archive: bool, allow_weak: bool) -> ModelFolder:
     from converters.convert import convert_into
     from converters.read.source import locate
     from rszoo.disk.staging import sweep, sync_folder, write_through
@@ -70,7 +75,7 @@ def _convert(entry: PretrainedEntry, weights: WeightSet, keep_archive: bool) -> 
     with temporary_folder(models_folder() / f"{entry.name}-{weights}") as scratch:
         # A download is kept until the result is safe on the disk, and deleted before the result gets its name: nobody
         # would delete it once the model is found.
-        with locate(entry, keep_archive=keep_archive) as open_files:
+        with locate(entry, keep_archive=keep_archive, allow_weak=allow_weak) as open_files:
             report = convert_into(scratch, open_files, [entry], weights)
             write_through(scratch)
         target = models_folder() / f"{entry.name}-{weights}-{report['result']['sha256'][:HASH_DIGITS]}"

@@ -39,6 +39,7 @@ def prefetch_models(
     *,
     weights: WeightSet = "ema",
     keep_archive: bool = False,
+    allow_weak_source: bool = False,
 ) -> Iterator[Prefetched]:
     """Download and convert registered models, for later use without a network; yield the outcome of each.
 
@@ -48,6 +49,8 @@ def prefetch_models(
             it; what the former cache has is copied, and the hashes that it knows bind there.
         weights: "ema", the averages whose accuracy is published, or "raw".
         keep_archive: also keep the archives.
+        allow_weak_source: where a model's archive and proven copies are gone, also take a copy that no hash proves;
+            its account says so.
 
     Raises:
         UnknownModelError: a pattern matches nothing.
@@ -65,18 +68,20 @@ def prefetch_models(
             if record is not None:
                 # What is known here binds there.
                 remember(entry, record)
-            yield Prefetched(name, _fetch(entry, known, weights, keep_archive).path)
+            yield Prefetched(name, _fetch(entry, known, weights, keep_archive, allow_weak_source).path)
         except RszooError as error:
             yield Prefetched(name, None, error)
 
 
-def _fetch(entry: PretrainedEntry, known: ModelFolder | None, weights: WeightSet, keep_archive: bool) -> ModelFolder:
+def _fetch(
+    entry: PretrainedEntry, known: ModelFolder | None, weights: WeightSet, keep_archive: bool, allow_weak_source: bool
+) -> ModelFolder:
     """Return the model folder in the cache: found, copied from `known` of another cache, or made."""
     found = find_cached(entry, weights) or (copy_cached(known) if known else None)
     if found is None and weights == "ema" and not keep_archive:
         found = copy_pinned(entry)
     if found is None:
-        return fill_cache(entry, weights, keep_archive=keep_archive)
+        return fill_cache(entry, weights, keep_archive=keep_archive, allow_weak_source=allow_weak_source)
     if keep_archive and entry.source.url and not kept_archive(entry.source.url, entry.name).is_file():
         log.warning(
             "%s is in the cache already, so no archive was downloaded to keep; run `rszoo cache clear %s` first",

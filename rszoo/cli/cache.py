@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rszoo.cli.console import Json, WeightsChoice, examples, new_app, print_json, print_path, raise_first
+from rszoo.cli.console import Json, WeakSource, WeightsChoice, examples, new_app, print_json, print_path, raise_first
 from rszoo.errors import SourceNotFoundError, UsageError, VerificationError
 from rszoo.terminal import show, table
 
@@ -32,13 +32,16 @@ def prefetch(
     keep_archive: Annotated[
         bool, typer.Option("--keep-archive", help="Keep the archives in the cache's archives folder.")
     ] = False,
+    allow_weak_source: WeakSource = False,
     as_json: Json = False,
 ) -> None:
     """Download and convert models, for use without a network."""
     from rszoo.cache.prefetch import prefetch_models
 
     outcomes = []
-    for outcome in prefetch_models(patterns, output, weights=weights.value, keep_archive=keep_archive):
+    for outcome in prefetch_models(
+        patterns, output, weights=weights.value, keep_archive=keep_archive, allow_weak_source=allow_weak_source
+    ):
         outcomes.append(outcome)
         if not as_json and outcome.error is None:
             show(f"{outcome.name}  {outcome.path}")

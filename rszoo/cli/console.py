@@ -77,6 +77,10 @@ def _print_version(wanted: bool) -> None:
 Version = Annotated[
     bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
 ]
+WeakSource = Annotated[
+    bool,
+    typer.Option("--allow-weak-source", help="If all else is gone, also take a copy that no hash proves (timm's)."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

@@ -1,4 +1,4 @@
-"""`rszoo-convert`: a TensorFlow checkpoint to a model folder, or a model folder back to a checkpoint."""
+"""`rszoo-convert`: a checkpoint to a model folder, or a model folder back to a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rszoo.cli.console import EXIT_CODES, Version, WeightsChoice, new_app, print_json, run
+from rszoo.cli.console import EXIT_CODES, Version, WeakSource, WeightsChoice, new_app, print_json, run
 from rszoo.errors import UsageError
 from rszoo.refs import Folder
 from rszoo.terminal import show
@@ -28,7 +28,10 @@ Examples:
 
 @app.command(epilog=_EXAMPLES + EXIT_CODES)
 def convert(
-    ckpt: Annotated[str, typer.Option(help="Archive, folder, prefix (dir/model.ckpt), URL, or model name.")],
+    ckpt: Annotated[
+        str,
+        typer.Option(help="Archive, folder, prefix (dir/model.ckpt), .h5, .pth, URL, model name, or hf-hub:timm/NAME."),
+    ],
     output: Annotated[Path | None, typer.Option(help="New folder for the result. Default: the model's name.")] = None,
     weights: Annotated[WeightsChoice, typer.Option(help="Averaged (published accuracy) or plain weights.")] = (
         WeightsChoice.ema
@@ -53,11 +56,12 @@ def convert(
     keep_archive: Annotated[
         bool, typer.Option("--keep-archive", help="Keep the archives in the cache's archives folder.")
     ] = False,
+    allow_weak_source: WeakSource = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier model folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
     version: Version = False,
 ) -> None:
-    """Convert a TensorFlow checkpoint to a model folder, accounting for every variable."""
+    """Convert a checkpoint to a model folder, accounting for every variable; or a model folder back to a checkpoint."""
     # Imported here: other commands need neither numpy nor the formats.
     from converters.conversion import convert_checkpoint
     from converters.convert import Identity
@@ -70,6 +74,7 @@ def convert(
             "--keep-archive": keep_archive,
             "--overwrite": overwrite,
             "--drop-background": drop_background,
+            "--allow-weak-source": allow_weak_source,
         }
         if given := [name for name, value in others.items() if value]:
             raise UsageError(f"--to {to} writes a model folder as it is; leave out {' and '.join(given)}")
@@ -84,21 +89,26 @@ def convert(
         overwrite=overwrite,
         keep_archive=keep_archive,
         drop_background=drop_background,
+        allow_weak_source=allow_weak_source,
     )
     print_json(done.to_dict()) if as_json else show(_summary(done))
 
 
 def _write_back(ckpt: str, output: Path | None, target: str, as_json: bool) -> None:
     from converters.formats import get_target
-    from converters.write_back import write_checkpoint
+    from converters.write_back import left_out, write_checkpoint
     from rszoo.cache.find import find_local
 
     chosen, _ = get_target(target)
     folder = find_local(ckpt)
     if output is None:
         raise UsageError(f"--to {target} needs --output FOLDER")
-    written = write_checkpoint(folder, output, target)
-    print_json({"prefix": str(written)}) if as_json else show(f"wrote {written}, a {chosen.title} (weights only)")
+    written, without = write_checkpoint(folder, output, target), left_out(folder, target)
+    if as_json:
+        print_json({"prefix": str(written), "left_out": without})
+        return
+    missing = f"; it does not hold {', '.join(without)}" if without else ""
+    show(f"wrote {written}, a {chosen.title}{missing}")
 
 
 def _summary(done: Conversion) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rszoo.cli.console import Json, load_frameworks, print_json, raise_first
+from rszoo.cli.console import Json, WeakSource, load_frameworks, print_json, raise_first
 from rszoo.terminal import show, table
 
 if TYPE_CHECKING:
@@ -91,12 +91,13 @@ def publish(
     pin: Annotated[
         Path | None, typer.Option(help="Write repositories, commits and hashes into this weights_manifest.json.")
     ] = None,
+    allow_weak_source: WeakSource = False,
     as_json: Json = False,
 ) -> None:
     """Fetch, convert, verify and push registered models; the same command resumes after an interruption."""
     from rszoo.publish.family import Extras, publish_models
 
-    publishing = publish_models(patterns, to, private=private, extras=Extras(raw, keras), pin=pin)
+    publishing = publish_models(patterns, to, private=private, extras=Extras(raw, keras, allow_weak_source), pin=pin)
     load_frameworks("torch", "keras", "tensorflow")
     outcomes = []
     for outcome in publishing:

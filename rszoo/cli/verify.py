@@ -13,6 +13,10 @@ from rszoo.cli.console import Json, load_frameworks, print_json
 def verify(
     model: Annotated[str, typer.Argument(help="Model folder, or a registered name that is in the cache.")],
     ckpt: Annotated[str | None, typer.Option(help="The checkpoint it was converted from.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Another source of the same weights: checkpoint, model folder, hf-hub:OWNER/NAME."),
+    ] = None,
     golden_image: Annotated[str | None, typer.Option(help="The photo whose logits are published.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -27,7 +31,7 @@ def verify(
     folder = find_local(model)
     load_frameworks("torch", "keras", "tensorflow")
     report = None if as_json else print_check
-    verification = verify_model(folder, source=ckpt, golden_image=golden_image, report=report)
+    verification = verify_model(folder, source=ckpt, golden_image=golden_image, against=against, report=report)
     if as_json:
         print_json(verification.to_dict()["checks"])
     verification.raise_for_failure()

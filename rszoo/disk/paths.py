@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from rszoo.errors import UsageError
+from rszoo.refs import FILE_SUFFIXES
 
 
 def cache_folder() -> Path:
@@ -65,11 +66,14 @@ def archives_folder() -> Path:
 
 def kept_archive(url: str, pair: str | None) -> Path:
     """Return where `--keep-archive` puts the archive of a registered pair, or of any other URL if `pair` is None."""
+    name = PurePosixPath(urlsplit(url).path).name
     if pair is not None:
-        return archives_folder() / f"{pair}.tar.gz"
+        # Of what is no archive, the kind is in its name.
+        suffix = next((suffix for suffix in FILE_SUFFIXES if name.endswith(suffix)), ".tar.gz")
+        return archives_folder() / f"{pair}{suffix}"
     # No URL of a user's may take the place of a pair's.
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
-    return archives_folder() / "from-urls" / f"{digest}-{PurePosixPath(urlsplit(url).path).name}"
+    return archives_folder() / "from-urls" / f"{digest}-{name}"
 
 
 def lock_folder() -> Path:

@@ -46,6 +46,7 @@ def count_accuracy(
     folder = find_folder(model)
     if (channels := folder.config.arch.in_chans) != 3:
         raise UsageError(f"{folder.path} takes {channels} channels; only a model of RGB images can be evaluated")
+    folder.check_classifier()
     classes = match_classes(source.class_names, source.num_classes, folder.config)
     sha256 = sha256_of(folder.weights_path)
     # TFRecords without a known count are counted by their headers.

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from rszoo.arch.config import ArchConfig
 from rszoo.disk.paths import expand_user
 from rszoo.disk.regular import open_regular, read_regular, read_regular_text
-from rszoo.errors import ConfigError, SourceNotFoundError, WeightsError
+from rszoo.errors import ConfigError, SourceNotFoundError, UsageError, WeightsError
 from rszoo.folder.timm_config import parse_timm_config, read_labels, timm_keys
 from rszoo.refs import DEFAULT_FILE, may_be_repo
 from rszoo.registry.preprocessing import Preprocessing
@@ -38,8 +38,8 @@ RAW_VERIFICATION = "verification.raw.json"
 KERAS_WEIGHTS = "model.weights.h5"
 CARD = "README.md"
 PLOT = "family.png"
-# What other tools write instead of `WEIGHTS`.
-_OTHER_WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+#: What other tools write instead of `WEIGHTS`.
+OTHER_WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 #: The top-level keys of `config.json` that are Keras's.
 KERAS_KEYS = ("module", "class_name", "config", "registered_name", "build_config", "compile_config")
 
@@ -123,11 +123,19 @@ class ModelFolder:
         path = self.path / self.weights_file
         if path.is_file():
             return path
-        if other := next((name for name in _OTHER_WEIGHTS if (self.path / name).is_file()), None):
+        if other := next((name for name in OTHER_WEIGHTS if (self.path / name).is_file()), None):
             raise WeightsError(
                 f"{self.path} has {other}, which rszoo does not read; save the model again, as one safetensors file"
             )
         raise WeightsError(f"{self.path} has no {self.weights_file}; convert again with `rszoo-convert --overwrite`")
+
+    def check_classifier(self) -> None:
+        """Raise UsageError for a network that has none and gives features."""
+        if not self.config.arch.num_classes:
+            raise UsageError(
+                f"{self.path} has no classifier, only a backbone; fine-tune it to get one: "
+                f"rszoo train --init {self.path} --data IMAGES --output RUN"
+            )
 
     @property
     def remedy(self) -> str:

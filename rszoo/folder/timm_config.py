@@ -21,16 +21,27 @@ from rszoo.schema.limits import WRITABLE, is_writable, require
 # What timm's constructors of this family are given; `layers` may be any.
 _BASE_DEPTH = 50
 _STRIDES = 32
-#: What timm's own repositories hold, by name without `timm/`. That of the 200 has the name of a TF release, but timm
-#: trained its weights itself (its release notes of March 2022).
-_LINEAGE = {
-    "resnetrs50.tf_in1k": "Google's resnet-rs-50-i160, converted by timm",
-    "resnetrs101.tf_in1k": "Google's resnet-rs-101-i192, converted by timm",
-    "resnetrs152.tf_in1k": "Google's resnet-rs-152-i256, converted by timm",
-    "resnetrs200.tf_in1k": "trained by timm, not Google's",
-    "resnetrs270.tf_in1k": "Google's resnet-rs-270-i256, converted by timm",
-    "resnetrs350.tf_in1k": "Google's resnet-rs-350-i256, converted by timm",
-    "resnetrs420.tf_in1k": "Google's resnet-rs-420-i320, converted by timm",
+#: Which pair timm's own repositories hold, by name without `timm/`. That of the 200 has the name of a TF release, but
+#: timm trained its weights itself (its release notes of March 2022).
+_PAIRS = {
+    "resnetrs50.tf_in1k": "resnet-rs-50-i160",
+    "resnetrs101.tf_in1k": "resnet-rs-101-i192",
+    "resnetrs152.tf_in1k": "resnet-rs-152-i256",
+    "resnetrs200.tf_in1k": None,
+    "resnetrs270.tf_in1k": "resnet-rs-270-i256",
+    "resnetrs350.tf_in1k": "resnet-rs-350-i256",
+    "resnetrs420.tf_in1k": "resnet-rs-420-i320",
+}
+# What timm trains and evaluates with, by depth, where nothing else is said: pixels, and the crop's side as a part of
+# the image's.
+_SETTINGS = {
+    50: (160, 0.91),
+    101: (192, 0.94),
+    152: (256, 1.0),
+    200: (256, 1.0),
+    270: (256, 1.0),
+    350: (288, 1.0),
+    420: (320, 1.0),
 }
 # Arguments that act in training only: rszoo's own keys have them where they are published.
 _TRAINING_ARGS = ("drop_rate", "drop_path_rate", "drop_block_rate")
@@ -52,6 +63,7 @@ class _TimmSettings:
     """What is read of its `pretrained_cfg`."""
 
     input_size: tuple[int, int, int] = (3, 224, 224)
+    crop_pct: float = Preprocessing.crop
     mean: Channels = IMAGENET_MEAN
     std: Channels = IMAGENET_STD
     num_classes: int = 1000
@@ -111,16 +123,31 @@ def read_labels(keys: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def timm_lineage(repo: str) -> str | None:
-    """Return what one of timm's own repositories (`timm/NAME`) holds, or None for any other."""
+    """Return what one of timm's own repositories (`timm/NAME`) holds, in words, or None for any other."""
     owner, _, name = repo.partition("/")
-    return _LINEAGE.get(name) if owner == "timm" else None
+    if owner != "timm" or name not in _PAIRS:
+        return None
+    pair = _PAIRS[name]
+    return "trained by timm, not Google's" if pair is None else f"Google's {pair}, converted by timm"
+
+
+def timm_pair(repo: str) -> str | None:
+    """Return the registered pair whose weights one of timm's own repositories holds; None for any other."""
+    owner, _, name = repo.partition("/")
+    return _PAIRS.get(name) if owner == "timm" else None
+
+
+def timm_settings(depth: int) -> Preprocessing:
+    """Return the size and crop of timm's model of a published depth."""
+    size, crop = _SETTINGS[depth]
+    return Preprocessing(size, crop)
 
 
 def parse_timm_config(keys: Mapping[str, Any]) -> tuple[ArchConfig, Preprocessing, tuple[str, ...] | None]:
     """Return network, preprocessing and labels of a `config.json` that has timm's keys and none of rszoo's.
 
-    The preprocessing is rszoo's, of the size and normalization that timm's keys say: the crop and the resize that timm
-    would do instead are not among rszoo's.
+    The preprocessing is rszoo's, of the size, crop and normalization that timm's keys say: the resize that timm would
+    do instead is not among rszoo's.
 
     Raises:
         ConfigError: it is not a ResNet-RS, or one with arguments that rszoo does not know.
@@ -146,6 +173,6 @@ def parse_timm_config(keys: Mapping[str, Any]) -> tuple[ArchConfig, Preprocessin
         raise ConfigError(f"input_size {height} x {width} is not square; load this model with timm")
     classes = top.num_classes if top.num_classes is not None else settings.num_classes
     arch = ArchConfig(blocks, arguments.get("num_classes", classes), arguments.get("in_chans", channels))
-    preprocessing = Preprocessing(height, mean=settings.mean, std=settings.std)
+    preprocessing = Preprocessing(height, settings.crop_pct, mean=settings.mean, std=settings.std)
     labels = read_labels(keys) or read_labels(cfg)
     return arch, preprocessing, labels if labels is not None and len(labels) == arch.num_classes else None

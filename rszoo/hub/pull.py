@@ -33,13 +33,14 @@ from rszoo.folder.model_folder import (
     parse_config,
     strip_config,
 )
-from rszoo.folder.timm_config import timm_lineage
+from rszoo.folder.timm_config import timm_lineage, timm_pair
 from rszoo.hub.address import check_endpoint
 from rszoo.hub.checked import check_file
 from rszoo.hub.failures import explained, status_of
 from rszoo.net.urls import offline_variable
 from rszoo.refs import Hub
 from rszoo.registry.entry import PretrainedEntry
+from rszoo.registry.manifest import get_entry
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.version import __version__
 from rszoo.weights.belonging import settle
@@ -164,6 +165,9 @@ def as_loaded(config: ModelConfig, address: Hub) -> ModelConfig:
     if lineage := timm_lineage(address.repo):
         weights: WeightKind = "ema" if lineage.startswith("Google's") else "trained"
         config = replace(config, title=f"{address.repo} ({lineage})", weights=weights)
+        if pair := timm_pair(address.repo):
+            # What the published accuracy belongs to; timm's crop loses some of it.
+            config = replace(config, preprocessing=get_entry(pair).preprocessing)
     # The digest is of the other file.
     return replace(config, weights="raw", digest=None) if address.file == RAW_WEIGHTS else config
 

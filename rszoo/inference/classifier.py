@@ -32,13 +32,14 @@ class Classifier:
     `exif`: turn images as their EXIF orientation says.
 
     Raises:
-        UsageError: the network takes neither RGB nor gray images; else as `rszoo.create`.
+        UsageError: the network takes neither RGB nor gray images, or has no classifier; else as `rszoo.create`.
     """
 
     def __init__(self, model: ModelLike, framework: Framework = "torch", *, exif: bool = False) -> None:
         folder = find_folder(model)
         if (channels := folder.config.arch.in_chans) not in (1, 3):
             raise UsageError(f"{folder.path} takes {channels} channels; only RGB and gray images can be predicted")
+        folder.check_classifier()
         self.folder = folder
         self.exif = exif
         self.framework = framework

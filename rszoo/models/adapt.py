@@ -29,9 +29,10 @@ def adapt_weights(tensors: Mapping[str, Any], stored: ArchConfig, wanted: ArchCo
     changed: dict[str, Any] = {}
     dropped: tuple[str, ...] = ()
     if wanted.num_classes != stored.num_classes:
-        dropped = _HEAD
-        counts = wanted.num_classes, stored.num_classes
-        log.warning("new head: %d classes with initial values; the weights have %d", *counts)
+        dropped = _HEAD if stored.num_classes else ()
+        counts = wanted.num_classes, stored.num_classes or "none"
+        if wanted.num_classes:
+            log.warning("new head: %d classes with initial values; the weights have %s", *counts)
     if wanted.in_chans != stored.in_chans:
         stem = torch_name(next(iter_tensors(stored)))
         changed[stem] = _adapt_stem(tensors[stem], wanted.in_chans)

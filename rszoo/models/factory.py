@@ -156,7 +156,8 @@ def create(
         pretrained: load the weights: of a registered name the averaged ones, converted into the cache on first use; of
             a repository those in `model.safetensors`, or in the file named after it (`hf-hub:OWNER/NAME/FILE`).
         framework: "torch" (input NCHW) or "keras" (input NHWC, whatever backend Keras is set to).
-        num_classes: another number than the weights' keeps the backbone and starts a new head, with a warning.
+        num_classes: another number than the weights' keeps the backbone and starts a new head, with a warning; 0 leaves
+            the head out, and the model returns the pooled features (N, num_features).
         in_chans: another number than the weights' adapts the first convolution: summed over RGB for 1, else RGB's
             kernels repeated in turn and scaled by 3 / in_chans.
         features_only: return a list of feature maps, described by `feature_info` as in timm. What comes after the last

@@ -47,6 +47,8 @@ def build_model(
 ) -> keras.Model:
     """Build the classifier, which returns logits (N, num_classes), or a model that returns a list of feature maps.
 
+    Without classes it returns the pooled features (N, num_features).
+
     `weights`: Keras names (`rszoo.arch.names.keras_name`) to values in Keras's layout (HWIO; in x out). They are
     assigned to the variables directly, without a random draw first. Missing ones get the published initial values.
     `features`: which maps (N, H, W, C), in the list's order. Keras itself turns a list with one map into that map.
@@ -62,14 +64,14 @@ def build_model(
 
 
 def stage_model(model: keras.Model) -> keras.Model:
-    """Return a model with the outputs stem, stage1..stage4 (N, H, W, C), pooled and logits, by name."""
+    """Return a model with the outputs stem, stage1..stage4 (N, H, W, C), pooled and, if any, logits, by name."""
     images = x = keras.Input(model.input_shape[1:])
     stages = {}
     # At the top level the model is a chain, so calling its layers in turn repeats it.
     for layer in model.layers[1:]:
         x = layer(x)
         stages[_STAGE_ENDS.get(layer.name, layer.name.partition("_block")[0])] = x
-    return keras.Model(images, {name: stages[name] for name in _STAGES})
+    return keras.Model(images, {name: stages[name] for name in _STAGES if name in stages})
 
 
 class _Builder:
@@ -96,7 +98,7 @@ class _Builder:
         x = self.maps(images, 4)[-1]
         x = layers.GlobalAveragePooling2D(data_format="channels_last", name="head_pool")(x)
         x = layers.Dropout(self.config.dropout_rate, name="head_dropout")(x)
-        return keras.Model(images, self.dense(x), name="resnet_rs")
+        return keras.Model(images, self.dense(x) if self.config.num_classes else x, name="resnet_rs")
 
     def build_features(self, features: FeatureInfo) -> keras.Model:
         images = self.images()

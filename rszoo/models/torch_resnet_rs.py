@@ -144,7 +144,7 @@ class ResNetRSFeatures(Backbone):
 
 
 class ResNetRS(Backbone):
-    """A ResNet-RS classifier. `config` is its `ArchConfig`; attribute names follow timm.
+    """A ResNet-RS classifier, or with no classes what gives its pooled features; attribute names follow timm.
 
     A new instance has PyTorch's default values, on `device`; `init_weights` sets the published initial values.
     """
@@ -154,14 +154,14 @@ class ResNetRS(Backbone):
         self.num_classes = config.num_classes
         self.num_features = config.num_features
         self.dropout = nn.Dropout(config.dropout_rate)
-        self.fc = nn.Linear(config.num_features, config.num_classes, device=device)
+        self.fc = _classifier(config, device)
 
     def iter_tensors(self) -> Iterator[TensorSpec]:
         """Yield the walk's tensors that this network has: all."""
         return iter_tensors(self.config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, C, H, W) to logits (N, num_classes)."""
+        """Map images (N, C, H, W) to logits (N, num_classes), or without classes to features (N, num_features)."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -175,7 +175,10 @@ class ResNetRS(Backbone):
         return x if pre_logits else self.fc(x)
 
     def forward_stages(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the outputs stem, stage1..stage4 (N, C, H, W), pooled (N, num_features) and logits, by name."""
+        """Return the outputs stem, stage1..stage4 (N, C, H, W), pooled (N, num_features) and logits, by name.
+
+        Without classes there are no logits.
+        """
         stages = {"stem": self.maxpool(self.act1(self.bn1(self.conv1(x))))}
         x = stages["stem"]
         for name, layer in zip(
@@ -183,22 +186,23 @@ class ResNetRS(Backbone):
         ):
             stages[name] = x = layer(x)
         stages["pooled"] = self.forward_head(x, pre_logits=True)
-        stages["logits"] = self.forward_head(x)
+        if self.num_classes:
+            stages["logits"] = self.forward_head(x)
         return stages
 
-    def get_classifier(self) -> nn.Linear:
-        """Return the classifier."""
+    def get_classifier(self) -> nn.Linear | nn.Identity:
+        """Return the classifier; an identity where there are no classes."""
         return self.fc
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier with a new one that has the published initial values.
+        """Replace the classifier with a new one that has the published initial values; with 0 classes, remove it.
 
         Raises:
-            ConfigError: `num_classes` is below 1.
+            ConfigError: `num_classes` is below 0.
         """
         self.config = replace(self.config, num_classes=num_classes)
         self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes, device=self.fc.weight.device, dtype=self.fc.weight.dtype)
+        self.fc = _classifier(self.config, self.bn1.weight.device).to(self.bn1.weight.dtype)
         for spec in iter_tensors(self.config):
             if spec.layer == "head.dense":
                 _init(self.state_dict()[torch_name(spec)], spec)
@@ -233,6 +237,12 @@ def _projection(block: Block, config: ArchConfig, device: Device) -> nn.Sequenti
         pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if block.stride == 2 else SamePool2x2()
     conv = _conv(block.in_channels, block.out_channels, 1, block.projection_stride, config, device)
     return nn.Sequential(pool, conv, _bn(block.out_channels, config, device))
+
+
+def _classifier(config: ArchConfig, device: Device) -> nn.Linear | nn.Identity:
+    if not config.num_classes:
+        return nn.Identity()
+    return nn.Linear(config.num_features, config.num_classes, device=device)
 
 
 def _conv(

@@ -13,6 +13,10 @@ from rszoo.errors import NetworkError, UsageError
 ORIGIN = "https://storage.googleapis.com"
 
 
+class SourceGoneError(NetworkError):
+    """Nothing answers at a URL, or what was there is not any more: another source may have it."""
+
+
 class RemoteChangedError(NetworkError):
     """The object at a URL changed during the download."""
 

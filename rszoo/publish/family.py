@@ -63,10 +63,15 @@ class Published:
 
 @dataclass(frozen=True)
 class Extras:
-    """What goes along with a pair's averaged weights: the plain ones, Keras's files."""
+    """What goes along with a pair's averaged weights: the plain ones, Keras's files.
+
+    `allow_weak_source`: where a pair's archive and proven copies are gone, also take a copy that no hash proves; its
+    card says so.
+    """
 
     raw: bool = False
     keras: bool = False
+    allow_weak_source: bool = False
 
     @property
     def files(self) -> set[str]:
@@ -180,21 +185,22 @@ def _is_ours(address: Hub, sha256: str | None, conversion: str, verification: st
 
 
 def _publish(entry: PretrainedEntry, target: Target, extras: Extras) -> Published:
-    archive = None if entry.source.url is None else kept_archive(entry.source.url, entry.name)
-    was_kept = archive is not None and archive.is_file()
+    archives = [kept_archive(place.source.url, place.name) for place in entry.places if place.source.url]
+    new = [path for path in archives if not path.is_file()]
     wanted: list[WeightSet] = ["ema", "raw"] if extras.raw else ["ema"]
     were_cached = [find_cached(entry, weights) for weights in wanted]
     try:
         # Through the cache, so that after an interruption nothing is downloaded again.
         folders = [
-            found or fill_cache(entry, weights, keep_archive=extras.raw)
+            found or fill_cache(entry, weights, keep_archive=extras.raw, allow_weak_source=extras.allow_weak_source)
             for found, weights in zip(were_cached, wanted, strict=True)
         ]
     finally:
         # Kept so that the plain weights need no second download.
-        if archive is not None and not was_kept:
-            archive.unlink(missing_ok=True)
+        for path in new:
+            path.unlink(missing_ok=True)
     for folder in folders:
+        _check_source(entry, folder, extras)
         _verify(folder)
     with planned(folders[0], target, raw=folders[1] if extras.raw else None, keras=extras.keras) as plan:
         pushed = upload(plan)
@@ -203,6 +209,17 @@ def _publish(entry: PretrainedEntry, target: Target, extras: Extras) -> Publishe
             remove_folder(folder.path)
     status: Status = "pushed" if pushed.changed else "unchanged"
     return Published(entry.name, pushed.repo, status, pushed.commit, pushed.sha256)
+
+
+def _check_source(entry: PretrainedEntry, folder: ModelFolder, extras: Extras) -> None:
+    """Raise VerificationError for a folder in the cache whose source no hash proves, unless that is allowed."""
+    weak = [copy.url for copy in entry.copies if copy.is_weak]
+    name = read_conversion(folder.path).source.get("name")
+    if name in weak and not extras.allow_weak_source:
+        raise VerificationError(
+            f"{folder.path} was converted from {name}, which no hash proves; run `rszoo cache clear {entry.name}` to "
+            "get another, or add --allow-weak-source"
+        )
 
 
 def _verify(folder: ModelFolder) -> None:

@@ -201,6 +201,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("name", "title", "follows"):
             _require(bool(getattr(self, name).strip()), f"{name} must be a text", getattr(self, name))
+        _require(self.model.num_classes > 0, "model.num_classes must be at least 1", self.model.num_classes)
         warmup, epochs = self.schedule.warmup_epochs, self.train.epochs
         # A cosine that the warm-up took to its end would be 0 throughout.
         _require(warmup < epochs, f"schedule.warmup_epochs must be below train.epochs ({epochs:g})", warmup)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ class Source:
     """Where the original archive is: `url`, or `file` inside this package. Hashes are None where unknown.
 
     `size_mib` as listed by the publisher, `size` in bytes; `members` in archive order, none if unknown; `crc32c` and
-    `md5` in base64, as the storage server sends them; `sha256` in hex.
+    `md5` in base64, as the storage server sends them; `sha256` in hex; `sha256_start` its first digits, where no more
+    of it is known.
     """
 
     size_mib: float | None
@@ -34,19 +35,59 @@ class Source:
     crc32c: str | None = None
     md5: str | None = None
     sha256: str | None = None
+    sha256_start: str | None = None
 
     def __post_init__(self) -> None:
         if (self.url is None) == (self.file is None):
             raise ConfigError("a source has either a url or a file")
         check_pattern(self, "url", r"https?://[^\s/]+/\S+", "an http:// or https:// URL")
         check_pattern(self, "sha256", "[0-9a-f]{64}", "64 hex digits")
+        check_pattern(self, "sha256_start", "[0-9a-f]{8,63}", "8 to 63 hex digits")
         check_pattern(self, "md5", "[A-Za-z0-9+/]{22}==", "an MD5 in base64, 24 characters")
         check_pattern(self, "crc32c", "[A-Za-z0-9+/]{6}==", "a CRC32C in base64, 8 characters")
+
+    @property
+    def proof(self) -> str | None:
+        """What a file from here is known by, in words for an account, given that it was compared with the hashes."""
+        if self.sha256 or self.md5:
+            return f"{'SHA-256' if self.sha256 else 'MD5'} of the file, as in rszoo's manifest"
+        if self.sha256_start is None:
+            return None
+        return f"weak: {len(self.sha256_start)} digits of the file's SHA-256, which prove nothing"
 
     @property
     def path(self) -> Path | None:
         """The embedded archive, or None where the source is a URL."""
         return asset(self.file) if self.file else None
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The averages of a pair as another publisher has them: where, in which converter's format, and what proves it.
+
+    `md5` in base64 or `sha256` in hex prove the file; `sha256_start`, the first digits, does not.
+    """
+
+    format: str
+    url: str
+    md5: str | None = None
+    sha256: str | None = None
+    sha256_start: str | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.source
+        if self.md5 is self.sha256 is self.sha256_start is None:
+            raise ConfigError("a copy needs a hash: md5, sha256 or sha256_start")
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether no hash proves the file, so that it is taken only on request."""
+        return self.md5 is None and self.sha256 is None
+
+    @property
+    def source(self) -> Source:
+        """The same as where a download comes from."""
+        return Source(None, (), self.url, md5=self.md5, sha256=self.sha256, sha256_start=self.sha256_start)
 
 
 @dataclass(frozen=True)
@@ -175,7 +216,10 @@ class Family:
 
 @dataclass(frozen=True)
 class PretrainedEntry:
-    """One pair. `arch` holds the published drop rates too, since they belong to the pair, not to the depth."""
+    """One pair. `arch` holds the published drop rates too, since they belong to the pair, not to the depth.
+
+    `copies`: where else its averages are, in order of trust, if `source` cannot be had.
+    """
 
     name: str
     family: Family
@@ -187,6 +231,16 @@ class PretrainedEntry:
     golden: Golden | None
     converted: Converted
     config_url: str | None
+    copies: tuple[Copy, ...] = ()
+
+    def at(self, copy: Copy) -> PretrainedEntry:
+        """Return the pair with a copy as its only source, under a name of its own for downloads and recorded hashes."""
+        return replace(self, name=f"{self.name}.{copy.format}", source=copy.source, copies=())
+
+    @property
+    def places(self) -> tuple[PretrainedEntry, ...]:
+        """The pair and, in order of trust, the pair at each of its copies."""
+        return self, *map(self.at, self.copies)
 
     def labels_of(self, classes: int) -> tuple[str, ...] | None:
         """Return the labels of so many classes: the pair's, with the background or without; None for another number."""

@@ -20,7 +20,7 @@ from rszoo.assets import asset
 from rszoo.disk.paths import expand_user
 from rszoo.disk.regular import read_regular
 from rszoo.errors import ConfigError, SourceNotFoundError, UnknownModelError, nearest, summarize
-from rszoo.registry.entry import Converted, Family, Golden, PretrainedEntry, Published, Source
+from rszoo.registry.entry import Converted, Copy, Family, Golden, PretrainedEntry, Published, Source
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.schema.fields import build, check_format, parse_json
 
@@ -151,6 +151,7 @@ class _Model:
     converted: Converted
     config_url: str | None
     golden: Golden | None
+    copies: tuple[Copy, ...] = ()
 
 
 def _entries() -> dict[str, PretrainedEntry]:
@@ -190,6 +191,7 @@ def _parse_model(model: _Model, families: Mapping[str, Family]) -> PretrainedEnt
         golden=model.golden,
         converted=model.converted,
         config_url=model.config_url,
+        copies=model.copies,
     )
 
 

@@ -137,10 +137,17 @@ def _compare(
     for who, facts in known.items():
         for name, title in _FACTS.items():
             if None not in (found.get(name), facts[name]) and found[name] != facts[name]:
-                raise IntegrityError(
-                    f"{place} is not the archive of {entry.name} that is known: its {title} is {found[name]}, "
-                    f"and {who} says {facts[name]}. It was replaced or damaged; {_remedy(place, who)}"
-                )
+                raise _other(entry, place, f"{title} is {found[name]}, and {who} says {facts[name]}", who)
+    start, whole = entry.source.sha256_start, found.get("sha256")
+    if start is not None and isinstance(whole, str) and not whole.startswith(start):
+        raise _other(entry, place, f"SHA-256 is {whole}, and {_MANIFEST} says that it begins with {start}", _MANIFEST)
+
+
+def _other(entry: PretrainedEntry, place: str, difference: str, who: str) -> IntegrityError:
+    return IntegrityError(
+        f"{place} is not the file of {entry.name} that is known: its {difference}. It was replaced or damaged; "
+        f"{_remedy(place, who)}"
+    )
 
 
 def _remedy(place: str, who: str) -> str:

@@ -43,15 +43,15 @@ def check_range(
         require(low <= value <= high and value < below, name, f"{what and what + ' '}from {low:g}{end}", value)
 
 
-def check_count(instance: object, *names: str, high: float = math.inf) -> None:
-    """Check that fields are whole numbers of at least 1, or to `high`.
+def check_count(instance: object, *names: str, low: int = 1, high: float = math.inf) -> None:
+    """Check that fields are whole numbers of at least `low`, or to `high`.
 
     Raises:
         ConfigError: one is not.
     """
     for name, value in _given(instance, names):
         end = f" and at most {high:g}" if high < math.inf else ""
-        require(is_a(value, int) and 1 <= value <= high, name, f"a whole number of at least 1{end}", value)
+        require(is_a(value, int) and low <= value <= high, name, f"a whole number of at least {low}{end}", value)
 
 
 def check_percent(instance: object, *names: str) -> None:

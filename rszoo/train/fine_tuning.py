@@ -41,6 +41,11 @@ def fine_tuning_recipe(name: str, overrides: Sequence[str], *, start: Start, ima
             f"{images.title} has numbers for classes and {start.title} has a class more, the background; convert the "
             "checkpoint with --drop-background, or write class names beside the records with `rszoo tfrecords`"
         )
+    if not images.num_classes and not start.arch.num_classes:
+        raise UsageError(
+            f"neither {images.title} nor {start.title}, which has no classifier, says how many classes there are; "
+            "write class names beside the records with `rszoo tfrecords`"
+        )
     recipe = load_recipe(name, overrides)
     arch = dataclasses.replace(
         start.arch,

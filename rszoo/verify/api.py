@@ -49,6 +49,7 @@ def verify_model(
     *,
     source: str | None = None,
     golden_image: str | None = None,
+    against: str | None = None,
     report: Callable[[Check], object] | None = None,
 ) -> Verification:
     """Prove what can be proven here about a model folder, and write it into its `verification.json`.
@@ -60,6 +61,8 @@ def verify_model(
         model: a model folder, or a registered name that is in the cache.
         source: the checkpoint that it was converted from, as `rszoo.convert_checkpoint` takes it.
         golden_image: path of the photo that the published logits belong to.
+        against: another source of the same weights, compared tensor by tensor: a checkpoint of any format, a model
+            folder, or a model on the Hub.
         report: called with each check as soon as it has run.
 
     Raises:
@@ -70,7 +73,7 @@ def verify_model(
         OutputError: the folder cannot be written.
     """
     folder, checks = find_local(model), []
-    for check in parity.verify(folder, source=source, golden_image=golden_image):
+    for check in parity.verify(folder, source=source, golden_image=golden_image, against=against):
         checks.append(check)
         if report is not None:
             report(check)

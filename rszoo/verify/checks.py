@@ -26,7 +26,7 @@ from rszoo.folder.model_folder import FORMAT_VERSIONS, VERIFICATION, ModelFolder
 from rszoo.folder.records import read_conversion, read_verification
 from rszoo.models.factory import import_model_module
 from rszoo.verify.check import Check
-from rszoo.verify.given import check_golden, check_photo, check_source
+from rszoo.verify.given import check_against, check_golden, check_photo, check_source
 from rszoo.verify.stages import keras_stages, stage_errors, torch_stages
 from rszoo.weights.mapping import Weights, check_header
 
@@ -38,13 +38,16 @@ FLOAT64_BOUND = 1e-10
 _INPUT_SIZES = (64, 75)
 
 
-def verify(folder: ModelFolder, *, source: str | None = None, golden_image: str | None = None) -> Iterator[Check]:
+def verify(
+    folder: ModelFolder, *, source: str | None = None, golden_image: str | None = None, against: str | None = None
+) -> Iterator[Check]:
     """Yield the outcome of every check; a failed one does not stop the others.
 
     What is given and cannot be used is an error before the first outcome, not a failed check.
 
     `source`: the checkpoint that the folder was converted from, see `locate`; an embedded one is found by itself.
-    `golden_image`: path of the photo that the published logits belong to.
+    `golden_image`: path of the photo that the published logits belong to. `against`: another source of the same
+    weights, see `check_against`.
 
     Raises:
         NewerFormatError: a newer rszoo wrote the account, or the outcome of earlier checks.
@@ -57,10 +60,12 @@ def verify(folder: ModelFolder, *, source: str | None = None, golden_image: str 
     if golden_image is not None:
         check_photo(folder, Path(golden_image))
     compared = None if source is None else check_source(folder, source)
+    other = None if against is None else check_against(folder, against)
     checks: tuple[tuple[str, Callable[[], Check]], ...] = (
         ("file", lambda: check_file(folder)),
         ("values", lambda: check_values(folder)),
         ("source", lambda: compared or check_source(folder, None)),
+        *((("other source", lambda: other),) if other is not None else ()),
         ("torch = keras", lambda: check_frameworks(folder)),
         ("torch = original graph", lambda: check_original(folder, "torch")),
         ("keras = original graph", lambda: check_original(folder, "keras")),

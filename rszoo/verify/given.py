@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from converters.convert import open_accounted
-from converters.read.source import locate
+from converters.read.source import find_source, locate
 from rszoo.arch.audit import same_bits
 from rszoo.arch.names import torch_name
-from rszoo.arch.walk import iter_tensors
+from rszoo.arch.walk import TensorSpec, iter_tensors
+from rszoo.cache.find import find_folder
+from rszoo.disk.paths import expand_user
 from rszoo.errors import ImageError, SourceNotFoundError, UsageError, WeightsError
-from rszoo.folder.model_folder import ModelFolder, sha256_of
+from rszoo.folder.model_folder import CONFIG, ModelFolder, WeightKind, WeightSet, sha256_of
 from rszoo.inference.images import preprocess
 from rszoo.models.factory import import_model_module
+from rszoo.refs import Checkpoint, Folder, Hub
 from rszoo.registry.entry import Golden, GoldenImage
 from rszoo.registry.manifest import get_entry
 from rszoo.registry.preprocessing import Preprocessing
@@ -30,6 +36,7 @@ from rszoo.weights.mapping import Weights, check_header
 # Published logits have four decimals, but are of TensorFlow's crop of the JPEG, with other colours at its left and
 # right edge; and if simplejpeg is missing, Pillow decodes it, a level of 255 off on average.
 _GOLDEN_BOUND = 0.1
+_AGAINST = "other source"
 
 
 def check_source(folder: ModelFolder, source: str | None) -> Check:
@@ -70,6 +77,78 @@ def check_source(folder: ModelFolder, source: str | None) -> Check:
                 if not same_bits(account.read(files.reader, spec), weights[torch_name(spec)]):
                     return Check("source", "failed", f"{torch_name(spec)} differs from {variable} in {source}")
         return Check("source", "passed", f"all {len(account.mapped)} tensors equal to {files.source}, bit by bit")
+
+
+def check_against(folder: ModelFolder, source: str) -> Check:
+    """Compare every tensor, bit by bit, with those of another source: a checkpoint of any format, or a model.
+
+    Raises:
+        UsageError: it is empty, or names no such thing; else as `locate`, `open_accounted` and `rszoo.load_weights`.
+    """
+    if not source:
+        raise UsageError("--against is empty; give a checkpoint, a model folder, or hf-hub:OWNER/NAME")
+    check_header(folder.weights_path, folder.config.arch)
+    with ExitStack() as stack:
+        other = stack.enter_context(_open_other(source, folder.config.weights))
+        if set(other.specs) != set(iter_tensors(folder.config.arch)):
+            detail = f"the weights are of a {folder.config.arch.label}, {source} is of another {other.label}"
+            return Check(_AGAINST, "failed", detail)
+        weights = stack.enter_context(Weights(folder.weights_path, check=False))
+        differing = [
+            (torch_name(spec), np.abs(values - mine).max() if values.shape == mine.shape else math.inf)
+            for spec in other.specs
+            if not same_bits(values := other.read(spec), mine := weights[torch_name(spec)])
+        ]
+        count = len(other.specs)
+    if not differing:
+        return Check(_AGAINST, "passed", f"all {count} tensors equal to {other.name}, bit by bit")
+    name, largest = max(differing, key=lambda pair: pair[1])
+    return Check(
+        _AGAINST,
+        "failed",
+        f"{len(differing)} of {count} tensors differ from {other.name}: first {differing[0][0]}, most {name}, by "
+        f"{largest:.1e}",
+    )
+
+
+@dataclass(frozen=True)
+class _Other:
+    """Weights to compare with: `read` gives a tensor as a model folder has it."""
+
+    name: str
+    label: str
+    specs: list[TensorSpec]
+    read: Callable[[TensorSpec], np.ndarray]
+
+
+@contextmanager
+def _open_other(source: str, kind: WeightKind) -> Iterator[_Other]:
+    """Open a model folder here or on the Hub, or else a checkpoint, of which the same set is taken, if it has two."""
+    if (found := _find_model(source)) is not None:
+        check_header(found.weights_path, found.config.arch, half=True)
+        with Weights(found.weights_path) as weights:
+            specs = list(iter_tensors(found.config.arch))
+            yield _Other(source, found.config.arch.label, specs, lambda spec: weights[torch_name(spec)].astype("f4"))
+        return
+    wanted: WeightSet = "raw" if kind == "raw" else "ema"
+    with (
+        tempfile.TemporaryDirectory(prefix="rszoo-") as spool,
+        locate(source) as open_files,
+        open_accounted(open_files, Path(spool), wanted) as (files, account),
+    ):
+        yield _Other(
+            files.source, account.arch.label, list(account.mapped), lambda spec: account.read(files.reader, spec)
+        )
+
+
+def _find_model(source: str) -> ModelFolder | None:
+    """Return the model folder that a text names, here or on the Hub; None for a checkpoint or a registered pair."""
+    ref = find_source(source)
+    if isinstance(ref, Hub):
+        return find_folder(ref)
+    if isinstance(ref, (Folder, Checkpoint)) and (expand_user(ref.path) / CONFIG).is_file():
+        return find_folder(Folder(ref.path))
+    return None
 
 
 def _embedded(folder: ModelFolder) -> str | None:

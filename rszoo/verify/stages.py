@@ -16,7 +16,7 @@ from rszoo.models.devices import keras_scope
 from rszoo.models.factory import create, import_model_module
 from rszoo.weights.mapping import Weights
 
-#: Outputs by name: stem, stage1..stage4 (N, H, W, C), pooled and logits.
+#: Outputs by name: stem, stage1..stage4 (N, H, W, C), pooled and, of a classifier, logits.
 Stages = dict[str, np.ndarray]
 
 

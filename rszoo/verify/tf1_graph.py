@@ -18,7 +18,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tensorflow.python.util import deprecation
 
-from converters.write_back import write_checkpoint
+from converters.formats import get_target
+from converters.write_back import write_into
 from rszoo.arch.config import ArchConfig, Block
 from rszoo.errors import ConfigError
 from rszoo.folder.model_folder import ModelFolder
@@ -34,7 +35,7 @@ LABEL_SMOOTHING = 0.1
 
 @dataclass
 class Tf1Graph:
-    """A built graph. `stages` has the tensors stem, stage1..stage4, pooled and logits, NHWC float32.
+    """A built graph. `stages` has the tensors stem, stage1..stage4, pooled and, if any, logits, NHWC float32.
 
     `averages` maps each model variable's EMA name to the variable, as an evaluating Saver wants it.
     """
@@ -72,7 +73,8 @@ def run_reference(folder: ModelFolder, batches: Sequence[np.ndarray]) -> list[di
     graph = build_inference(folder.config.arch)
     with tempfile.TemporaryDirectory(prefix="rszoo-") as temporary:
         # Damage is another check's to find.
-        prefix = write_checkpoint(folder, Path(temporary) / "tf1", "tf1", check=False)
+        # A network without a classifier, too, which is no whole TF1 checkpoint.
+        prefix = Path(temporary) / write_into(Path(temporary), folder, *get_target("tf1"), check=False)
         return graph.run_stages(prefix, batches, ema=folder.config.weights == "ema")
 
 
@@ -138,6 +140,8 @@ def _network(config: ArchConfig, images: Any, *, training: bool) -> dict[str, An
     stages["pooled"] = x = tf.reduce_mean(x, axis=(1, 2))
     if training and config.dropout_rate:
         x = tf.nn.dropout(x, rate=config.dropout_rate)
+    if not config.num_classes:
+        return stages
     with tf.variable_scope(None, default_name="dense"):
         shape = (x.shape[-1], config.num_classes)
         kernel = tf.get_variable("kernel", shape, initializer=tf.random_normal_initializer(stddev=0.01))

@@ -52,12 +52,13 @@ def _front_matter(findings: Findings) -> str:
     results = card_figures.eval_results(findings)
     origin = findings.entry.family if findings.entry is not None and findings.evidence else None
     frameworks = ["timm"] * findings.loads_in_timm + ["keras"] * (KERAS_WEIGHTS in findings.facts.files)
+    task = "image-classification" if config.arch.num_classes else "image-feature-extraction"
     data = ModelCardData(
         library_name="timm" if findings.loads_in_timm else "rszoo",
-        pipeline_tag="image-classification",
+        pipeline_tag=task,
         license=one_line(origin.license).lower() if origin is not None else None,
         datasets=[one_line(origin.dataset.hub_id)] if origin is not None and origin.dataset.hub_id else None,
-        tags=["rszoo", "resnet-rs", *frameworks, "safetensors", "image-classification"],
+        tags=["rszoo", "resnet-rs", *frameworks, "safetensors", task],
         model_name=one_line(config.title) if results else None,
         eval_results=results or None,
     )

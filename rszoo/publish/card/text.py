@@ -25,6 +25,7 @@ _SOURCE_ROWS = {
     "name": "Source",
     "archive_size": "Size of the archive, bytes",
     "archive_sha256": "SHA-256 of the archive",
+    "proof": "Known by",
     "prefix": "Checkpoint in it",
     "notes": "Note",
     "global_step": "Global step",
@@ -52,7 +53,8 @@ _CITATION = """\
 def describe(findings: Findings) -> str:
     """Return what stands first: what this is, and prominently, whether it is not verified."""
     config = findings.facts.folder.config
-    network = f"A {plain(config.arch.label)}, the architecture of {_PAPER}, as an image classifier."
+    what = "as an image classifier" if config.arch.num_classes else "without a classifier: it gives pooled features"
+    network = f"A {plain(config.arch.label)}, the architecture of {_PAPER}, {what}."
     return "\n\n".join(
         [f"# {plain(config.title)}", *_doubts(findings), f"{network} {_lineage(findings)} {_kind(findings)}"]
     )
@@ -101,7 +103,7 @@ def architecture(findings: Findings) -> str:
         ("Parameters", f"{count_parameters(arch):,}"),
         ("Multiply-accumulates for one image", f"{_short(count_macs(arch, size))} (convolutions and dense layer)"),
         ("Input", f"{size} x {size} pixels, {arch.in_chans} channels"),
-        ("Classes", f"{arch.num_classes:,}"),
+        ("Classes", f"{arch.num_classes:,}" if arch.num_classes else "none"),
         ("Activation", code(arch.activation)),
     ]
     files = [(code(name), f"{size:,}") for name, size in findings.facts.files.items()]
