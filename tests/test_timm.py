@@ -15,9 +15,12 @@ import pytest
 import torch
 
 import rszoo
+from converters.convert import convert
+from converters.write_back import write_checkpoint
 from rszoo.arch.config import ArchConfig
 from rszoo.folder.model_folder import read_folder
 from rszoo.registry.preprocessing import Preprocessing
+from rszoo.verify.stages import relative_l2
 from tests.conftest import ME
 from tests.hub_server import hub_environment
 
@@ -105,6 +108,52 @@ def test_rszoo_loads_what_timm_pushes(hub, images, tmp_path):
         assert model.preprocessing.image_size == 96
         assert model.origin.labels == ("a", "b", "c", "d", "e")
     assert read_folder(tmp_path / "timm").config.arch.blocks == (1, 1, 2, 1)
+
+
+_TRAIN = """
+import argparse, sys, timm, timm.optim, torch
+import numpy as np
+from timm.utils import CheckpointSaver, ModelEmaV3
+folder, images, out = sys.argv[1:]
+torch.manual_seed(0)
+model = timm.create_model("resnetrs50", num_classes=5)
+optimizer = timm.optim.create_optimizer_v2(model, opt="sgd", lr=0.1, momentum=0.9)
+ema = ModelEmaV3(model, decay=0.9)
+args = argparse.Namespace(model="resnetrs50", img_size=96, input_size=None, crop_pct=0.9, std=None)
+args.mean = [0.5, 0.4, 0.3]
+saver = CheckpointSaver(model, optimizer, args=args, model_ema=ema, checkpoint_dir=folder, recovery_dir=folder)
+batch = torch.from_numpy(np.load(images))
+for step in range(2):
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(model(batch), torch.tensor([1, 2])).backward()
+    optimizer.step()
+    ema.update(model, step=step + 1)
+saver.save_checkpoint(1, metric=55.5)
+with torch.no_grad():
+    outputs = {"raw": model.eval()(batch).numpy(), "ema": ema.module.eval()(batch).numpy()}
+np.savez(out, **outputs)
+"""
+
+
+def test_checkpoints_of_timms_own_saver_are_converted_and_go_back(images, tmp_path):
+    timm_run(_TRAIN, str(tmp_path), str(images), str(tmp_path / "out.npz"))
+    expected, batch = np.load(tmp_path / "out.npz"), torch.from_numpy(np.load(images))
+    assert relative_l2(expected["raw"], expected["ema"]) > 1e-3
+    for weights in ("ema", "raw"):
+        report = convert(str(tmp_path / "last.pth.tar"), tmp_path / weights, weights=weights)
+        folder = read_folder(tmp_path / weights)
+        assert folder.preprocessing == Preprocessing(96, 0.9, mean=(0.5, 0.4, 0.3))
+        assert (report["format"], folder.config.weights) == ("timm", weights)
+        with torch.no_grad():
+            logits = rszoo.create(folder)(batch).numpy()
+        assert relative_l2(logits, expected[weights]) <= 1e-6
+        # And back, into a model of timm's by either way.
+        written = write_checkpoint(folder, tmp_path / f"{weights}-back", "timm")
+        for name, change in ((f"local-dir:{written.parent}", {}), ("resnetrs50", {"pretrained": False})):
+            given = {} if not change else {"checkpoint_path": str(written), "num_classes": 5}
+            code = _RUN.replace("pretrained=True", "pretrained=False") if change else _RUN
+            timm_run(code, name, json.dumps(given), str(images), str(tmp_path / "out.npy"))
+            assert np.array_equal(np.load(tmp_path / "out.npy"), logits)
 
 
 _TRANSFORMERS = """

@@ -2,7 +2,9 @@
 
 With rszoo, cramjam and atheris installed, from the repository's root; runs until it is stopped or finds something:
 
-    python -m tools.fuzz {checkpoint,graph,keras2,tar,safetensors,journal,hub} [libFuzzer options, such as -runs=100000]
+    python -m tools.fuzz TARGET [libFuzzer options, such as -runs=100000]
+
+TARGET is checkpoint, graph, keras2, state_dict, tar, safetensors, journal or hub.
 
 A case must end with a result or an RszooError, within 10 s and 512 MiB. Anything else stops the run or, if
 `RSZOO_FUZZ_FINDINGS` names a folder, is stored there, one case for each kind of failure. `python -m tools.fuzz TARGET
@@ -36,8 +38,10 @@ except ModuleNotFoundError:
 with atheris.instrument_imports(include=["converters", "rszoo"]) if atheris else contextlib.nullcontext():
     from converters.account import take_account
     from converters.formats import list_formats, recognize
+    from converters.formats.format import FileReader
     from converters.keras2.files import open_keras2
     from converters.read.archive import read_archive
+    from converters.state_dict.files import open_state_dict
     from converters.tensorbundle.bundle import Bundle, write_bundle
     from converters.tensorbundle.object_graph import OBJECT_GRAPH
     from rszoo.disk.paths import record_path
@@ -52,7 +56,7 @@ with atheris.instrument_imports(include=["converters", "rszoo"]) if atheris else
     from rszoo.registry.trust import check_archive
     from rszoo.weights.mapping import Weights
     from rszoo.weights.remote_file import _check_header
-    from tools.fuzz_cases import GARDEN, KERAS2, MODEL, RECORD, SHARD, resealed_header, sealed_index, seeds
+    from tools.fuzz_cases import GARDEN, KERAS2, MODEL, RECORD, SHARD, STATE_DICT, resealed_header, sealed_index, seeds
     from tools.fuzz_mutations import mutate
 
 _MEMORY = 512 << 20
@@ -83,13 +87,23 @@ def fuzz_keras2(case: bytes) -> None:
     """A file of HDF5; a `.keras` archive with a changed config.json; or a changed archive. Then the network in it."""
     path = FOLDER / "given.h5"
     path.write_bytes(KERAS2.seal(case))
-    opened = open_keras2(path)
+    _read_all(open_keras2(path))
+
+
+def fuzz_state_dict(case: bytes) -> None:
+    """A file of torch.save; the pickle of one; or one of the kind before PyTorch 1.6. Then the network in it."""
+    path = FOLDER / "given.pth"
+    path.write_bytes(STATE_DICT.seal(case))
+    _read_all(open_state_dict(path))
+
+
+def _read_all(opened: FileReader | None) -> None:
     if opened is None:
         return
-    with opened:
+    with contextlib.closing(opened):
         for name, entry in opened.entries.items():
             with contextlib.suppress(RszooError):
-                if opened.read(name).shape != entry.shape:
+                if opened.read(name).shape != tuple(entry.shape):
                     raise AssertionError(name)
         take_account(recognize(opened, list_formats()), opened, "ema")
 
@@ -173,6 +187,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "checkpoint": fuzz_checkpoint,
     "graph": fuzz_graph,
     "keras2": fuzz_keras2,
+    "state_dict": fuzz_state_dict,
     "tar": fuzz_tar,
     "safetensors": fuzz_safetensors,
     "journal": fuzz_journal,

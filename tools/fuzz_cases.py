@@ -29,6 +29,7 @@ from rszoo.folder.model_folder import ModelConfig
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.registry.trust import Record
 from tools.fuzz_keras2 import Keras2Cases
+from tools.fuzz_state_dict import StateDictCases
 
 MODEL = "resnet-rs-50-i160"
 RECORD = Record(MODEL, "https://host/name", "2026-01-01", 1, "0" * 64, None, None)
@@ -122,6 +123,8 @@ def seeds(target: str) -> list[bytes]:
         return [b"\0" + GARDEN_GRAPH, b"\1" + GARDEN_GRAPH]
     if target == "keras2":
         return KERAS2.seeds
+    if target == "state_dict":
+        return STATE_DICT.seeds
     if target == "tar":
         files = {"m.data-00000-of-00001": SHARD[:700], "m.index": write_table(ITEMS[:3]), "m.meta": b"x"}
         deep = {"folder/" * 30 + name: content for name, content in files.items()}
@@ -157,6 +160,7 @@ def tar_of(files: dict[str, bytes], fmt: int = tarfile.PAX_FORMAT, **headers: st
 SHARD, ITEMS = _checkpoint()
 GARDEN, GARDEN_GRAPH = _garden()
 KERAS2 = Keras2Cases(_ARCH)
+STATE_DICT = StateDictCases(_ARCH)
 _EMPTY = hashlib.sha256().hexdigest().encode()
 HUB = (
     b'{"architecture": "resnetrs50", "num_classes": 2, "model_args": {"layers": [1, 1, 2, 1], "drop_rate": 0.1}, '

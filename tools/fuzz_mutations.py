@@ -13,6 +13,7 @@ from converters.tensorbundle.sstable import _read_entries
 from converters.tensorbundle.wire import read_message, varint, write_field
 from rszoo.disk.crc32c import masked_crc32c
 from tools.fuzz_cases import SHARD, block
+from tools.fuzz_state_dict import mutate_pickle
 
 _NUMBERS = [*range(5), *(2**power + step for power in (5, 7, 8, 16, 31, 32, 48, 60, 62, 63) for step in (-1, 0, 1))]
 _JSON = [None, True, -1, 1.5, math.nan, 10**400, "", "\ud800", "x" * 300, [], {}, [[1]], *_NUMBERS]
@@ -30,6 +31,8 @@ def mutate(target: str, case: bytes, rng: random.Random) -> bytes:
             return kind + mutate_message(content, rng)
         if target == "keras2" and kind[0] % 3 == 1 and rng.random() < 0.8:
             return kind + json.dumps(_mutate_json(json.loads(content), rng)).encode()
+        if target == "state_dict" and kind[0] % 3 == 1 and rng.random() < 0.8:
+            return kind + mutate_pickle(content, rng)
         if target == "safetensors" and kind[0] % 3 and rng.random() < 0.8:
             text, _, values = content[8 * (kind[0] % 3 == 2) :].partition(b"\0")
             size = rng.choice(_NUMBERS).to_bytes(9, "little")[:8] if kind[0] % 3 == 2 else b""
