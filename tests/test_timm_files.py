@@ -392,6 +392,17 @@ def test_another_pickle_is_told(tmp_path):
         convert(str(tmp_path / "x.pth"), tmp_path / "m", identity=SIZE)
 
 
+def test_a_name_without_end_is_refused_at_once(state, tmp_path):
+    """PyTorch's own search of its message takes minutes for it."""
+    source = write(tmp_path / "x.pth", state)
+    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(tmp_path / "y.pth", "w") as changed:
+        for name in archive.namelist():
+            long = b"\x80\x02ccollections\n" + b"O" * 200_000 + b"\n."
+            changed.writestr(name, long if name.endswith("data.pkl") else archive.read(name))
+    with pytest.raises(CheckpointError, match="it names an object by 200012 characters"):
+        convert(str(tmp_path / "y.pth"), tmp_path / "m", identity=SIZE)
+
+
 def test_an_old_pytorch_is_not_trusted_with_it(state, tmp_path, monkeypatch):
     path = write(tmp_path / "x.pth", state)
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")

@@ -7,9 +7,11 @@ It follows no link and opens no other file, and reads no values, only `model_con
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import h5py
+import numpy as np
 
 # A whole model of a model in a model is 8 deep.
 _MAX_DEPTH = 12
@@ -30,37 +32,40 @@ def list_tensors(root: h5py.Group) -> list[tuple[str, str, tuple[int, ...], int 
     a dataset whose values are not in one piece in the file.
     """
     found = []
-    waiting: list[tuple[h5py.Group, str, int]] = [(root, "", 0)]
+    # h5py's lower level takes a third of the time of its groups and datasets.
+    waiting = [(h5py.h5g.open(root.id, b"/"), "", 0)]
     seen = 0
     while waiting:
         group, prefix, depth = waiting.pop()
         for name in group:
-            path, seen = f"{prefix}{name}", seen + 1
+            path, seen = prefix + name.decode("utf-8", "surrogateescape"), seen + 1
             if depth > _MAX_DEPTH or seen > _MAX_OBJECTS:
                 raise RefusedError("its groups are too deep or too many, or have each other")
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            if group.links.get_info(name).type != h5py.h5l.TYPE_HARD:
                 raise RefusedError(f"{path} is a link to elsewhere")
-            child = group[name]
-            if isinstance(child, h5py.Group):
+            child = h5py.h5o.open(group, name)
+            if isinstance(child, h5py.h5g.GroupID):
                 waiting.append((child, f"{path}/", depth + 1))
-            elif isinstance(child, h5py.Dataset):
-                found.append((path, child.dtype.str, child.shape, _find(child, path)))
+            elif isinstance(child, h5py.h5d.DatasetID):
+                dtype, shape = child.dtype, child.shape
+                found.append((path, dtype.str, shape, _find(child, dtype, math.prod(shape) * dtype.itemsize, path)))
             else:
                 raise RefusedError(f"{path} is no group and no dataset")
     return found
 
 
-def _find(dataset: h5py.Dataset, path: str) -> int | None:
-    """Return where the values of a dataset begin, or None if they are no numbers."""
-    if dataset.shape is None or dataset.is_virtual or dataset.external:
-        raise RefusedError(f"the values of {path} are not in it")
-    if dataset.dtype.kind not in "fiub" or dataset.dtype.hasobject:
+def _find(dataset: h5py.h5d.DatasetID, dtype: np.dtype, size: int, path: str) -> int | None:
+    """Return where the values of a dataset begin, which have so many bytes; None if they are no numbers."""
+    if dtype.kind not in "fiub" or dtype.hasobject:
         # Texts and references of an optimizer or of metrics.
         return None
-    if dataset.nbytes > _MAX_TENSOR_BYTES:
-        raise RefusedError(f"{path} has {dataset.nbytes} bytes; at most {_MAX_TENSOR_BYTES} are read")
-    offset: int | None = dataset.id.get_offset()
-    if dataset.nbytes and (offset is None or dataset.id.get_storage_size() != dataset.nbytes):
+    if size > _MAX_TENSOR_BYTES:
+        raise RefusedError(f"{path} has {size} bytes; at most {_MAX_TENSOR_BYTES} are read")
+    offset: int | None = dataset.get_offset()
+    if size and (offset is None or dataset.get_storage_size() != size):
+        settings = dataset.get_create_plist()
+        if settings.get_layout() == h5py.h5d.VIRTUAL or settings.get_external_count():
+            raise RefusedError(f"the values of {path} are not in it")
         raise RefusedError(f"{path} is compressed, in several pieces, or not all there")
     return offset or 0
 

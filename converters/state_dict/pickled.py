@@ -7,13 +7,16 @@ timm's `train.py` also leaves an `argparse.Namespace`, a bag of values without c
 from __future__ import annotations
 
 import argparse
+import io
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from rszoo.disk.regular import open_regular
 from rszoo.errors import CheckpointError, MissingPackageError, summarize
 from rszoo.extras import needs
 
@@ -27,6 +30,9 @@ _MAX_DEPTH = 12
 _MAX_TENSORS = 200_000
 # The pickle of a 420 with its optimizer has 1 MB.
 _MAX_PICKLE_BYTES = 64 << 20
+_MAX_NAME = 1000
+# A number, a version, the machine, the object, and the keys of its tensors.
+_LEGACY_PICKLES = 5
 _REMEDY = "save the tensors alone, in the program that wrote it: torch.save(model.state_dict(), 'weights.pth')"
 
 
@@ -52,9 +58,8 @@ def load_pickled(path: Path, *, zipped: bool) -> Pickled:
             f'older one such a file can run code; pip install "torch>={_SAFE_TORCH}", or save the tensors as '
             "safetensors"
         )
-    if zipped:
-        _check_archive(path)
     try:
+        _check_archive(path) if zipped else _check_legacy(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
@@ -64,6 +69,8 @@ def load_pickled(path: Path, *, zipped: bool) -> Pickled:
                 f"could run code; {_REMEDY}"
             ) from error
         raise CheckpointError(f"{path} is damaged, or no file of torch.save: {_reason(error)}") from error
+    except CheckpointError:
+        raise
     # What a damaged pickle makes Python do may raise anything.
     except Exception as error:
         raise CheckpointError(f"{path} is damaged, or no file of torch.save: {_reason(error)}") from error
@@ -74,16 +81,29 @@ def load_pickled(path: Path, *, zipped: bool) -> Pickled:
 
 def _check_archive(path: Path) -> None:
     """Raise CheckpointError for an archive that unpacks to more than it has, which `torch.save` never writes."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    for member in members:
-        if member.compress_type != zipfile.ZIP_STORED:
-            raise CheckpointError(f"{path} is refused: {member.filename} in it is compressed; {_REMEDY}")
-        if member.filename.endswith(".pkl") and member.file_size > _MAX_PICKLE_BYTES:
-            raise CheckpointError(f"{path} is refused: {member.filename} in it has {member.file_size} bytes")
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise CheckpointError(f"{path} is refused: {member.filename} in it is compressed; {_REMEDY}")
+            if not member.filename.endswith(".pkl"):
+                continue
+            if member.file_size > _MAX_PICKLE_BYTES:
+                raise CheckpointError(f"{path} is refused: {member.filename} in it has {member.file_size} bytes")
+            _check_names(io.BytesIO(archive.read(member)), path)
+
+
+def _check_legacy(path: Path) -> None:
+    """Raise CheckpointError for one of the pickles that precede the values in a file of the old kind."""
+    with open_regular(path) as opened:
+        for _ in range(_LEGACY_PICKLES):
+            _check_names(opened, path)
+
+
+def _check_names(stream: IO[bytes], path: Path) -> None:
+    """Raise CheckpointError for a name that is too long: PyTorch takes the square of its length to refuse it."""
+    for operation, argument, _ in pickletools.genops(stream):
+        if operation.name == "GLOBAL" and isinstance(argument, str) and len(argument) > _MAX_NAME:
+            raise CheckpointError(f"{path} is refused: it names an object by {len(argument)} characters")
 
 
 def _reason(error: BaseException) -> str:
