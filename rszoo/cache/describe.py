@@ -53,8 +53,13 @@ def describe_entry(entry: PretrainedEntry) -> dict[str, Any]:
     """Return a registry entry as JSON values; ImageNet's labels are left to the number of classes."""
     facts = dataclasses.asdict(entry)
     labels, family = facts.pop("labels"), entry.family
+    copies = {
+        copy.pop("format"): {key: value for key, value in copy.items() if value is not None}
+        for copy in facts.pop("copies")
+    }
     return {
         **facts,
+        "copies": copies,
         "family": family.name,
         "title": family.title,
         "license": family.license,
