@@ -10,16 +10,18 @@ what was saved: a trainer, a model, a model and its backbone. Facts: tensorflow/
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from converters.formats.format import Contents, Export, Format, Reader, Reference
+from converters.formats.shapes import read_arch
 from converters.tensorbundle.bundle import Bundle, write_files
 from converters.tensorbundle.object_graph import OBJECT_GRAPH, VALUE_SUFFIX, ObjectGraph, write_graph
 from rszoo.arch.config import ArchConfig
-from rszoo.arch.walk import TensorSpec, iter_tensors, with_published_widths
-from rszoo.errors import ConfigError, ConversionError
+from rszoo.arch.walk import TensorSpec, iter_tensors
+from rszoo.errors import ConversionError
 from rszoo.folder.model_folder import WeightSet
 from rszoo.registry.manifest import load_labels
 from rszoo.registry.preprocessing import Preprocessing
@@ -43,6 +45,7 @@ _IN_BLOCK = {
     "se_expand": "_squeeze_excitation/_se_expand",
 }
 _STEM_CONVS = 4
+_NETWORK = ArchConfig((1, 1, 1, 1), activation="silu", strided_padding="same", shortcut_pool="always")
 _HEAD = "head.dense"
 # What a classifier calls its parts.
 _BACKBONES = ("layer_with_weights-0", "_backbone")
@@ -143,21 +146,9 @@ def _infer_arch(network: _Network) -> ArchConfig:
     if len(counts) != 5 or counts[0]:
         raise ConversionError(f"{_NOT_RESNET}: it has {len(counts) - 1} stages whose first block has a pooled shortcut")
     kernels = [shape for shape in stem if shape is not None]
-    try:
-        exact = ArchConfig(
-            blocks=tuple(counts[1:]),  # type: ignore[arg-type]
-            num_classes=head[1],
-            in_chans=kernels[0][2],
-            stem_widths=tuple(shape[3] for shape in kernels),  # type: ignore[arg-type]
-            stage_widths=tuple(widths[1:]),  # type: ignore[arg-type]
-            se_ratio=_se_ratio(gate),
-            activation="silu",
-            strided_padding="same",
-            shortcut_pool="always",
-        )
-        return with_published_widths(exact)
-    except ConfigError as error:
-        raise ConversionError(f"{_NOT_RESNET}: its shapes are impossible ({error})") from error
+    widths_of_stem = [shape[3] for shape in kernels]
+    known = replace(_NETWORK, se_ratio=_se_ratio(gate))
+    return read_arch(known, counts[1:], widths[1:], widths_of_stem, channels=kernels[0][2], classes=head[1])
 
 
 def _se_ratio(gate: tuple[int, ...] | None) -> float:

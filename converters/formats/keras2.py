@@ -9,15 +9,17 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from converters.formats.format import Contents, Export, Format, Reader, Reference, Said
+from converters.formats.shapes import TF1_NETWORK, count_blocks, read_arch
 from converters.keras2.files import Keras2File, open_keras2
 from rszoo.arch.config import Activation, ArchConfig
-from rszoo.arch.walk import TensorSpec, iter_tensors, with_published_widths
+from rszoo.arch.walk import TensorSpec, iter_tensors
 from rszoo.errors import ConfigError, ConversionError, summarize
 from rszoo.extras import needs
 from rszoo.registry.preprocessing import Preprocessing
@@ -132,32 +134,16 @@ def _infer_arch(reader: Reader, prefix: str) -> ArchConfig:
     """Read blocks, widths, classes and channels off the shapes, and the activation off the layers' settings."""
     shapes = {name: tuple(entry.shape) for name, entry in reader.entries.items()}
     stem = [shapes.get(f"{prefix}conv_{number}/kernel", ()) for number in range(1, _STEM_CONVS + 1)]
-    counts, widths = [], []
-    for group in range(2, 6):
-        blocks = 0
-        while len(shape := shapes.get(f"BlockGroup{group}__block_{blocks}__conv_2/kernel", ())) == 4:
-            blocks += 1
-            width = shape[3]
-        if not blocks:
-            raise ConversionError(f"{_NOT_RESNET}: it has no layer BlockGroup{group}__block_0__conv_2")
-        counts.append(blocks)
-        widths.append(width)
+    counts, widths = count_blocks(
+        lambda stage, block: shapes.get(f"BlockGroup{stage + 1}__block_{block}__conv_2/kernel", ()), out_axis=3
+    )
+    if 0 in counts:
+        raise ConversionError(f"{_NOT_RESNET}: it has no layer BlockGroup{counts.index(0) + 2}__block_0__conv_2")
     if any(len(shape) != 4 for shape in stem):
         raise ConversionError(f"{_NOT_RESNET}: it has no stem of {_STEM_CONVS} convolutions")
-    try:
-        exact = ArchConfig(
-            blocks=tuple(counts),  # type: ignore[arg-type]
-            num_classes=_count_classes(shapes),
-            in_chans=stem[0][2],
-            stem_widths=tuple(shape[3] for shape in stem),  # type: ignore[arg-type]
-            stage_widths=tuple(widths),  # type: ignore[arg-type]
-            activation=_activation(reader),
-            strided_padding="symmetric",
-            shortcut_pool="strided",
-        )
-        return with_published_widths(exact)
-    except ConfigError as error:
-        raise ConversionError(f"{_NOT_RESNET}: its shapes are impossible ({error})") from error
+    known = replace(TF1_NETWORK, activation=_activation(reader))
+    stem_widths = [shape[3] for shape in stem]
+    return read_arch(known, counts, widths, stem_widths, channels=stem[0][2], classes=_count_classes(shapes))
 
 
 def _count_classes(shapes: Mapping[str, tuple[int, ...]]) -> int:

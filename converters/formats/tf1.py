@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from converters.formats.format import Contents, Export, Format, Reader, Reference
+from converters.formats.shapes import TF1_NETWORK, read_arch
 from converters.tensorbundle.bundle import write_files
 from converters.tensorbundle.layout import Ranges, packed_ranges
 from rszoo.arch.config import ArchConfig
-from rszoo.arch.walk import TensorSpec, iter_tensors, with_published_widths
-from rszoo.errors import ConfigError, ConversionError
+from rszoo.arch.walk import TensorSpec, iter_tensors
+from rszoo.errors import ConversionError
 from rszoo.folder.model_folder import WeightSet
 from rszoo.registry.manifest import get_entry, list_models
 
@@ -69,21 +70,8 @@ def infer_arch(shapes: Mapping[str, tuple[int, ...]]) -> ArchConfig:
     widths = Counter(shape[3] for shape in kernels[4:] if shape[:2] == (3, 3))
     if len(widths) != 4:
         raise ConversionError(f"the checkpoint's 3x3 kernels are of {len(widths)} widths, not of 4; {_HINT}")
-    # mypy does not see that there are four of each.
-    try:
-        exact = ArchConfig(
-            blocks=tuple(widths.values()),  # type: ignore[arg-type]
-            num_classes=classes,
-            in_chans=kernels[0][2],
-            stem_widths=tuple(shape[3] for shape in kernels[:4]),  # type: ignore[arg-type]
-            stage_widths=tuple(widths),  # type: ignore[arg-type]
-            activation="relu",
-            strided_padding="symmetric",
-            shortcut_pool="strided",
-        )
-        return with_published_widths(exact)
-    except ConfigError as error:
-        raise ConversionError(f"the checkpoint's shapes are impossible ({error}); {_HINT}") from error
+    stem = [shape[3] for shape in kernels[:4]]
+    return read_arch(TF1_NETWORK, [*widths.values()], [*widths], stem, channels=kernels[0][2], classes=classes)
 
 
 def _has_layers(shapes: Mapping[str, tuple[int, ...]]) -> bool:

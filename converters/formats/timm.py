@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from converters.formats.format import Contents, Export, Format, Reader, Reference, Said
+from converters.formats.shapes import TF1_NETWORK, count_blocks, read_arch
 from converters.state_dict.files import StateDictFile, open_state_dict
 from rszoo.arch.audit import dtype_name
 from rszoo.arch.config import ArchConfig
 from rszoo.arch.names import counter_names, torch_name, torch_shape
-from rszoo.arch.walk import TensorSpec, iter_tensors, with_published_widths
+from rszoo.arch.walk import TensorSpec, iter_tensors
 from rszoo.disk.safetensors_writer import SafetensorsWriter
 from rszoo.errors import ConfigError, ConversionError, summarize
 from rszoo.folder.model_folder import CONFIG, WEIGHTS, WeightSet
@@ -129,35 +130,18 @@ def _notes(reader: Reader, found: Mapping[WeightSet, str], names: Sequence[str])
 def _infer_arch(shapes: Mapping[str, tuple[int, ...]], place: str) -> ArchConfig:
     """Read blocks, widths, classes and channels off the shapes of one state dict."""
     stem = [shapes.get(f"{place}{name}.weight", ()) for name in _STEM_CONVS]
-    counts, widths = [], []
-    for stage in range(1, 5):
-        blocks = 0
-        while len(shape := shapes.get(f"{place}layer{stage}.{blocks}.conv2.weight", ())) == 4:
-            blocks += 1
-            width = shape[0]
-        if not blocks:
-            raise ConversionError(f"the file has no {place}layer{stage}.0.conv2.weight; {_HINT}")
-        counts.append(blocks)
-        widths.append(width)
+    counts, widths = count_blocks(
+        lambda stage, block: shapes.get(f"{place}layer{stage}.{block}.conv2.weight", ()), out_axis=0
+    )
+    if 0 in counts:
+        raise ConversionError(f"the file has no {place}layer{counts.index(0) + 1}.0.conv2.weight; {_HINT}")
     if any(len(shape) != 4 for shape in stem):
         raise ConversionError(f"the file's stem is not of four convolutions; {_HINT}")
     head = shapes.get(f"{place}fc.weight")
     if head is not None and len(head) != 2:
         raise ConversionError(f"the file's {place}fc.weight has shape {head}; {_HINT}")
-    try:
-        exact = ArchConfig(
-            blocks=tuple(counts),  # type: ignore[arg-type]
-            num_classes=0 if head is None else head[0],
-            in_chans=stem[0][1],
-            stem_widths=tuple(shape[0] for shape in stem),  # type: ignore[arg-type]
-            stage_widths=tuple(widths),  # type: ignore[arg-type]
-            activation="relu",
-            strided_padding="symmetric",
-            shortcut_pool="strided",
-        )
-        return with_published_widths(exact)
-    except ConfigError as error:
-        raise ConversionError(f"the file's shapes are impossible ({error}); {_HINT}") from error
+    classes, stem_widths = 0 if head is None else head[0], [shape[0] for shape in stem]
+    return read_arch(TF1_NETWORK, counts, widths, stem_widths, channels=stem[0][1], classes=classes)
 
 
 def _said(reader: Reader, arch: ArchConfig) -> Said:
