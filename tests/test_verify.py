@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 import rszoo
 from converters.convert import Identity, convert
+from converters.write_back import write_checkpoint
 from rszoo.errors import NewerFormatError, RszooError, SourceNotFoundError, UsageError
 from rszoo.folder.model_folder import ModelFolder, read_folder, sha256_of
 from rszoo.inference.images import preprocess
@@ -25,7 +26,7 @@ from rszoo.registry.entry import Golden, GoldenImage
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.schema.fields import plain
 from rszoo.verify import checks as parity
-from rszoo.verify.given import check_source
+from rszoo.verify.given import check_against, check_source
 from rszoo.verify.stages import relative_l2, torch_stages
 from tests import manifests
 from tests.commands import call
@@ -166,6 +167,35 @@ def test_a_source_that_cannot_be_used_is_refused_and_nothing_is_written(checked,
     with pytest.raises(RszooError, match="CRC32C"):
         rszoo.verify_model(tiny, source=str(prefix))
     assert not (tiny / "verification.json").exists()
+
+
+def test_two_sources_of_one_set_prove_each_other_and_what_differs_is_named(demo, tiny_folder, checked, tmp_path):
+    """A model folder, and files of three formats; a network with two tensors changed; another network."""
+    model = rszoo.create(checked.path)
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    others = [write_checkpoint(demo, tmp_path / target, target) for target in ("tf1", "keras2")]
+    for place in (*others, tmp_path / "x.pth", checked.path):
+        check = check_against(demo, str(place))
+        assert (check.name, check.status) == ("other source", "passed")
+        assert check.detail.startswith("all 194 tensors equal to ")
+    with torch.no_grad():
+        model.fc.bias[3] += 0.5
+        # A difference of one bit.
+        model.bn1.weight[0] = torch.nextafter(model.bn1.weight[0], torch.tensor(9.0))
+    changed = rszoo.save(model, tmp_path / "changed")
+    torch.save(model.state_dict(), tmp_path / "y.pth")
+    for place in (changed.path, tmp_path / "y.pth"):
+        check = check_against(demo, str(place))
+        assert check.status == "failed"
+        assert re.match(
+            r"2 of 194 tensors differ from .*: first bn1\.weight, most fc\.bias, by 5\.0e-01$", check.detail
+        )
+    assert "is of another" in check_against(demo, str(tiny_folder.path)).detail
+    done = call("rszoo", "verify", checked.path, "--against", changed.path)
+    assert (done.returncode, "failed   other source: 2 of 194 tensors differ" in done.stdout) == (1, True)
+    for source, code in {"": 2, "typo": 2, tmp_path / "none.h5": 3, "./none": 3}.items():
+        (checked.path / "verification.json").write_text(FORMER)
+        refuse(checked, code, "--against", source)
 
 
 def test_a_source_that_opens_and_has_other_values_is_a_failed_check(demo, tiny_folder, tiny_checkpoint, tmp_path):
