@@ -190,6 +190,13 @@ def test_a_copy_with_another_md5_is_refused_and_the_next_is_not_tried(server, fi
     assert not [*(tmp_path / "cache" / "downloads").iterdir()]
 
 
+def test_a_copy_that_arrives_damaged_is_not_followed_by_the_next(server, files):
+    break_objects(server, gz=GONE, h5=Fault(corrupt=5000))
+    with pytest.raises(NetworkError, match=r"resnet-rs-demo\.h5 arrived damaged"):
+        fill_cache(get_entry(NAME), allow_weak_source=True)
+    assert asked(server) == [PATH, H5]
+
+
 def test_a_weak_copy_is_taken_on_request_only_and_recorded_as_such(server, files, tmp_path):
     break_objects(server, gz=GONE, h5=GONE)
     with pytest.raises(NetworkError) as told:
@@ -264,6 +271,11 @@ def test_a_kept_copy_serves_without_a_network(server, files, monkeypatch, tmp_pa
     clear_cache(NAME)
     break_objects(server, gz=GONE, h5=GONE)
     assert _tensors(fill_cache(get_entry(NAME)).path) == files.weights
+    clear_cache(NAME)
+    monkeypatch.setenv("RSZOO_OFFLINE", "1")
+    before = len(server.requests)
+    assert _tensors(fill_cache(get_entry(NAME)).path) == files.weights
+    assert len(server.requests) == before
     # And it is checked again.
     clear_cache(NAME)
     kept.write_bytes(files.h5[:-1] + bytes([files.h5[-1] ^ 1]))

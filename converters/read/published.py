@@ -18,7 +18,7 @@ from rszoo.disk.paths import kept_archive
 from rszoo.errors import ArchiveError, CheckpointError, NetworkError
 from rszoo.extras import check_installed
 from rszoo.folder.model_folder import WeightSet
-from rszoo.net.urls import SourceGoneError
+from rszoo.net.urls import SourceGoneError, offline_variable
 from rszoo.registry.entry import PretrainedEntry
 
 if TYPE_CHECKING:
@@ -67,7 +67,10 @@ class PublishedPair:
     def _places(self, wanted: WeightSet | None) -> list[PretrainedEntry]:
         # Copies have the averages alone.
         copies = self._entry.copies if wanted == "ema" else ()
-        return [self._entry, *(self._entry.at(copy) for copy in copies if self._allow_weak or not copy.is_weak)]
+        places = [self._entry, *(self._entry.at(copy) for copy in copies if self._allow_weak or not copy.is_weak)]
+        # Without a network, a copy that was kept comes before an archive that was not.
+        here = [place for place in places if _path_of(place) is not None] if offline_variable() else []
+        return here or places
 
     def _advice(self, wanted: WeightSet | None) -> list[str]:
         weak = [copy for copy in self._entry.copies if copy.is_weak]
@@ -82,14 +85,13 @@ class PublishedPair:
 
     def _read_from(self, place: PretrainedEntry, spool_folder: Path, wanted: WeightSet | None) -> OpenCheckpoint:
         url = str(place.source.url)
-        kept = kept_archive(url, place.name)
-        if place.source.path is not None:
-            return open_known(place, place.source.path, spool_folder, wanted)
-        if kept.is_file():
+        if (path := _path_of(place)) is not None:
             try:
-                return open_known(place, kept, spool_folder, wanted)
+                return open_known(place, path, spool_folder, wanted)
             except (ArchiveError, CheckpointError) as error:
-                raise type(error)(f"{error}. It was kept in the cache: delete {kept} to download it again") from error
+                if path == place.source.path:
+                    raise
+                raise type(error)(f"{error}. It was kept in the cache: delete {path} to download it again") from error
         if place is not self._entry and (package := get_format(place.name.rpartition(".")[2]).package):
             check_installed(f"reading {url}", package)
         # Imported here: what is embedded or kept needs no HTTP client.
@@ -99,3 +101,11 @@ class PublishedPair:
         files = remote.read(spool_folder, wanted)
         self._chosen = remote
         return files
+
+
+def _path_of(place: PretrainedEntry) -> Path | None:
+    """Return where a source is on this machine, embedded or kept; None if it must be downloaded."""
+    if place.source.path is not None:
+        return place.source.path
+    kept = kept_archive(str(place.source.url), place.name)
+    return kept if kept.is_file() else None
