@@ -144,6 +144,11 @@ def _describe(account: Account, entries: Sequence[PretrainedEntry], identity: Id
         # Archives of one name were published in two formats.
         of_format = (entry for entry in entries if entry.family.format == account.format.name)
         entry = next(of_format, entries[0])
+        if account.weights == "raw" and entry.family.format != account.format.name:
+            raise ConversionError(
+                f"a {account.format.title} of {entry.name} has the averages, not the plain weights, which are in "
+                f"{entry.source.url or entry.source.file} alone; leave out --weights raw"
+            )
         _check_agreement(account, entry, identity)
         known = {field: getattr(entry.arch, field) for field in _NOT_IN_CHECKPOINTS}
         arch, labels = replace(arch, **known), entry.labels_of(arch.num_classes)
@@ -152,17 +157,15 @@ def _describe(account: Account, entries: Sequence[PretrainedEntry], identity: Id
             title = f"{entry.name}, without its classifier"
             return ModelConfig(title, None, arch, entry.preprocessing, None, account.weights)
         return ModelConfig(entry.name, entry.name, arch, entry.preprocessing, labels, account.weights)
-    settings = account.said.preprocessing
-    if identity.image_size is not None:
-        known_settings = settings or account.format.preprocessing(identity.image_size)
-        settings = replace(known_settings, image_size=identity.image_size)
-    if settings is None:
+    said, size = account.said, identity.image_size or account.said.image_size
+    if size is None:
         pairs = [name for name in list_models() if get_entry(name).arch.blocks == arch.blocks]
         known_pairs = f" --model NAME ({', '.join(pairs)}) or" if pairs else ""
         raise UsageError(
             f"the checkpoint holds a {arch.label}, but neither its name nor its content says the input size; "
             f"give{known_pairs} --image-size PIXELS"
         )
+    settings = (said.preprocessing or account.format.preprocessing)(size)
     return ModelConfig(arch.label, None, arch, settings, account.labels, account.weights)
 
 
@@ -175,6 +178,9 @@ def _check_agreement(account: Account, entry: PretrainedEntry, identity: Identit
     if not account.arch.num_classes or entry.labels_of(account.arch.num_classes) is not None:
         # With the background or without, or without the classifier.
         compared -= {"num_classes"}
+    if account.arch.bn_epsilon not in (ArchConfig.bn_epsilon, entry.arch.bn_epsilon):
+        # Where the checkpoint says one at all.
+        compared |= {"bn_epsilon"}
     differing = [name for name in sorted(compared) if getattr(entry.arch, name) != getattr(account.arch, name)]
     if differing:
         who, remedy = "the name says", "rename it, or say what it is with --model NAME"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from converters.formats import get_target
 from converters.formats.format import LABELS, Export, Format, Writer
+from rszoo.arch.config import ArchConfig
 from rszoo.arch.names import torch_name
 from rszoo.disk.paths import expand_user
 from rszoo.disk.regular import read_regular_text
@@ -48,6 +49,8 @@ def left_out(folder: ModelFolder, target: str) -> list[str]:
     """Return what of a model folder a checkpoint of a format does not hold, in words."""
     chosen, _ = get_target(target)
     lost = [what for what in chosen.loses if what != LABELS or folder.config.labels is not None]
+    if folder.config.arch.bn_epsilon != ArchConfig.bn_epsilon:
+        lost.append(f"the normalizations' epsilon {folder.config.arch.bn_epsilon:g}")
     return [*lost, f"the plain weights in {RAW_WEIGHTS}"] if (folder.path / RAW_WEIGHTS).is_file() else lost
 
 

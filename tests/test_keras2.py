@@ -37,7 +37,7 @@ BLOCKS = (1, 2, 1, 1)
 IMAGES = [np.random.default_rng(seed).standard_normal((2, 64, 64, 3)).astype(np.float32) for seed in range(2)]
 
 
-def build(classes: int = 5, *, preprocessing: bool = False):
+def build(classes: int = 5, *, preprocessing: bool = False, channels: int = 3, bn_epsilon: float = 1e-5):
     """A small network of tf_keras's own, with random values."""
     pytest.importorskip("tf_keras", reason="tf_keras is not installed")
     from tf_keras.src.applications.resnet_rs import ResNetRS
@@ -45,7 +45,8 @@ def build(classes: int = 5, *, preprocessing: bool = False):
     network = ResNetRS(
         50,
         block_args=[{"input_filters": 8 << n, "num_repeats": count} for n, count in enumerate(BLOCKS)],
-        input_shape=(64, 64, 3),
+        input_shape=(64, 64, channels),
+        bn_epsilon=bn_epsilon,
         weights=None,
         classes=classes,
         classifier_activation=None,
@@ -223,10 +224,11 @@ def test_of_a_model_with_another_head_the_backbone_is_taken(network, tmp_path, b
     report = convert(str(path), tmp_path / "m", identity=SIZE if suffix == "weights.h5" else None)
     folder = read_folder(tmp_path / "m")
     assert (folder.config.arch.num_classes, len(report["mapped"])) == (0, 135)
-    assert sorted(report["skipped"].get("layers after the network", ())) == left
+    assert sorted(report["skipped"].get("layers that are not the network's", ())) == left
     notes = report["source"]["notes"]
-    assert len(notes) == (2 if left else 1)
+    assert len(notes) == 1 + bool(left) + (suffix == "weights.h5")
     assert all(name in notes[-1] for name in left)
+    assert any("does not list its layers" in note for note in notes) == (suffix == "weights.h5")
     # The size of the input is in the file.
     assert folder.preprocessing == Preprocessing(64)
     if build_on is with_own_head:
@@ -240,6 +242,138 @@ def test_of_a_model_with_another_head_the_backbone_is_taken(network, tmp_path, b
             assert parity.relative_l2(features, pooled(IMAGES[0], training=False).numpy()) <= 2e-6
         checks = {check.name: check.status for check in verify(folder)}
         assert {name for name, status in checks.items() if status != "passed"} == {"source", "published logits"}
+
+
+def layers():
+    return pytest.importorskip("tf_keras", reason="tf_keras is not installed").layers
+
+
+def pooled_by_maximum(network):
+    return layers().GlobalMaxPooling2D()(network.get_layer("avg_pool").input)
+
+
+def normalized(network):
+    return layers().UnitNormalization()(network.get_layer("avg_pool").output)
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.parametrize("suffix", ["x.h5", "x.keras"])
+@pytest.mark.parametrize("features", [pooled_by_maximum, normalized])
+def test_a_classifier_on_other_features_is_not_taken(network, tmp_path, features, suffix):
+    import tf_keras
+
+    head = tf_keras.layers.Dense(3, name="predictions")(features(network))
+    tf_keras.Model(network.input, head).save(tmp_path / suffix)
+    report = convert(str(tmp_path / suffix), tmp_path / "m")
+    assert read_folder(tmp_path / "m").config.arch.num_classes == 0
+    left = report["skipped"]["layers that are not the network's"]
+    assert sorted(left) == ["predictions/bias", "predictions/kernel"]
+    by_maximum = any("pooled by their maximum" in note for note in report["source"]["notes"])
+    assert by_maximum == (features is pooled_by_maximum)
+
+
+def in_front(network, *given, side: int = 64):
+    """A model that does something to images of 0 to 255 before the network."""
+    import tf_keras
+
+    images = outputs = tf_keras.Input((side, side, network.input_shape[-1]))
+    for layer in given:
+        outputs = layer(outputs)
+    return tf_keras.Model(images, network(outputs))
+
+
+def adapted():
+    layer = layers().Normalization()
+    layer.adapt(np.random.default_rng(1).uniform(20, 220, (8, 64, 64, 3)).astype(np.float32))
+    return layer
+
+
+FRONTS = [
+    lambda: [layers().Rescaling(1 / 127.5, -1.0)],
+    lambda: [layers().Rescaling(1 / 255)],
+    lambda: [adapted()],
+    lambda: [layers().Rescaling(1 / 255), layers().Normalization(mean=[0.5, 0.4, 0.3], variance=[0.04, 0.05, 0.06])],
+]
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.parametrize("suffix", ["x.h5", "x.keras"])
+@pytest.mark.parametrize("front", FRONTS, ids=["-1 to 1", "0 to 1", "adapted", "own"])
+def test_what_layers_in_front_do_to_images_becomes_the_preprocessing(network, tmp_path, front, suffix):
+    model = in_front(network, *front())
+    model.save(tmp_path / suffix)
+    convert(str(tmp_path / suffix), tmp_path / "m")
+    folder = read_folder(tmp_path / "m")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
+    settings = folder.preprocessing
+    images = ((pixels / 255 - np.array(settings.mean)) / np.array(settings.std)).astype(np.float32)
+    (stages,) = parity.torch_stages(folder, [images], "float32")
+    assert parity.relative_l2(stages["logits"], model(pixels, training=False).numpy()) <= 2e-6
+    assert settings.image_size == 64
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_gray_images_that_are_only_rescaled_and_resized_ones(tmp_path):
+    network = build(channels=1, preprocessing=True)
+    network.save(tmp_path / "x.h5")
+    convert(str(tmp_path / "x.h5"), tmp_path / "m")
+    assert read_folder(tmp_path / "m").preprocessing == Preprocessing(64, mean=(0.0,), std=(1.0,))
+    in_front(build(), layers().Resizing(64, 64), side=128).save(tmp_path / "y.h5")
+    convert(str(tmp_path / "y.h5"), tmp_path / "n")
+    assert read_folder(tmp_path / "n").preprocessing == Preprocessing(64)
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_the_epsilon_is_read_and_named_where_it_is_lost(tmp_path):
+    network = build(bn_epsilon=1e-2)
+    network.save(tmp_path / "x.h5")
+    convert(str(tmp_path / "x.h5"), tmp_path / "m", identity=SIZE)
+    assert read_folder(tmp_path / "m").config.arch.bn_epsilon == 1e-2
+    assert_same_outputs(tmp_path / "m", network)
+    done = call("rszoo-convert", "--ckpt", tmp_path / "m", "--to", "keras2", "--output", tmp_path / "back")
+    assert "the normalizations' epsilon 0.01" in done.stdout
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_layers_within_the_network_and_unknown_ones_before_it(network, tmp_path):
+    import tf_keras
+
+    def again(tensor):
+        return tf_keras.layers.ReLU(name="mine")(tensor)
+
+    middle = network.get_layer("BlockGroup3__block_1__output_act").output
+    first, second = tf_keras.Model(network.input, middle), tf_keras.Model(middle, network.output)
+    tf_keras.Model(network.input, second(again(first.output))).save(tmp_path / "x.h5")
+    with pytest.raises(ConversionError, match=r"other layers within the network: 'mine' \(ReLU\)"):
+        convert(str(tmp_path / "x.h5"), tmp_path / "m")
+    in_front(network, tf_keras.layers.ReLU(name="mine")).save(tmp_path / "y.h5")
+    report = convert(str(tmp_path / "y.h5"), tmp_path / "m")
+    assert "layers before the network that are not kept: 'mine' (ReLU)" in report["source"]["notes"]
+
+
+@pytest.mark.parametrize("metrics", [[], ["mae"]])
+def test_a_fitted_model_is_read_from_its_archive(tmp_path, metrics):
+    network = build()
+    network.compile("adam", "mse", metrics=metrics)
+    network.fit(IMAGES[0], np.zeros((2, 5), np.float32), verbose=0)
+    network.save(tmp_path / "x.keras")
+    report = convert(str(tmp_path / "x.keras"), tmp_path / "m", identity=SIZE)
+    assert any("metrics/" in name for names in report["skipped"].values() for name in names)
+    np.testing.assert_array_equal(
+        load_file(tmp_path / "m" / "model.safetensors")["fc.weight"], values_of(network)["predictions/kernel:0"].T
+    )
+
+
+def test_files_that_do_not_name_layers_and_compressed_ones_are_told(network, tmp_path):
+    network.save_weights(tmp_path / "x.weights.h5")
+    with pytest.raises(CheckpointError, match=r"save the whole model, model\.save\('x\.keras'\)"):
+        convert(str(tmp_path / "x.weights.h5"), tmp_path / "m", identity=SIZE)
+    network.save(tmp_path / "y.keras")
+    with zipfile.ZipFile(tmp_path / "y.keras") as archive, zipfile.ZipFile(tmp_path / "z.keras", "w", 8) as packed:
+        for name in archive.namelist():
+            packed.writestr(name, archive.read(name))
+    with pytest.raises(CheckpointError, match="in it is compressed"):
+        convert(str(tmp_path / "z.keras"), tmp_path / "m", identity=SIZE)
 
 
 def test_a_backbone_is_used_for_features_and_fine_tuning_alone(network, tmp_path):

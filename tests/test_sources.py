@@ -23,7 +23,14 @@ from rszoo import extras
 from rszoo.cache.cached import find_cached
 from rszoo.cache.fill import fill_cache
 from rszoo.cache.upkeep import clear_cache
-from rszoo.errors import ArchiveError, IntegrityError, MissingPackageError, NetworkError, VerificationError
+from rszoo.errors import (
+    ArchiveError,
+    ConversionError,
+    IntegrityError,
+    MissingPackageError,
+    NetworkError,
+    VerificationError,
+)
 from rszoo.folder.model_folder import ModelFolder, read_folder
 from rszoo.folder.records import read_conversion
 from rszoo.net import retry as patience
@@ -304,6 +311,41 @@ def test_the_url_and_the_name_of_a_published_copy_are_the_pair_s(server, files, 
     (tmp_path / "resnetrsdemo_ema.pth").write_bytes(files.pth)
     convert(str(tmp_path / "resnetrsdemo_ema.pth"), tmp_path / "again")
     assert read_folder(tmp_path / "again").config.pair == NAME
+
+
+def test_a_file_of_a_copys_name_is_compared_with_its_hash(server, files, tmp_path):
+    for name, content in (("resnet-rs-demo.h5", files.h5), ("resnetrsdemo_ema.pth", files.pth)):
+        (tmp_path / name).write_bytes(content)
+        report = convert(str(tmp_path / name), tmp_path / f"{name}-model")
+        assert (report["source"]["name"], "proof" in report["source"]) == (name, True)
+        other = bytearray(content)
+        other[-1] ^= 1
+        (tmp_path / name).write_bytes(other)
+        with pytest.raises(IntegrityError, match=r"has the name of a published file, and is another.*rename it"):
+            convert(str(tmp_path / name), tmp_path / "no")
+    (tmp_path / "resnet-rs-demo.h5").write_bytes(files.h5)
+    with pytest.raises(ConversionError, match="has the averages, not the plain weights"):
+        convert(str(tmp_path / "resnet-rs-demo.h5"), tmp_path / "no", weights="raw")
+    assert not (tmp_path / "no").exists()
+
+
+def test_damaged_and_then_gone_is_damaged(server, files):
+    answers = iter([Fault(corrupt=5000)])
+
+    def fault(request) -> Fault | None:
+        if not request.path.endswith("gz"):
+            return None
+        # A byte of the archive is wrong; once all was read, it is not there any more.
+        if request.range and request.range[0] == 0 and request.range[1] == 0:
+            return None if next(first, None) else GONE
+        return next(answers, None)
+
+    first = iter([True])
+    server.faults = fault
+    server.hashes = False
+    with pytest.raises(ArchiveError):
+        fill_cache(get_entry(NAME), allow_weak_source=True)
+    assert H5 not in asked(server)
 
 
 def test_the_manifest_lists_the_six_copies_of_timm_and_never_its_200():

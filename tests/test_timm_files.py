@@ -27,9 +27,11 @@ from rszoo.arch.config import ArchConfig
 from rszoo.arch.names import is_counter
 from rszoo.errors import CheckpointError, ConfigError, ConversionError, MissingPackageError, RszooError, UsageError
 from rszoo.folder.model_folder import read_folder
+from rszoo.folder.records import read_conversion
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.verify import stages as parity
 from rszoo.verify.checks import verify
+from rszoo.verify.given import check_against
 from tests.commands import call
 
 ARCH = ArchConfig((1, 1, 2, 1), num_classes=5, width_multiplier=0.125)
@@ -73,7 +75,8 @@ def train_checkpoint(state: State, average: State | None, **arguments: Any) -> d
         "state_dict": OrderedDict(state),
         "optimizer": optimizer.state_dict(),
         "version": 2,
-        "args": argparse.Namespace(model="resnetrs50", **arguments),
+        # The depth that a name says, unless its blocks are given.
+        "args": argparse.Namespace(model="resnetrs50", **({"model_kwargs": {"layers": [1, 1, 2, 1]}} | arguments)),
         "amp_scaler": {"scale": 65536.0, "growth_tracker": 3},
         "metric": 77.5,
     }
@@ -143,7 +146,7 @@ DEEP = ArchConfig((3, 4, 6, 3), num_classes=5)
     ],
 )
 def test_train_py_says_what_images_went_through(tmp_path, arguments, expected):
-    saved = train_checkpoint(values(3, DEEP), None, **arguments)
+    saved = train_checkpoint(values(3, DEEP), None, model_kwargs={}, **arguments)
     done = convert(write(tmp_path / "x.pth.tar", saved), tmp_path / "m")
     assert read_folder(tmp_path / "m").config.preprocessing == expected
     assert done["architecture"] == "ResNet-RS-50"
@@ -151,10 +154,50 @@ def test_train_py_says_what_images_went_through(tmp_path, arguments, expected):
 
 @pytest.mark.parametrize("arguments", [{"input_size": [3, 192, 224]}, {"crop_pct": 2.0}, {"mean": ["red"]}])
 def test_what_train_py_did_and_rszoo_cannot_is_asked_for(tmp_path, arguments):
-    path = write(tmp_path / "x.pth.tar", train_checkpoint(values(3, DEEP), None, **arguments))
+    path = write(tmp_path / "x.pth.tar", train_checkpoint(values(3, DEEP), None, model_kwargs={}, **arguments))
     with pytest.raises(UsageError, match="--image-size PIXELS"):
         convert(path, tmp_path / "m")
     convert(path, tmp_path / "m", identity=SIZE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"gp": "max"}, "train.py was given gp='max'"),
+        ({"model_kwargs": {"act_layer": "silu"}}, "train.py was given model_kwargs act_layer='silu'"),
+        ({"model_kwargs": {}}, "says that it is a 'resnetrs50', and its tensors are of a ResNet-RS .blocks 1-1-2-1"),
+    ],
+)
+def test_what_train_py_made_of_the_network_is_heeded(state, tmp_path, arguments, text):
+    path = write(tmp_path / "x.pth.tar", train_checkpoint(state, None, **arguments))
+    with pytest.raises(ConversionError, match=text):
+        convert(path, tmp_path / "m", identity=SIZE)
+    convert(write(tmp_path / "x.pth.tar", train_checkpoint(state, None, bn_eps=1e-2)), tmp_path / "m", identity=SIZE)
+    assert read_folder(tmp_path / "m").config.arch.bn_epsilon == 1e-2
+
+
+def test_values_without_end_are_refused_soon(tmp_path):
+    nested: list[Any] = [1]
+    for _ in range(9):
+        nested = [nested] * 40
+    with pytest.raises(CheckpointError, match="it has more than 1000000 values"):
+        convert(write(tmp_path / "x.pth", {"a": nested}), tmp_path / "m", identity=SIZE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
+def test_a_file_whose_name_is_not_utf8(state, tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/k\xff.pth")
+    Path(path).write_bytes(Path(write(tmp_path / "x.pth", state)).read_bytes())
+    report = convert(path, tmp_path / "m", identity=SIZE)
+    assert report["source"]["name"] == "k\\xff.pth"
+    assert_holds(tmp_path / "m", state)
+
+
+def test_a_folder_of_several_files_is_told_to_give_one(state, tmp_path):
+    for name in ("last.pth.tar", "best.pth"):
+        write(tmp_path / name, state)
+    done = call("rszoo-convert", "--ckpt", tmp_path, "--output", tmp_path / "m", "--image-size", 64)
+    assert (done.returncode, "give one of the files in it: 'best.pth', 'last.pth.tar'" in done.stderr) == (3, True)
 
 
 def test_a_safetensors_file_is_read_without_pytorch(state, tmp_path):
@@ -222,6 +265,7 @@ def test_a_folder_of_timms_says_what_it_is(state, tmp_path):
         assert config.preprocessing == Preprocessing(96, 0.9, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
         assert (config.labels, report["source"]["name"]) == (tuple(labels), name)
         assert_holds(tmp_path / f"m{suffix}", state)
+        assert check_against(read_folder(tmp_path / f"m{suffix}"), str(folder)).status == "passed"
 
 
 def test_a_repository_of_timms_is_converted(hub, state, tmp_path):
@@ -253,6 +297,7 @@ def test_timms_copy_of_a_pair_is_that_pair_with_the_published_preprocessing(hub,
     convert("hf-hub:timm/resnetrs50.tf_in1k", tmp_path / "m")
     config = read_folder(tmp_path / "m").config
     assert (config.pair, config.preprocessing) == ("resnet-rs-50-i160", Preprocessing(160))
+    assert str(read_conversion(tmp_path / "m").source["proof"]).startswith("weak: the repository of timm's")
     assert rszoo.create("hf-hub:timm/resnetrs50.tf_in1k", pretrained=True).preprocessing == Preprocessing(160)
 
 
@@ -305,6 +350,10 @@ def two_state_dicts(state: State) -> Any:
     return {"state_dict": state, "model": state}
 
 
+def unknown_average(state: State) -> Any:
+    return {"state_dict": state, "swa": prefixed(state, "module.")}
+
+
 def other_arch(state: State) -> Any:
     return {**train_checkpoint(state, None), "arch": "seresnet50"}
 
@@ -342,6 +391,7 @@ HIDDEN = [
     (whole_model, CheckpointError, "is refused: it has more than tensors and plain values"),
     (no_dict, CheckpointError, "has no state dict, but a list"),
     (two_state_dicts, ConversionError, "the file has 2 state dicts, at 'state_dict/', 'model/'"),
+    (unknown_average, ConversionError, "another state dict, with 'swa/module.conv1.0.weight'"),
     (other_arch, ConversionError, "says that it is a 'seresnet50'"),
     (double, ConversionError, "fc.bias float64"),
     (expanded, CheckpointError, "the values of 'fc.weight' are not all in it"),
@@ -425,6 +475,9 @@ def test_a_config_beside_that_is_of_other_tensors_is_told(state, tmp_path):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ConfigError, match=told):
             convert(str(tmp_path / "model.safetensors"), tmp_path / "m")
+    # Of other files it says nothing.
+    save_file(state, tmp_path / "mine.safetensors")
+    convert(str(tmp_path / "mine.safetensors"), tmp_path / "mine", identity=SIZE)
     (tmp_path / "config.json").write_text('{"model_type": "other"}')
     convert(str(tmp_path / "model.safetensors"), tmp_path / "m", identity=SIZE)
 

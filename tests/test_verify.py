@@ -190,7 +190,8 @@ def test_two_sources_of_one_set_prove_each_other_and_what_differs_is_named(demo,
         assert re.match(
             r"2 of 194 tensors differ from .*: first bn1\.weight, most fc\.bias, by 5\.0e-01$", check.detail
         )
-    assert "is of another" in check_against(demo, str(tiny_folder.path)).detail
+    other = check_against(demo, str(tiny_folder.path))
+    assert (other.status, "with 7 classes and 3 input channels" in other.detail) == ("failed", True)
     done = call("rszoo", "verify", checked.path, "--against", changed.path)
     assert (done.returncode, "failed   other source: 2 of 194 tensors differ" in done.stdout) == (1, True)
     for source, code in {"": 2, "typo": 2, tmp_path / "none.h5": 3, "./none": 3}.items():

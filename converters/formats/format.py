@@ -54,11 +54,13 @@ class Said:
     """What a checkpoint says of itself beside its tensors; None for what it does not say.
 
     Attributes:
-        preprocessing: what images go through, of its own image size.
+        image_size: the side of the square input, in pixels.
+        preprocessing: what images go through, for any image size.
         labels: the class names, index by index.
     """
 
-    preprocessing: Preprocessing | None = None
+    image_size: int | None = None
+    preprocessing: Callable[[int], Preprocessing] | None = None
     labels: tuple[str, ...] | None = None
 
 

@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,11 @@ import numpy as np
 from converters.formats.format import Contents, Export, Format, Reader, Reference, Said
 from converters.formats.shapes import TF1_NETWORK, count_blocks, read_arch
 from converters.keras2.files import Keras2File, open_keras2
+from converters.keras2.surroundings import Surroundings, find_surroundings
 from rszoo.arch.config import Activation, ArchConfig
 from rszoo.arch.walk import TensorSpec, iter_tensors
-from rszoo.errors import ConfigError, ConversionError, summarize
+from rszoo.errors import ConversionError, summarize
 from rszoo.extras import needs
-from rszoo.registry.preprocessing import Preprocessing
 from rszoo.schema.limits import is_a
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 #: Name of the file that is written back.
 FILE = "resnet-rs.h5"
 _HEAD = "predictions"
+_BLOCKS = "BlockGroup"
 _STEM = "stem_1_stem_"
 _STEM_CONVS = 4
 # In a block; the first normalization has one line less than the others.
@@ -52,7 +54,10 @@ _ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "swish": "silu", "silu": 
 _NOT_RESNET = "the file is not of a ResNet-RS of tf_keras.applications"
 _STATE = "state of the optimizer, and what else is beside the model"
 _PREPROCESSING = "layers before the network"
-_FOREIGN = "layers after the network"
+_FOREIGN = "layers that are not the network's"
+_NO_LAYERS = (
+    "the file does not list its layers: activation (relu), epsilon (1e-5) and pooling (mean) are the published ones"
+)
 
 
 def keras2_name(spec: TensorSpec, stem: str = _STEM) -> str:
@@ -84,10 +89,13 @@ def _why_not(reader: Reader) -> str | None:
 
 def _contents(reader: Reader) -> Contents:
     stem = _find_stem(reader) or _STEM
-    arch = _infer_arch(reader, stem)
+    layers = reader.layers if isinstance(reader, Keras2File) else None
+    around = find_surroundings(layers, lambda name: name.startswith((stem, _BLOCKS)))
+    arch = _infer_arch(reader, stem, around)
     names = [keras2_name(spec, stem) for spec in iter_tensors(arch)]
     skippable = _skippable(reader, names, stem, foreign=not arch.num_classes)
     notes = ["the file has one set of weights, of the published files the averages"]
+    notes += around.notes(_HEAD if arch.num_classes else None) if layers is not None else [_NO_LAYERS]
     if foreign := skippable.get(_FOREIGN):
         notes.append(f"only the backbone was taken; left out: {summarize(foreign, 6)}")
     return Contents(
@@ -96,8 +104,12 @@ def _contents(reader: Reader) -> Contents:
         names={"ema": names, "raw": names},
         skippable=skippable,
         notes=tuple(notes),
-        said=Said(_said_preprocessing(reader, arch)),
+        said=Said(around.image_size, around.preprocessing(arch.in_chans, partial(_read_if_there, reader))),
     )
+
+
+def _read_if_there(reader: Reader, name: str) -> np.ndarray | None:
+    return reader.read(name) if name in reader.entries else None
 
 
 def _skippable(reader: Reader, names: Sequence[str], stem: str, *, foreign: bool) -> dict[str, list[str]]:
@@ -105,33 +117,18 @@ def _skippable(reader: Reader, names: Sequence[str], stem: str, *, foreign: bool
     known = {*names}
     others = [name for name in reader.entries if name not in known]
     layers = {name.partition("/")[0] for name in known}
-    if any(name.partition("/")[0] in layers or name.startswith((stem, "BlockGroup")) for name in others):
+    if any(name.partition("/")[0] in layers or name.startswith((stem, _BLOCKS)) for name in others):
         return {}
     found = {
         _PREPROCESSING: [name for name in others if re.match("(normalization|rescaling)(_[0-9]+)?/", name)],
-        _STATE: [name for name in others if re.match("(optimizer_weights|optimizer|vars)(/|$)", name)],
+        _STATE: [name for name in others if re.match("(optimizer_weights|optimizer|metrics|vars)(/|$)", name)],
     }
     left = {*others}.difference(*found.values())
     return found | ({_FOREIGN: [name for name in others if name in left]} if foreign else {})
 
 
-def _said_preprocessing(reader: Reader, arch: ArchConfig) -> Preprocessing | None:
-    """Return what images go through, given the size of the input that the file has; None where it has none."""
-    layers = reader.layers if isinstance(reader, Keras2File) else None
-    for layer in layers or ():
-        shape = layer.settings.get("batch_input_shape", layer.settings.get("batch_shape"))
-        if layer.kind == "InputLayer" and isinstance(shape, list) and len(shape) == 4:
-            _, height, width, _ = shape
-            if height == width and is_a(height, int):
-                try:
-                    return Preprocessing(height).for_channels(arch.in_chans)
-                except ConfigError:
-                    return None
-    return None
-
-
-def _infer_arch(reader: Reader, prefix: str) -> ArchConfig:
-    """Read blocks, widths, classes and channels off the shapes, and the activation off the layers' settings."""
+def _infer_arch(reader: Reader, prefix: str, around: Surroundings) -> ArchConfig:
+    """Read blocks, widths, classes and channels off the shapes, activation and epsilon off the layers' settings."""
     shapes = {name: tuple(entry.shape) for name, entry in reader.entries.items()}
     stem = [shapes.get(f"{prefix}conv_{number}/kernel", ()) for number in range(1, _STEM_CONVS + 1)]
     counts, widths = count_blocks(
@@ -141,9 +138,9 @@ def _infer_arch(reader: Reader, prefix: str) -> ArchConfig:
         raise ConversionError(f"{_NOT_RESNET}: it has no layer BlockGroup{counts.index(0) + 2}__block_0__conv_2")
     if any(len(shape) != 4 for shape in stem):
         raise ConversionError(f"{_NOT_RESNET}: it has no stem of {_STEM_CONVS} convolutions")
-    known = replace(TF1_NETWORK, activation=_activation(reader))
-    stem_widths = [shape[3] for shape in stem]
-    return read_arch(known, counts, widths, stem_widths, channels=stem[0][2], classes=_count_classes(shapes))
+    known = replace(TF1_NETWORK, activation=_activation(reader), bn_epsilon=_epsilon(reader, prefix))
+    classes = _count_classes(shapes) if around.feeds(_HEAD) else 0
+    return read_arch(known, counts, widths, [shape[3] for shape in stem], channels=stem[0][2], classes=classes)
 
 
 def _count_classes(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -152,9 +149,18 @@ def _count_classes(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return head[1] if len(head) == 2 and head[:1] == features[3:] else 0
 
 
+def _epsilon(reader: Reader, prefix: str) -> float:
+    layers = reader.layers if isinstance(reader, Keras2File) else None
+    norms = (layer for layer in layers or () if layer.kind == "BatchNormalization")
+    said = {layer.settings.get("epsilon") for layer in norms if layer.name.startswith((prefix, _BLOCKS))} - {None}
+    if len(said) > 1 or not all(is_a(value, (int, float)) for value in said):
+        raise ConversionError(f"{_NOT_RESNET}: its normalizations have epsilons of {', '.join(sorted(map(str, said)))}")
+    return float(next(iter(said))) if said else ArchConfig.bn_epsilon  # type: ignore[arg-type]
+
+
 def _activation(reader: Reader) -> Activation:
     layers = reader.layers if isinstance(reader, Keras2File) else None
-    inside = (layer for layer in layers or () if layer.kind == "Activation" and layer.name.startswith("BlockGroup"))
+    inside = (layer for layer in layers or () if layer.kind == "Activation" and layer.name.startswith(_BLOCKS))
     # The gate's is in its convolution.
     said = sorted({str(layer.settings.get("activation")) for layer in inside}) or ["relu"]
     if len(said) > 1 or said[0] not in _ACTIVATIONS:
@@ -163,8 +169,8 @@ def _activation(reader: Reader) -> Activation:
 
 
 def _fits(arch: ArchConfig) -> bool:
-    ops = arch.activation, arch.strided_padding, arch.shortcut_pool, arch.stem
-    return ops == ("relu", "symmetric", "strided", "deep") and arch.se_ratio > 0
+    ops = arch.activation, arch.strided_padding, arch.shortcut_pool, arch.stem, arch.se_ratio
+    return ops == ("relu", "symmetric", "strided", "deep", ArchConfig.se_ratio)
 
 
 def _write(export: Export, folder: Path) -> str:

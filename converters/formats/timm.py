@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from converters.formats.format import Contents, Export, Format, Reader, Referenc
 from converters.formats.shapes import TF1_NETWORK, count_blocks, read_arch
 from converters.state_dict.files import StateDictFile, open_state_dict
 from rszoo.arch.audit import dtype_name
-from rszoo.arch.config import ArchConfig
+from rszoo.arch.config import BLOCKS_OF_DEPTH, ArchConfig
 from rszoo.arch.names import counter_names, torch_name, torch_shape
 from rszoo.arch.walk import TensorSpec, iter_tensors
 from rszoo.disk.safetensors_writer import SafetensorsWriter
@@ -36,12 +37,17 @@ _SECTIONS: dict[str, WeightSet] = {
     "state_dict/": "raw",
     "model/": "raw",
     "model_state_dict/": "raw",
+    "module/": "raw",
     "state_dict_ema/": "ema",
     "model_ema/": "ema",
+    "ema/": "ema",
+    "ema_state_dict/": "ema",
 }
 _STEM = re.compile(
     rf"(?P<section>{'|'.join(_SECTIONS)})(?P<prefix>(?:{'|'.join(map(re.escape, _PREFIXES))})*)conv1\.0\.weight"
 )
+# What `train.py` and a config of timm's may say of the network, beside what its shapes show.
+_KNOWN_ARGUMENTS = ("layers", "num_classes", "in_chans", "drop_rate", "drop_path_rate", "drop_block_rate")
 # What AveragedModel counts.
 _AVERAGED = "n_averaged"
 _STATE = "state of the optimizer, and what else is beside the weights"
@@ -83,13 +89,22 @@ def _depth(name: str) -> int | None:
 
 def _contents(reader: Reader) -> Contents:
     places = _places(reader)
+    if unknown := [name for name in reader.entries if name.endswith("conv1.0.weight") and not _STEM.fullmatch(name)]:
+        raise ConversionError(
+            f"the file has another state dict, with {summarize(map(repr, unknown))}, and what that is, is not known; "
+            "save the one that you want alone: torch.save(model.state_dict(), 'weights.pth')"
+        )
     by_set: dict[WeightSet, list[str]] = {"raw": [], "ema": []}
     for section, prefix in places:
         by_set[_SECTIONS[section]].append(section + prefix)
     if crowded := [found for found in by_set.values() if len(found) > 1]:
-        raise ConversionError(f"the file has {len(crowded[0])} state dicts, at {summarize(map(repr, crowded[0]))}")
+        raise ConversionError(
+            f"the file has {len(crowded[0])} state dicts, at {summarize(map(repr, crowded[0]))}; save the one that you "
+            "want alone: torch.save(model.state_dict(), 'weights.pth')"
+        )
     found = {kind: paths[0] for kind, paths in by_set.items() if paths}
-    arch = _infer_arch({name: tuple(entry.shape) for name, entry in reader.entries.items()}, next(iter(found.values())))
+    shapes = {name: tuple(entry.shape) for name, entry in reader.entries.items()}
+    arch = _as_trained(reader, _infer_arch(shapes, next(iter(found.values()))))
     specs = list(iter_tensors(arch))
     names = {kind: [place + torch_name(spec) for spec in specs] for kind, place in found.items()}
     notes = _notes(reader, found, [name for one in names.values() for name in one])
@@ -153,12 +168,39 @@ def _said(reader: Reader, arch: ArchConfig) -> Said:
             raise ConversionError(
                 f"the tensors are of a {arch.label}, and the {CONFIG} beside them says a {config.arch.label}"
             )
-        return Said(config.preprocessing, config.labels)
+        return Said(config.preprocessing.image_size, partial(_resized, config.preprocessing), config.labels)
     name = _said_name(reader)
     depth = None if name is None else _depth(name)
     if depth is None or arch.depth is None:
         return Said()
-    return Said(_trained_with(reader.arguments, arch.depth, arch.in_chans))
+    trained = _trained_with(reader.arguments, arch.depth, arch.in_chans)
+    return Said() if trained is None else Said(trained.image_size, partial(_resized, trained))
+
+
+def _resized(settings: Preprocessing, image_size: int) -> Preprocessing:
+    return replace(settings, image_size=image_size)
+
+
+def _as_trained(reader: Reader, arch: ArchConfig) -> ArchConfig:
+    """Return a network with the epsilon that `train.py` was given.
+
+    Raises:
+        ConversionError: it was given what changes the network otherwise, or another depth than the tensors have.
+    """
+    arguments = reader.arguments if isinstance(reader, StateDictFile) else {}
+    name, more = arguments.get("arch"), arguments.get("model_kwargs") or {}
+    changes = [f"model_kwargs {key}={more[key]!r}" for key in more if key not in _KNOWN_ARGUMENTS]
+    if arguments.get("gp") not in (None, "", "avg"):
+        changes.append(f"gp={arguments['gp']!r}")
+    if changes:
+        raise ConversionError(
+            f"train.py was given {summarize(changes)}, which makes another network than rszoo has; use it with timm"
+        )
+    depth = _depth(name) if isinstance(name, str) else None
+    if depth is not None and "layers" not in more and BLOCKS_OF_DEPTH.get(depth) != arch.blocks:
+        raise ConversionError(f"the file says that it is a {name!r}, and its tensors are of a {arch.label}")
+    epsilon: Any = arguments.get("bn_eps")
+    return replace(arch, bn_epsilon=float(epsilon)) if is_a(epsilon, (int, float)) and epsilon > 0 else arch
 
 
 def _trained_with(arguments: Mapping[str, Any], depth: int, channels: int) -> Preprocessing | None:

@@ -51,6 +51,7 @@ _VARIABLES = {
     "Conv2D": ("kernel", "bias"),
     "Dense": ("kernel", "bias"),
     "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "Normalization": ("mean", "variance", "count"),
 }
 
 
@@ -127,6 +128,11 @@ def _by_layer(tensors: Mapping[str, StoredTensor], place: str) -> Iterator[tuple
     for path, stored in tensors.items():
         *_, layer, variable = ("", *path.split("/"))
         name = f"{layer}/{variable.removesuffix(':0')}"
+        if layer == "vars" and variable.isdigit():
+            raise CheckpointError(
+                f"{place} does not say which layer a tensor belongs to, as save_weights leaves it in *.weights.h5; "
+                "save the whole model, model.save('x.keras'), or call save_weights('x.h5')"
+            )
         if name in seen:
             raise CheckpointError(f"{place} has two tensors {name}")
         seen.add(name)
@@ -164,6 +170,8 @@ def _open_archive(opened: IO[bytes], place: str) -> Keras2File:
 def _member(archive: zipfile.ZipFile, name: str, most: int, place: str) -> IO[bytes]:
     """Return a member, unpacked to a temporary file without a name."""
     info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise CheckpointError(f"{place} is refused: {name} in it is compressed, which Keras does not do")
     if info.file_size > most:
         raise CheckpointError(f"{place} is refused: {name} in it has {info.file_size} bytes; at most {most} are read")
     copied = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it

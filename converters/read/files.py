@@ -20,6 +20,7 @@ from converters.formats.format import FileReader, Format, Reader
 from converters.tensorbundle.bundle import Bundle
 from converters.tensorbundle.layout import Ranges
 from converters.tensorbundle.sstable import MAGIC
+from rszoo.disk.paths import to_text
 from rszoo.disk.regular import LFS_REMEDY, is_lfs_pointer
 from rszoo.errors import CheckpointError, SourceNotFoundError, summarize
 from rszoo.folder.model_folder import sha256_of
@@ -138,7 +139,7 @@ class SingleFile:
     proof: str | None = None
 
     def __post_init__(self) -> None:
-        self.source = self.path.resolve().name
+        self.source = to_text(self.path.resolve().name)
         self.archive_size: int | None = self.path.stat().st_size
         self.archive_sha256: str | None = sha256_of(self.path)
 
@@ -259,7 +260,7 @@ def open_single(path: Path) -> SingleFile | None:
 def open_folder(path: Path) -> CheckpointFiles:
     """Open the one checkpoint in a folder. Raises as `Collector.finish` does."""
     files = _open(sorted(child for child in path.iterdir() if child.is_file()), str(path))
-    files.source = path.resolve().name
+    files.source = to_text(path.resolve().name)
     return files
 
 
@@ -280,7 +281,7 @@ def open_prefix(path: Path) -> CheckpointFiles:
         there = summarize([child.name for child in siblings], 5) or "nothing"
         raise SourceNotFoundError(f"no checkpoint {path}; in {path.parent} there is: {there}")
     files = _open(mine, str(path))
-    files.source = prefix
+    files.source = to_text(prefix)
     return files
 
 

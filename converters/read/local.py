@@ -12,9 +12,9 @@ from pathlib import Path
 
 from converters.read.archive import looks_packed, read_archive
 from converters.read.files import CheckpointFiles, OpenCheckpoint, SingleFile, open_folder, open_prefix, open_single
-from rszoo.disk.paths import expand_user
+from rszoo.disk.paths import expand_user, to_text
 from rszoo.disk.regular import open_regular, read_regular
-from rszoo.errors import SourceNotFoundError, UsageError
+from rszoo.errors import CheckpointError, SourceNotFoundError, UsageError, summarize
 from rszoo.folder.model_folder import CONFIG, OTHER_WEIGHTS, WEIGHTS, WeightSet
 from rszoo.net.urls import Version
 from rszoo.refs import ARCHIVE_SUFFIXES, FILE_SUFFIXES, Checkpoint, Folder, may_be_repo
@@ -43,6 +43,7 @@ def find_local(place: Folder | Checkpoint) -> Opener:
             path = path / "variables"
         if (weights := _find_weights(place, path)) is not None:
             return partial(_open_file, weights)
+        _check_one_of_many(path)
         return lambda _folder, _keep: open_folder(path)
     if path.is_file():
         return partial(_open_file, path)
@@ -78,6 +79,14 @@ def _find_weights(place: Folder | Checkpoint, path: Path) -> Path | None:
             "see `rszoo-convert --help`"
         )
     return next((found for name in (WEIGHTS, *OTHER_WEIGHTS) if (found := path / name).is_file()), None)
+
+
+def _check_one_of_many(path: Path) -> None:
+    """Raise SourceNotFoundError for a folder with files of Keras 2's or PyTorch's, of which one must be given."""
+    names = sorted(child.name for child in path.iterdir())
+    files = [name for name in names if name.lower().endswith(FILE_SUFFIXES)]
+    if files and not any(name.endswith(".index") for name in names):
+        raise SourceNotFoundError(f"{path} is a folder; give one of the files in it: {summarize(map(repr, files))}")
 
 
 def is_rszoo_config(text: bytes) -> bool:
@@ -129,6 +138,8 @@ def _md5_of(path: Path) -> bytes:
 
 
 def _open_file(path: Path, spool_folder: Path, keep: WeightSet | None) -> OpenCheckpoint:
+    if path.name.endswith(".index.json"):
+        raise CheckpointError(f"{path} lists the parts of a sharded file, which is not read; save it as one file")
     # By name too, so that a damaged archive is reported as that and not as a strange checkpoint.
     name = path.name.lower()
     if name.endswith(ARCHIVE_SUFFIXES) and not name.endswith(FILE_SUFFIXES):
@@ -144,5 +155,5 @@ def _open_file(path: Path, spool_folder: Path, keep: WeightSet | None) -> OpenCh
 def _open_archive(path: Path, spool_folder: Path, keep: WeightSet | None) -> CheckpointFiles:
     with path.open("rb") as opened, progress_bar("reading archive", path.stat().st_size, "B") as bar:
         files = read_archive(opened, str(path), spool_folder, keep=keep, report=bar.update)
-    files.source = path.name
+    files.source = to_text(path.name)
     return files

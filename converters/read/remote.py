@@ -108,7 +108,12 @@ class RemoteCheckpoint:
             raise
         except (RemoteChangedError, DamagedError, ArchiveError) as error:
             log.warning("%s; downloading it once more from the start", error)
-        return self._attempt(url, spool_folder, wanted)
+            wrong = error
+        try:
+            return self._attempt(url, spool_folder, wanted)
+        except NetworkError as error:
+            # What was wrong is not gone, and no other source may take its place.
+            raise wrong if _is_gone(error) else error from error
 
     def _attempt(self, url: str, spool_folder: Path, wanted: WeightSet | None) -> OpenCheckpoint:
         single = urlsplit(url).path.lower().endswith(FILE_SUFFIXES)

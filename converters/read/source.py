@@ -6,17 +6,20 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from converters.read.files import OpenCheckpoint, open_single
-from converters.read.local import Opener, find_local, is_rszoo_config
+from converters.read.local import Opener, find_local, is_rszoo_config, open_known
+from rszoo.disk.paths import expand_user, to_text
 from rszoo.disk.regular import read_regular
-from rszoo.errors import HubError, SourceNotFoundError, UsageError
-from rszoo.folder.model_folder import CONFIG, OTHER_WEIGHTS, WEIGHTS
+from rszoo.errors import HubError, IntegrityError, SourceNotFoundError, UsageError
+from rszoo.folder.model_folder import CONFIG, OTHER_WEIGHTS, WEIGHTS, WeightSet
 from rszoo.folder.timm_config import timm_pair
 from rszoo.refs import ARCHIVE_SUFFIXES, FILE_SUFFIXES, Checkpoint, Folder, Hub, Ref, Registered, Url, parse_ref
-from rszoo.registry.entry import PretrainedEntry
+from rszoo.registry.entry import WEAK, PretrainedEntry
 from rszoo.registry.lookup import lookup
 from rszoo.registry.manifest import get_entry, list_models
 
@@ -90,8 +93,29 @@ def locate(
     elif isinstance(found, Hub):
         path = _fetch(found)
         yield lambda _folder, _keep: _open_fetched(path, found)
+    elif (place := _copy_of_name(found)) is not None and expand_user(found.path).is_file():
+        # Of what bears a copy's name, the hash is known.
+        yield partial(_open_copy, place, expand_user(found.path))
     else:
         yield find_local(found)
+
+
+def _open_copy(place: PretrainedEntry, path: Path, spool_folder: Path, keep: WeightSet | None) -> OpenCheckpoint:
+    try:
+        files = open_known(place, path, spool_folder, keep)
+    except IntegrityError as error:
+        raise IntegrityError(
+            f"{path} has the name of a published file, and is another: {error}; if it is yours, rename it"
+        ) from error
+    files.source = to_text(path.name)
+    return files
+
+
+def _copy_of_name(found: Source) -> PretrainedEntry | None:
+    """Return the pair at the copy whose file has the base name of a path or URL."""
+    name = str(found).rstrip("/").rpartition("/")[2]
+    copies = (entry.at(copy) for entry in map(get_entry, list_models()) for copy in entry.copies)
+    return next((place for place in copies if _base(str(place.source.url)) == name), None)
 
 
 def _fetch(address: Hub) -> Path:
@@ -106,6 +130,8 @@ def _fetch(address: Hub) -> Path:
             f"{address} is a converted model, not a checkpoint; get it with `rszoo pull {address}`, and to write it as "
             "a checkpoint, give its folder with --to"
         )
+    # Both of one commit.
+    address = replace(address, revision=config.parent.name)
     try:
         path = fetch_file(address, address.file)
     except HubError as error:
@@ -122,6 +148,8 @@ def _open_fetched(path: Path, address: Hub) -> OpenCheckpoint:
         raise SourceNotFoundError(f"{path.name} of {address} is no state dict")
     # Not the name in the Hub's cache, which is a hash.
     files.source = str(address)
+    if timm_pair(address.repo) is not None:
+        files.proof = f"{WEAK}: the repository of timm's, of whose weights no hash is published"
     return files
 
 
@@ -138,10 +166,9 @@ def find_entries(source: str | os.PathLike[str] | Ref | Source) -> list[Pretrain
     if isinstance(found, Hub):
         pair = timm_pair(found.repo)
         return [] if pair is None else [get_entry(pair)]
-    name = str(found).rstrip("/").rpartition("/")[2]
-    if copies := [entry for entry in entries for copy in entry.copies if _base(copy.url) == name]:
+    base = str(found).rstrip("/").rpartition("/")[2]
+    if copies := [entry for entry in entries for copy in entry.copies if _base(copy.url) == base]:
         return copies
-    base = name
     for suffix in (*ARCHIVE_SUFFIXES, *FILE_SUFFIXES):
         base = base.removesuffix(suffix)
     base = base.lower().replace("_", "-").removesuffix(_NO_TOP)

@@ -3,7 +3,7 @@
 - `.safetensors`: names without a section. Read without PyTorch.
 - What `torch.save` wrote: a state dict, whose names have no section; or a dict with state dicts, such as timm's
   `train.py` leaves, where `state_dict_ema/conv1.0.weight` is a name.
-- A `config.json` of timm's beside it says what the weights are, as in a repository on the Hub.
+- A `config.json` of timm's beside `model.safetensors` or `pytorch_model.bin` says what the weights are, as on the Hub.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from converters.state_dict.pickled import load_pickled
 from rszoo.disk.regular import open_regular, read_regular
 from rszoo.errors import CheckpointError, ConfigError, WeightsError
-from rszoo.folder.model_folder import CONFIG, ModelConfig, parse_config
+from rszoo.folder.model_folder import CONFIG, OTHER_WEIGHTS, WEIGHTS, ModelConfig, parse_config
 from rszoo.schema.fields import parse_json
 from rszoo.weights.mapping import Weights
 
@@ -126,9 +126,7 @@ def _open_safetensors(path: Path) -> StateDictFile:
         return values.astype(np.float32, copy=False)
 
     found = {name: Facts(_DTYPES.get(facts.dtype, facts.dtype), facts.shape) for name, facts in entries.items()}
-    return StateDictFile(
-        found, read, close=weights.close, metadata=weights.metadata, config=_read_config(path.parent / CONFIG)
-    )
+    return StateDictFile(found, read, close=weights.close, metadata=weights.metadata, config=_read_config(path))
 
 
 def _open_pickled(path: Path, zipped: bool) -> StateDictFile:
@@ -146,12 +144,13 @@ def _open_pickled(path: Path, zipped: bool) -> StateDictFile:
         values: np.ndarray = tensors[name].detach().float().numpy()
         return values
 
-    return StateDictFile(entries, read, arguments=arguments, config=_read_config(path.parent / CONFIG))
+    return StateDictFile(entries, read, arguments=arguments, config=_read_config(path))
 
 
-def _read_config(path: Path) -> ModelConfig | None:
-    """Return what a `config.json` of timm's says; None where there is none, or one of another program."""
-    if not path.is_file():
+def _read_config(weights: Path) -> ModelConfig | None:
+    """Return what timm's `config.json` beside weights of timm's name says; None where there is none, or another's."""
+    path = weights.parent / CONFIG
+    if weights.name not in (WEIGHTS, *OTHER_WEIGHTS) or not path.is_file():
         return None
     text = read_regular(path)
     try:

@@ -12,6 +12,7 @@ import pickle
 import pickletools
 import re
 import zipfile
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from rszoo.disk.regular import open_regular
 from rszoo.errors import CheckpointError, MissingPackageError, summarize
 from rszoo.extras import needs
+from rszoo.schema.limits import is_writable
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,8 @@ _SAFE_TORCH = "2.10"
 # An optimizer's state of a 420 is 5 deep and has some 4,000 tensors.
 _MAX_DEPTH = 12
 _MAX_TENSORS = 200_000
+# A training script may keep a history of losses.
+_MAX_VALUES = 1_000_000
 # The pickle of a 420 with its optimizer has 1 MB.
 _MAX_PICKLE_BYTES = 64 << 20
 _MAX_NAME = 1000
@@ -60,8 +64,11 @@ def load_pickled(path: Path, *, zipped: bool) -> Pickled:
         )
     try:
         _check_archive(path) if zipped else _check_legacy(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        # PyTorch maps no file whose name is not UTF-8.
+        mapped = zipped and is_writable(str(path))
+        with torch.serialization.safe_globals([argparse.Namespace]), open_regular(path) as opened:
+            source = path if mapped else opened
+            loaded = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         if unsafe := re.findall(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(
@@ -116,11 +123,14 @@ def _reason(error: BaseException) -> str:
 def _named_tensors(loaded: Mapping[Any, Any], place: str) -> Iterator[tuple[str, torch.Tensor]]:
     import torch
 
-    waiting: list[tuple[str, Any, int]] = [("", loaded, 0)]
+    waiting: deque[tuple[str, Any, int]] = deque([("", loaded, 0)])
     seen: set[str] = set()
+    left = _MAX_VALUES
     while waiting:
-        prefix, found, depth = waiting.pop(0)
+        prefix, found, depth = waiting.popleft()
         for key, value in found.items() if isinstance(found, Mapping) else enumerate(found):
+            if (left := left - 1) < 0:
+                raise CheckpointError(f"{place} is refused: it has more than {_MAX_VALUES} values")
             name = f"{prefix}{key}"
             if isinstance(value, torch.Tensor):
                 if name in seen or len(seen) >= _MAX_TENSORS:

@@ -170,5 +170,6 @@ def _one_at_a_time(entry: PretrainedEntry, done: Callable[[], bool]) -> Iterator
 
 def _progress_of(entry: PretrainedEntry) -> float:
     """Return when a block of a model's download last arrived, by the clock of the machine that wrote it."""
-    archive = PurePosixPath(entry.source.url or "").name
-    return max(map(changed_at, downloads_folder().glob(f"{archive}-*/journal")), default=0)
+    names = [PurePosixPath(place.source.url or "").name for place in entry.places]
+    journals = [path for name in names for path in downloads_folder().glob(f"{name}-*/journal")]
+    return max(map(changed_at, journals), default=0)

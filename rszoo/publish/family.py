@@ -37,7 +37,7 @@ from rszoo.hub.pull import fetch_file
 from rszoo.publish.plan import Target, find_doubt, planned
 from rszoo.publish.push import check_login, upload
 from rszoo.refs import Hub
-from rszoo.registry.entry import Converted, HubPin, PretrainedEntry
+from rszoo.registry.entry import WEAK, Converted, HubPin, PretrainedEntry
 from rszoo.registry.manifest import expand_patterns, get_entry
 from rszoo.registry.pinning import pin_converted, read_manifest
 from rszoo.version import __version__
@@ -213,12 +213,11 @@ def _publish(entry: PretrainedEntry, target: Target, extras: Extras) -> Publishe
 
 def _check_source(entry: PretrainedEntry, folder: ModelFolder, extras: Extras) -> None:
     """Raise VerificationError for a folder in the cache whose source no hash proves, unless that is allowed."""
-    weak = [copy.url for copy in entry.copies if copy.is_weak]
-    name = read_conversion(folder.path).source.get("name")
-    if name in weak and not extras.allow_weak_source:
+    source = read_conversion(folder.path).source
+    if str(source.get("proof")).startswith(WEAK) and not extras.allow_weak_source:
         raise VerificationError(
-            f"{folder.path} was converted from {name}, which no hash proves; run `rszoo cache clear {entry.name}` to "
-            "get another, or add --allow-weak-source"
+            f"{folder.path} was converted from {source.get('name')}, which no hash proves; run `rszoo cache clear "
+            f"{entry.name}` to get another, or add --allow-weak-source"
         )
 
 

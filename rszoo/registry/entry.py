@@ -17,6 +17,9 @@ from rszoo.errors import ConfigError
 from rszoo.registry.preprocessing import Preprocessing
 from rszoo.schema.limits import check_pattern, check_percent, check_text
 
+#: How `Source.proof` begins where it proves nothing.
+WEAK = "weak"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -53,7 +56,7 @@ class Source:
             return f"{'SHA-256' if self.sha256 else 'MD5'} of the file, as in rszoo's manifest"
         if self.sha256_start is None:
             return None
-        return f"weak: {len(self.sha256_start)} digits of the file's SHA-256, which prove nothing"
+        return f"{WEAK}: {len(self.sha256_start)} digits of the file's SHA-256, which prove nothing"
 
     @property
     def path(self) -> Path | None:

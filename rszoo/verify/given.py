@@ -15,14 +15,18 @@ from pathlib import Path
 import numpy as np
 
 from converters.convert import open_accounted
+from converters.read.local import is_rszoo_config
 from converters.read.source import find_source, locate
 from rszoo.arch.audit import same_bits
+from rszoo.arch.config import ArchConfig
 from rszoo.arch.names import torch_name
 from rszoo.arch.walk import TensorSpec, iter_tensors
 from rszoo.cache.find import find_folder
 from rszoo.disk.paths import expand_user
+from rszoo.disk.regular import read_regular
 from rszoo.errors import ImageError, SourceNotFoundError, UsageError, WeightsError
 from rszoo.folder.model_folder import CONFIG, ModelFolder, WeightKind, WeightSet, sha256_of
+from rszoo.hub.pull import fetch_file
 from rszoo.inference.images import preprocess
 from rszoo.models.factory import import_model_module
 from rszoo.refs import Checkpoint, Folder, Hub
@@ -37,6 +41,8 @@ from rszoo.weights.mapping import Weights, check_header
 # right edge; and if simplejpeg is missing, Pillow decodes it, a level of 255 off on average.
 _GOLDEN_BOUND = 0.1
 _AGAINST = "other source"
+# What leaves no trace in tensors.
+_OPERATIONS = ("activation", "strided_padding", "shortcut_pool")
 
 
 def check_source(folder: ModelFolder, source: str | None) -> Check:
@@ -91,8 +97,8 @@ def check_against(folder: ModelFolder, source: str) -> Check:
     with ExitStack() as stack:
         other = stack.enter_context(_open_other(source, folder.config.weights))
         if set(other.specs) != set(iter_tensors(folder.config.arch)):
-            detail = f"the weights are of a {folder.config.arch.label}, {source} is of another {other.label}"
-            return Check(_AGAINST, "failed", detail)
+            mine, theirs = _network(folder.config.arch), _network(other.arch)
+            return Check(_AGAINST, "failed", f"the weights are of a {mine}, {source} is of a {theirs}")
         weights = stack.enter_context(Weights(folder.weights_path, check=False))
         differing = [
             (torch_name(spec), np.abs(values - mine).max() if values.shape == mine.shape else math.inf)
@@ -101,7 +107,11 @@ def check_against(folder: ModelFolder, source: str) -> Check:
         ]
         count = len(other.specs)
     if not differing:
-        return Check(_AGAINST, "passed", f"all {count} tensors equal to {other.name}, bit by bit")
+        ops = [name for name in _OPERATIONS if getattr(other.arch, name) != getattr(folder.config.arch, name)]
+        but = f"; but not the networks, by {' and '.join(ops)}" if ops else ""
+        return Check(
+            _AGAINST, "failed" if ops else "passed", f"all {count} tensors equal to {other.name}, bit by bit{but}"
+        )
     name, largest = max(differing, key=lambda pair: pair[1])
     return Check(
         _AGAINST,
@@ -111,12 +121,16 @@ def check_against(folder: ModelFolder, source: str) -> Check:
     )
 
 
+def _network(arch: ArchConfig) -> str:
+    return f"{arch.label} with {arch.num_classes} classes and {arch.in_chans} input channels"
+
+
 @dataclass(frozen=True)
 class _Other:
     """Weights to compare with: `read` gives a tensor as a model folder has it."""
 
     name: str
-    label: str
+    arch: ArchConfig
     specs: list[TensorSpec]
     read: Callable[[TensorSpec], np.ndarray]
 
@@ -128,7 +142,7 @@ def _open_other(source: str, kind: WeightKind) -> Iterator[_Other]:
         check_header(found.weights_path, found.config.arch, half=True)
         with Weights(found.weights_path) as weights:
             specs = list(iter_tensors(found.config.arch))
-            yield _Other(source, found.config.arch.label, specs, lambda spec: weights[torch_name(spec)].astype("f4"))
+            yield _Other(source, found.config.arch, specs, lambda spec: weights[torch_name(spec)].astype("f4"))
         return
     wanted: WeightSet = "raw" if kind == "raw" else "ema"
     with (
@@ -136,18 +150,16 @@ def _open_other(source: str, kind: WeightKind) -> Iterator[_Other]:
         locate(source) as open_files,
         open_accounted(open_files, Path(spool), wanted) as (files, account),
     ):
-        yield _Other(
-            files.source, account.arch.label, list(account.mapped), lambda spec: account.read(files.reader, spec)
-        )
+        yield _Other(files.source, account.arch, list(account.mapped), lambda spec: account.read(files.reader, spec))
 
 
 def _find_model(source: str) -> ModelFolder | None:
     """Return the model folder that a text names, here or on the Hub; None for a checkpoint or a registered pair."""
     ref = find_source(source)
     if isinstance(ref, Hub):
-        return find_folder(ref)
-    if isinstance(ref, (Folder, Checkpoint)) and (expand_user(ref.path) / CONFIG).is_file():
-        return find_folder(Folder(ref.path))
+        return find_folder(ref) if is_rszoo_config(read_regular(fetch_file(ref, CONFIG))) else None
+    if isinstance(ref, (Folder, Checkpoint)) and (config := expand_user(ref.path) / CONFIG).is_file():
+        return find_folder(Folder(ref.path)) if is_rszoo_config(read_regular(config)) else None
     return None
 
 

@@ -18,6 +18,7 @@ from rszoo.folder.records import (
     read_conversion,
     read_verification,
 )
+from rszoo.net.urls import public_url
 from rszoo.publish.card.markdown import plain
 from rszoo.registry.entry import PretrainedEntry, Publisher
 from rszoo.registry.manifest import get_entry
@@ -84,7 +85,7 @@ class Findings:
             found.append("the archive has the SHA-256 that rszoo's registry knows")
         if published.url is not None and source.get("name") == published.url:
             found.append("the archive was downloaded under the publisher's URL")
-        proven = [copy.url for copy in self.entry.copies if not copy.is_weak]
+        proven = [public_url(copy.url) for copy in self.entry.copies if not copy.is_weak]
         if source.get("name") in proven:
             found.append("the file was downloaded under its publisher's URL, and has the hash that is published of it")
         if not self.main.doubt and self.main.verification and GOLDEN_CHECK in self.main.verification.names("passed"):
