@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -152,10 +152,11 @@ def _count_classes(shapes: Mapping[str, tuple[int, ...]]) -> int:
 def _epsilon(reader: Reader, prefix: str) -> float:
     layers = reader.layers if isinstance(reader, Keras2File) else None
     norms = (layer for layer in layers or () if layer.kind == "BatchNormalization")
-    said = {layer.settings.get("epsilon") for layer in norms if layer.name.startswith((prefix, _BLOCKS))} - {None}
-    if len(said) > 1 or not all(is_a(value, (int, float)) for value in said):
+    given = (layer.settings.get("epsilon") for layer in norms if layer.name.startswith((prefix, _BLOCKS)))
+    said: set[Any] = {value if isinstance(value, (int, float)) else str(value) for value in given if value is not None}
+    if len(said) > 1 or not all(is_a(value, (int, float)) and 0 < value < 1 for value in said):
         raise ConversionError(f"{_NOT_RESNET}: its normalizations have epsilons of {', '.join(sorted(map(str, said)))}")
-    return float(next(iter(said))) if said else ArchConfig.bn_epsilon  # type: ignore[arg-type]
+    return float(next(iter(said), ArchConfig.bn_epsilon))
 
 
 def _activation(reader: Reader) -> Activation:

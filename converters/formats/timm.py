@@ -188,7 +188,8 @@ def _as_trained(reader: Reader, arch: ArchConfig) -> ArchConfig:
         ConversionError: it was given what changes the network otherwise, or another depth than the tensors have.
     """
     arguments = reader.arguments if isinstance(reader, StateDictFile) else {}
-    name, more = arguments.get("arch"), arguments.get("model_kwargs") or {}
+    name, more = arguments.get("arch"), arguments.get("model_kwargs")
+    more = more if isinstance(more, Mapping) else {}
     changes = [f"model_kwargs {key}={more[key]!r}" for key in more if key not in _KNOWN_ARGUMENTS]
     if arguments.get("gp") not in (None, "", "avg"):
         changes.append(f"gp={arguments['gp']!r}")
@@ -200,7 +201,7 @@ def _as_trained(reader: Reader, arch: ArchConfig) -> ArchConfig:
     if depth is not None and "layers" not in more and BLOCKS_OF_DEPTH.get(depth) != arch.blocks:
         raise ConversionError(f"the file says that it is a {name!r}, and its tensors are of a {arch.label}")
     epsilon: Any = arguments.get("bn_eps")
-    return replace(arch, bn_epsilon=float(epsilon)) if is_a(epsilon, (int, float)) and epsilon > 0 else arch
+    return replace(arch, bn_epsilon=float(epsilon)) if is_a(epsilon, (int, float)) and 0 < epsilon < 1 else arch
 
 
 def _trained_with(arguments: Mapping[str, Any], depth: int, channels: int) -> Preprocessing | None:

@@ -25,6 +25,7 @@ _IDLE = ("InputLayer", "Dropout", "GaussianNoise", *_MODELS)
 # What may stand between the last feature map and the classifier of the network itself.
 _POOLED = ("GlobalAveragePooling2D", "Dropout", *_MODELS)
 _WHITE = 255.0
+_MAX_NUMBER = 1e30
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,16 @@ class Surroundings:
             return None
         # y = pixels * factor + shift
         factor, shift = np.ones(channels), np.zeros(channels)
-        for layer in scaling:
-            if layer.kind == "Rescaling":
-                times, plus = _numbers(layer, "scale", channels), _numbers(layer, "offset", channels)
-            else:
-                mean, variance = _statistics(layer, channels, read)
-                times, plus = 1 / np.sqrt(variance), -mean / np.sqrt(variance)
-            factor, shift = factor * times, shift * times + plus
-        mean, std = -shift / (factor * _WHITE), 1 / (factor * _WHITE)
+        # What comes of a 0 or a negative variance is refused below.
+        with np.errstate(all="ignore"):
+            for layer in scaling:
+                if layer.kind == "Rescaling":
+                    times, plus = _numbers(layer, "scale", channels), _numbers(layer, "offset", channels)
+                else:
+                    mean, variance = _statistics(layer, channels, read)
+                    times, plus = 1 / np.sqrt(variance), -mean / np.sqrt(variance)
+                factor, shift = factor * times, shift * times + plus
+            mean, std = -shift / (factor * _WHITE), 1 / (factor * _WHITE)
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
             raise ConversionError(
                 f"what {_listed(scaling)} do to images is no normalization that a model folder can say"
@@ -137,7 +140,10 @@ def _listed(layers: Sequence[Layer]) -> str:
 def _numbers(layer: Layer, key: str, channels: int) -> np.ndarray:
     value: Any = layer.settings.get(key, 0.0)
     values = value if isinstance(value, list) else [value]
-    if not all(is_a(each, (int, float)) for each in values) or len(values) not in (1, channels):
+    if not all(is_a(each, (int, float)) and abs(each) < _MAX_NUMBER for each in values) or len(values) not in (
+        1,
+        channels,
+    ):
         raise ConversionError(f"{key} of the layer {layer.name!r} is {value!r}, not one number or {channels}")
     return np.broadcast_to(np.array(values, np.float64), channels)
 
