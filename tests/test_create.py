@@ -262,6 +262,28 @@ def test_torch_model_follows_timms_interface(tiny_folder):
         model.reset_classifier(-1)
 
 
+def test_without_classes_a_model_returns_the_pooled_features(tiny_folder, tmp_path, caplog):
+    images = RNG.standard_normal((2, 75, 64, 3)).astype(np.float32)
+    whole = rszoo.create(tiny_folder.path)
+    with torch.no_grad():
+        pooled = whole.forward_stages(torch.from_numpy(images).permute(0, 3, 1, 2))["pooled"].numpy()
+    model = rszoo.create(tiny_folder.path, num_classes=0)
+    assert (model.num_classes, type(model.get_classifier())) == (0, torch.nn.Identity)
+    keras_model = rszoo.create(tiny_folder.path, num_classes=0, framework="keras")
+    # It was asked for, and nothing was drawn.
+    assert caplog.text == ""
+    np.testing.assert_array_equal(logits_of(model, images), pooled)
+    np.testing.assert_allclose(logits_of(keras_model, images), pooled, rtol=1e-5, atol=1e-6)
+    for number, made in enumerate((model, keras_model)):
+        folder = rszoo.save(made, tmp_path / str(number))
+        assert (folder.config.arch.num_classes, folder.config.labels) == (0, None)
+        np.testing.assert_array_equal(logits_of(rszoo.create(folder), images), pooled)
+    whole.reset_classifier(0)
+    np.testing.assert_array_equal(logits_of(whole, images), pooled)
+    whole.reset_classifier(3)
+    assert whole(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
 def test_name_without_pretrained_draws_and_demo_loads():
     torch.manual_seed(0)
     first = rszoo.create("resnet-rs-demo")
