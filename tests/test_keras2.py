@@ -20,6 +20,8 @@ from safetensors.numpy import load_file
 import rszoo
 from converters.convert import Identity, convert
 from converters.keras2 import hdf5
+from converters.keras2.files import Layer
+from converters.keras2.surroundings import Surroundings
 from converters.write_back import write_checkpoint
 from rszoo.arch.config import ArchConfig
 from rszoo.errors import CheckpointError, ConversionError, RszooError
@@ -292,7 +294,10 @@ FRONTS = [
     lambda: [layers().Rescaling(1 / 127.5, -1.0)],
     lambda: [layers().Rescaling(1 / 255)],
     lambda: [adapted()],
-    lambda: [layers().Rescaling(1 / 255), layers().Normalization(mean=[0.5, 0.4, 0.3], variance=[0.04, 0.05, 0.06])],
+    lambda: [
+        layers().Rescaling(2 / 255, -1.0),
+        layers().Normalization(mean=[0.5, 0.4, 0.3], variance=[0.04, 0.05, 0.06]),
+    ],
 ]
 
 
@@ -321,6 +326,9 @@ def test_gray_images_that_are_only_rescaled_and_resized_ones(tmp_path):
     in_front(build(), layers().Resizing(64, 64), side=128).save(tmp_path / "y.h5")
     convert(str(tmp_path / "y.h5"), tmp_path / "n")
     assert read_folder(tmp_path / "n").preprocessing == Preprocessing(64)
+    shape = {"batch_input_shape": [None, 128, 128, 3]}
+    before = [Layer("InputLayer", "x", shape), Layer("Resizing", "y", {"height": 64, "width": 64})]
+    assert (Surroundings(before).image_size, Surroundings(before[:1]).image_size) == (64, 128)
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
